@@ -1,0 +1,41 @@
+//! `updater`: updates an installed web server in place and cannot leave it broken.
+//!
+//! The map, from the ground up; a module imports only from layers below its own, or from an
+//! earlier room of the stage layer (`tests/house.rs` keeps this true).
+
+// ground
+pub mod error;
+pub mod lock;
+pub mod net;
+pub mod os;
+pub mod path;
+pub mod report;
+pub mod fsx;
+pub mod context;
+// records on disk
+pub mod journal;
+pub mod receipt;
+pub mod settings;
+pub mod history;
+// pure rules
+pub mod carry;
+pub mod merge;
+pub mod preserve;
+// stages, in pipeline order
+pub mod bundle;
+pub mod ports;
+pub mod server;
+pub mod plan;
+pub mod staging;
+pub mod backup;
+pub mod swap;
+pub mod verify;
+pub mod health;
+pub mod rollback;
+// commands
+pub mod apply;
+pub mod inspect;
+pub mod recover;
+pub mod restore;
+// entry
+pub mod cli;

@@ -1,0 +1,5 @@
+//! The contract of `os` on this system. Refuses policy.
+pub mod escape;
+pub mod files;
+pub mod processes;
+pub mod service;
