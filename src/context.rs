@@ -1,1 +1,112 @@
-//! context
+//! What every command is given: the install, its settings, the reporter, the signals. Nothing else is global.
+//! Refuses to hold state of an update; that is the journal's.
+
+use crate::error::Failure;
+use crate::history;
+use crate::os::processes::Signals;
+use crate::path::{InstallRoot, RelPath};
+use crate::plan::Rules;
+use crate::preserve::Preserve;
+use crate::report::{Reporter, Stage};
+use crate::settings::Settings;
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+pub struct Context {
+    pub root: InstallRoot,
+    pub settings: Settings,
+    pub report: Reporter,
+    pub signals: Signals,
+    /// The update under way, for `status.json`.
+    pub under_way: Option<UnderWay>,
+}
+
+pub struct UnderWay {
+    pub update_id: String,
+    pub started_at: String,
+}
+
+impl Context {
+    pub fn own(&self) -> PathBuf {
+        self.root.own()
+    }
+
+    pub fn backups(&self) -> PathBuf {
+        self.root.path().join(&self.settings.backup.dir)
+    }
+
+    pub fn preserve(&self) -> Result<Preserve> {
+        Preserve::new(self.settings.preserve.defaults, &self.settings.preserve.paths, false)
+    }
+
+    /// What `[backup] skip` keeps in place without saving it.
+    pub fn skipped(&self) -> Result<Preserve> {
+        Preserve::new(false, &self.settings.backup.skip, false)
+    }
+
+    pub fn rules(&self, set: &[(String, String)]) -> Result<Rules> {
+        let parse = |name: &String| {
+            RelPath::parse(name).map_err(|e| Failure::usage("bad-settings", format!("{name} in [preserve]: {e}")))
+        };
+        let mut carry = std::collections::BTreeMap::new();
+        for (name, names) in &self.settings.preserve.carry {
+            carry.insert(parse(name)?, names.clone());
+        }
+        Ok(Rules {
+            preserve: self.preserve()?,
+            merge: self.settings.preserve.merge_json.iter().map(parse).collect::<Result<_, _>>()?,
+            carry,
+            set: set.to_vec(),
+        })
+    }
+
+    /// A stage begins: said to people and programs, and kept in `status.json`.
+    pub fn start(&mut self, stage: Stage, message: &str) {
+        self.report.stage_started(stage, message);
+        self.keep_status();
+    }
+
+    /// A stage ended. Errors: a signal asked to stop, before anything was stopped.
+    pub fn done(&mut self, stage: Stage, message: &str) {
+        self.report.stage_done(stage, message);
+    }
+
+    /// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
+    pub fn check_signals(&self) -> Result<()> {
+        if self.signals.interrupts() + self.signals.terminations() > 0 {
+            return Err(Failure::failed("interrupted", "stopped by a signal before anything was changed").into());
+        }
+        Ok(())
+    }
+
+    /// After the stop only a second SIGINT or a SIGTERM asks for a rollback.
+    pub fn check_signals_after_stop(&self) -> Result<()> {
+        if self.signals.interrupts() > 1 || self.signals.terminations() > 0 {
+            return Err(Failure::failed("interrupted", "stopped by a signal").into());
+        }
+        Ok(())
+    }
+
+    /// A dashboard may poll this file; that it cannot be written is no reason to fail an update.
+    fn keep_status(&self) {
+        let Some(under_way) = &self.under_way else { return };
+        let mut status = history::read_status(&self.own()).unwrap_or_else(|| json!({"schema": 1}));
+        let (name, percent) = self.report.legacy_stage();
+        status["under_way"] = json!({
+            "update_id": under_way.update_id,
+            "pid": std::process::id(),
+            "stage": self.report.stage_now(),
+            "percent": self.report.percent(),
+            "started_at": under_way.started_at,
+            "legacy_stage": {"name": name, "percent": percent},
+        });
+        let _ = history::write_status(&self.own(), &status);
+    }
+
+    /// What `status` says, as far as it is known without asking the server.
+    pub fn close_status(&mut self, status: &Value) {
+        self.under_way = None;
+        let _ = history::write_status(&self.own(), status);
+    }
+}

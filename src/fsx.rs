@@ -1,1 +1,235 @@
-//! fsx
+//! Durable file work on top of `os::files`: atomic writes, hashing copies, folders with the right owner.
+//! Refuses decisions: which file is copied where is the caller's.
+
+use crate::os::{self, Facts, Kind, Owner, files};
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The facts of `path`, or None where nothing is. Errors: anything but "not found".
+pub fn facts(path: &Path) -> Result<Option<Facts>> {
+    match files::facts(path) {
+        Ok(facts) => Ok(Some(facts)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("looking at {}", path.display())),
+    }
+}
+
+pub fn exists(path: &Path) -> Result<bool> {
+    Ok(facts(path)?.is_some())
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// SHA-256 of a file's contents; of a link, of its target's text.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    if files::facts(path).with_context(|| format!("looking at {}", path.display()))?.kind == Kind::Link {
+        let target = fs_err::read_link(path)?;
+        return Ok(sha256(target.to_string_lossy().as_bytes()));
+    }
+    let mut file = fs_err::File::open(path)?;
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(hex(&sum.finalize()));
+        }
+        sum.update(&buffer[..n]);
+    }
+}
+
+/// Writes `bytes` so that after a power cut either the old or the new contents are there.
+/// The file gets mode 0600 and the owner of its folder.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().context("a file has a name")?.to_os_string();
+    name.push(".new");
+    let fresh = path.with_file_name(name);
+    let _ = fs_err::remove_file(&fresh);
+    let mut file = files::open_private(&fresh).with_context(|| format!("creating {}", fresh.display()))?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.with_context(|| format!("writing {}", fresh.display()))?;
+    adopt(&fresh)?;
+    files::rename_over(&fresh, path).with_context(|| format!("replacing {}", path.display()))?;
+    sync_parent(path)
+}
+
+/// Gives `path` the owner of the folder that it lies in.
+pub fn adopt(path: &Path) -> Result<()> {
+    let parent = path.parent().context("a file lies in a folder")?;
+    let wanted = files::facts(parent).with_context(|| format!("looking at {}", parent.display()))?.owner;
+    let is = files::facts(path).with_context(|| format!("looking at {}", path.display()))?.owner;
+    if is != wanted {
+        files::set_owner(path, wanted).with_context(|| format!("giving {} its owner", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Gives a whole tree to `owner`; links are not followed.
+pub fn give_tree(path: &Path, owner: Owner) -> Result<()> {
+    for item in walkdir::WalkDir::new(path).follow_links(false) {
+        let item = item?;
+        let facts = files::facts(item.path()).with_context(|| format!("looking at {}", item.path().display()))?;
+        if facts.owner != owner {
+            files::set_owner(item.path(), owner)
+                .with_context(|| format!("giving {} its owner", item.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+pub fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().context("a file lies in a folder")?;
+    files::sync_folder(parent).with_context(|| format!("flushing {}", parent.display()))
+}
+
+/// Makes every missing folder down to `folder`, each with the owner of the one above; flushed by the caller.
+pub fn make_folders(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    let missing: Vec<_> = folder.ancestors().take_while(|f| !f.exists()).map(Path::to_path_buf).collect();
+    for one in missing.into_iter().rev() {
+        fs_err::create_dir(&one)?;
+        adopt(&one)?;
+        made.push(one);
+    }
+    Ok(made)
+}
+
+/// Copies one file or link with its mode, owner and time (reflink where the volume can) and flushes it.
+/// Returns the SHA-256 of what was written.
+pub fn copy(from: &Path, to: &Path, facts: &Facts) -> Result<String> {
+    if let Some(parent) = to.parent() {
+        make_folders(parent)?;
+    }
+    if facts.kind == Kind::Link {
+        let target = fs_err::read_link(from)?;
+        files::make_link(&target, to).with_context(|| format!("linking {}", to.display()))?;
+        files::set_owner(to, facts.owner).with_context(|| format!("giving {} its owner", to.display()))?;
+        return sha256_of(to);
+    }
+    let source = fs_err::File::open(from)?;
+    let mut target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
+    let sum = if files::clone_contents(source.file(), target.file())
+        .with_context(|| format!("cloning {}", from.display()))?
+    {
+        sha256_of(to)?
+    } else {
+        copy_hashed(&mut source.into_file(), target.file_mut()).with_context(|| format!("copying {}", from.display()))?
+    };
+    dress(to, facts)?;
+    target.sync_all()?;
+    Ok(sum)
+}
+
+/// Sets owner, mode and time of a file from `facts`.
+pub fn dress(path: &Path, facts: &Facts) -> Result<()> {
+    let name = || format!("setting owner, mode and time of {}", path.display());
+    if files::facts(path).with_context(name)?.owner != facts.owner {
+        files::set_owner(path, facts.owner).with_context(name)?;
+    }
+    if facts.kind == Kind::File {
+        files::set_mode(path, facts.mode).with_context(name)?;
+    }
+    files::set_mtime(path, facts.mtime).with_context(name)
+}
+
+fn copy_hashed(from: &mut File, to: &mut File) -> io::Result<String> {
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(hex(&sum.finalize()));
+        }
+        sum.update(&buffer[..n]);
+        to.write_all(&buffer[..n])?;
+    }
+}
+
+/// Makes the copy equal to the source, writing only the parts that differ, and returns whether any did.
+pub fn update_copy(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
+    use std::io::{Seek, SeekFrom};
+    let mut source = fs_err::File::open(from)?;
+    let mut copy = fs_err::OpenOptions::new().read(true).write(true).open(to)?;
+    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let (mut at, mut changed) = (0u64, false);
+    loop {
+        let n = fill(&mut source, &mut a)?;
+        let m = fill(&mut copy, &mut b)?;
+        if n == 0 {
+            break;
+        }
+        if n != m || a[..n] != b[..m] {
+            changed = true;
+            copy.seek(SeekFrom::Start(at))?;
+            copy.write_all(&a[..n])?;
+        }
+        at += n as u64;
+        copy.seek(SeekFrom::Start(at))?;
+    }
+    if copy.metadata()?.len() != at {
+        changed = true;
+        copy.set_len(at)?;
+    }
+    if changed {
+        dress(to, facts)?;
+        copy.sync_all()?;
+    }
+    Ok(changed)
+}
+
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match from.read(&mut buffer[n..])? {
+            0 => break,
+            k => n += k,
+        }
+    }
+    Ok(n)
+}
+
+/// Removes a tree that this program made; missing is fine. Links are removed, never followed.
+pub fn remove_own_tree(path: &Path) -> Result<()> {
+    match fs_err::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Into::into),
+    }
+}
+
+pub fn remove_own_file(path: &Path) -> Result<()> {
+    match fs_err::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Into::into),
+    }
+}
+
+/// True when a file is the very one that `facts` described: nothing wrote, replaced or touched it.
+pub fn is_unchanged(was: &Facts, is: &Facts) -> bool {
+    (was.inode, was.volume, was.size, was.mtime, was.ctime, was.kind)
+        == (is.inode, is.volume, is.size, is.mtime, is.ctime, is.kind)
+}
+
+/// Now, in nanoseconds since 1970.
+pub fn now_nanos() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// The mode bits that a bundle may set: 0755 or 0644.
+pub fn reduced_mode(mode: u32) -> u32 {
+    if mode & 0o111 != 0 { 0o755 } else { 0o644 }
+}
+
+/// The owner of the folder.
+pub fn owner_of(path: &Path) -> Result<os::Owner> {
+    Ok(files::facts(path).with_context(|| format!("looking at {}", path.display()))?.owner)
+}

@@ -1,1 +1,230 @@
-//! inspect
+//! The reading commands `plan`, `status` and `verify`, and `verify --repair`.
+//! The reading ones take no lock and change nothing, not even `.updater/`.
+
+use crate::apply::{self, Request};
+use crate::backup;
+use crate::context::Context;
+use crate::error::{self, Class, ErrorRecord, Failure};
+use crate::health;
+use crate::history;
+use crate::journal::{self, Found, Journal};
+use crate::path::RelPath;
+use crate::receipt;
+use crate::report::Finished;
+use crate::server::{self, Running};
+use crate::verify;
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// The `server` object of `status` and `plan`.
+fn server_object(cx: &Context, server: Option<&Running>) -> Value {
+    let Some(running) = server else {
+        return json!({"state": "stopped", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null});
+    };
+    let answer = health::measure(&running.listeners, None, cx.settings.server.health.as_deref());
+    json!({
+        "state": "running",
+        "pid": running.processes.first().map(|p| p.id.pid),
+        "port": answer.asked_port.or(running.ports.first().copied()),
+        "protocol": answer.protocol,
+        "healthy": answer.status.is_some_and(|s| (200..400).contains(&s)),
+        "managed_by": running.managed_by,
+    })
+}
+
+/// What an interrupted or unreadable journal means to a reader.
+fn interrupted(cx: &Context) -> Result<(Value, Option<ErrorRecord>)> {
+    let problem = |failure: Failure| error::record(&failure.into());
+    Ok(match Journal::find(&cx.own())? {
+        Found::Nothing => (Value::Null, None),
+        Found::Open(journal) => {
+            let failure = Failure::failed("interrupted", format!("the update {} was interrupted", journal.begin.update_id))
+                .remedy(format!("type: updater recover --root '{}'", cx.root.path().display()));
+            (json!(journal.begin.update_id), Some(problem(failure)))
+        }
+        Found::Unreadable(reason) => (Value::Null, Some(problem(journal::blocked(&cx.own(), &reason)))),
+    })
+}
+
+/// `status`: what is installed, runs, is under way, was interrupted. Always exit 0 when it can be read.
+pub fn status(cx: &Context) -> Result<Value> {
+    let receipt = receipt::load(&cx.own())?;
+    let kept = history::read_status(&cx.own()).unwrap_or(Value::Null);
+    let under_way = Some(kept["under_way"].clone()).filter(|u| is_alive(u)).unwrap_or(Value::Null);
+    let (interrupted, problem) = if under_way.is_null() { interrupted(cx)? } else { (Value::Null, None) };
+    let server = server::find(&cx.root);
+    let mut warnings: Vec<ErrorRecord> = problem.into_iter().collect();
+    let server = match &server {
+        Ok(found) => server_object(cx, found.as_ref()),
+        Err(e) => {
+            warnings.push(error::record(e));
+            json!({"state": "unknown", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null})
+        }
+    };
+    Ok(json!({
+        "root": cx.root.path().display().to_string(),
+        "installed": receipt.as_ref().map(|r| json!({
+            "version": r.version, "content_id": r.content_id, "applied_at": r.applied_at, "files": r.files.len(),
+        })),
+        "server": server,
+        "under_way": under_way,
+        "interrupted": interrupted,
+        "last": history::Last::read(&cx.own()).map(|l| l.0),
+        "backups": backup::list(&cx.backups())?.len(),
+        "warnings": warnings,
+    }))
+}
+
+/// A status file outlives a killed updater; its pid tells.
+fn is_alive(under_way: &Value) -> bool {
+    let pid = under_way["pid"].as_u64().and_then(|p| u32::try_from(p).ok());
+    pid.is_some_and(|pid| matches!(crate::os::processes::identity(pid), Ok(Some(_))))
+}
+
+/// `plan`: what `apply` would do. The exit code is the one with which `apply` would end before the stop.
+pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
+    let mut problems: Vec<ErrorRecord> = Vec::new();
+    let mut worst = 0u8;
+    let mut note = |e: anyhow::Error, problems: &mut Vec<ErrorRecord>| {
+        worst = worst.max(error::class(&e) as u8);
+        problems.push(error::record(&e));
+    };
+    let (_, problem) = interrupted(cx)?;
+    problems.extend(problem);
+    let survey = match apply::detect(cx, request) {
+        Ok(survey) => Some(survey),
+        Err(e) if error::class(&e) == Class::Failed => {
+            note(e, &mut problems);
+            None
+        }
+        Err(e) => return Err(e),
+    };
+    let prepared = match survey.as_ref().map(|s| apply::preflight(cx, request, s)) {
+        Some(Ok(prepared)) => Some(prepared),
+        Some(Err(e)) => {
+            note(e, &mut problems);
+            None
+        }
+        None => None,
+    };
+    let found = server::find(&cx.root).ok().flatten();
+    let mut server = server_object(cx, found.as_ref());
+    server["processes"] = found.iter().flat_map(|r| &r.processes).map(|p| {
+        json!({"pid": p.id.pid, "command": p.argv.join(" "), "user": p.user})
+    }).collect();
+    let from = survey.as_ref().and_then(|s| s.receipt.as_ref()).map(|r| r.version.clone());
+    let plan = prepared.as_ref().map(|p| &p.plan);
+    let bundle = prepared.as_ref().map(|p| &p.bundle);
+    let volume = cx.root.path().display().to_string();
+    let free = crate::os::files::free_space(cx.root.path()).ok();
+    let mut warnings = Vec::new();
+    if let Some(n) = plan.map(|p| p.left_out).filter(|n| *n > 0) {
+        warnings.push(json!({"code": "own-left-out", "message": format!("{n} files of the bundle lie in the updater's own places and are left out"), "path": null}));
+    }
+    let object = json!({
+        "bundle": bundle.map(|b| json!({
+            "version": b.version, "content_id": b.content_id, "files": b.entries.len(),
+            "bytes": b.entries.iter().map(|e| e.size).sum::<u64>(), "signed_by": null,
+        })),
+        "from_version": from,
+        "to_version": bundle.map(|b| b.version.clone()),
+        "counts": plan.map(|p| p.counts()).unwrap_or_default(),
+        "actions": plan.map(|p| p.actions.iter().collect::<Vec<_>>()).unwrap_or_default(),
+        "held_back": plan.map(|p| p.held_back.clone()).unwrap_or_default(),
+        "server": server,
+        "launch": survey.as_ref().and_then(|s| s.launch.as_ref()).map(|l| json!({
+            "argv": l.argv, "cwd": l.cwd.display().to_string(),
+            "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": "process",
+        })),
+        "escape": "none",
+        "space": prepared.as_ref().map(|p| vec![json!({"volume": volume, "needed": p.needed, "free": free})]).unwrap_or_default(),
+        "problems": problems,
+        "warnings": warnings,
+    });
+    Ok((object, worst))
+}
+
+/// What `verify` found, and whether all is well.
+pub fn verify(cx: &Context) -> Result<(Value, bool)> {
+    let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
+    let rules = cx.rules(&[])?;
+    let mut kept = apply::kept_bundle(cx, &receipt)?;
+    let found = verify::installed(&cx.root, &receipt, &rules.preserve, &rules.carry, &mut kept, false)?;
+    let mut databases = Vec::new();
+    let data = backup::data_files(&cx.root, &rules.preserve, &cx.skipped()?)?;
+    let scratch = std::env::temp_dir().join(format!("updater-verify-{}", std::process::id()));
+    for main in verify::databases(data.iter().map(|(path, _)| path)) {
+        databases.push(verify::check_database(&cx.root, &main, &cx.settings.verify.tables, &scratch)?);
+    }
+    let whole = found.is_whole() && databases.iter().all(|d| d.ok);
+    let (_, problem) = interrupted(cx)?;
+    let object = json!({
+        "whole": whole,
+        "checked": found.checked,
+        "modified": found.modified,
+        "missing": found.missing,
+        "unknown": found.unknown,
+        "databases": databases,
+        "problems": problem.into_iter().collect::<Vec<_>>(),
+    });
+    Ok((object, whole))
+}
+
+fn no_receipt() -> Failure {
+    Failure::failed("no-receipt", "nothing was installed by this program yet, so there is nothing to compare with")
+        .remedy("apply a bundle first: updater apply BUNDLE")
+}
+
+/// `verify --repair`: the installed bundle applied again to what is damaged, as a small update of its own.
+pub fn repair(cx: &mut Context, from: Option<&std::path::Path>, no_restart: bool) -> Finished {
+    let mut finished = Finished::default();
+    let request = repair_request(cx, from, no_restart);
+    let outcome = request.and_then(|request| {
+        let before = damaged(cx)?;
+        let mut inner = apply::apply_quietly(cx, &request, &mut finished)?;
+        if inner == "applied" || (inner == "already-current" && !before.is_empty()) {
+            inner = "repaired";
+        }
+        for path in &before {
+            cx.report.healed(&path.to_string(), "bundle");
+        }
+        Ok(inner)
+    });
+    apply::conclude(cx, &mut finished, outcome);
+    finished
+}
+
+fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool) -> Result<Request> {
+    let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
+    let bundle = match from {
+        Some(path) => path.to_path_buf(),
+        None => cx.own().join("bundle.zip"),
+    };
+    let limits = crate::bundle::Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
+    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits).context("opening the bundle to heal from")?;
+    if opened.content_id != receipt.content_id {
+        return Err(Failure::refused("other-content", "this bundle is not the one that is installed")
+            .at(bundle.display())
+            .remedy("give the installed version's bundle with --from, or apply the new one with updater apply")
+            .into());
+    }
+    Ok(Request {
+        bundle,
+        partial: true,
+        reinstall: true,
+        heal: true,
+        in_place: no_restart,
+        no_start: server::find(&cx.root)?.is_none(),
+        ..Request::default()
+    })
+}
+
+/// What is damaged now, for the `healed` events.
+fn damaged(cx: &Context) -> Result<BTreeSet<RelPath>> {
+    let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
+    let rules = cx.rules(&[])?;
+    let mut kept = apply::kept_bundle(cx, &receipt)?;
+    let found = verify::installed(&cx.root, &receipt, &rules.preserve, &rules.carry, &mut kept, false)?;
+    Ok(found.modified.into_iter().chain(found.missing).collect())
+}

@@ -1,1 +1,342 @@
-//! journal
+//! The journal: what this update intends and how far it came, one flushed line a state, from which
+//! alone an interrupted update is finished or undone.
+//! Refuses to interpret: `recover` and `rollback` decide what a state means.
+//!
+//! `.updater/journal`: lines of `SUM JSON`, SUM being the first 16 hex digits of the JSON's SHA-256.
+//! A last line that is torn was never acted on (each line is flushed before what it announces), so it
+//! is dropped; damage anywhere else makes the journal unreadable, which is never taken for "none".
+
+use crate::error::Failure;
+use crate::fsx;
+use crate::os::{LaunchSpec, ProcessId, files};
+use crate::path::RelPath;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// The version of this format.
+pub const FORMAT: u32 = 1;
+
+/// All that an undo needs and cannot find out later.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Begin {
+    pub format: u32,
+    pub update_id: String,
+    pub command: String,
+    pub root: PathBuf,
+    /// The folder's name below `backups`.
+    pub backup: String,
+    pub backup_dir: RelPath,
+    pub from_version: Option<String>,
+    pub to_version: Option<String>,
+    pub start_file: RelPath,
+    /// How the server starts again; None: it is left stopped.
+    pub launch: Option<LaunchSpec>,
+    pub was_running: bool,
+    pub before: Measure,
+    pub stop_timeout_ms: u64,
+    pub health_timeout_ms: u64,
+    pub soak_ms: u64,
+}
+
+/// How the server answered before the stop.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Measure {
+    pub old: Option<serde_json::Value>,
+    /// What the new version must give (differs when a port or protocol setting is changed).
+    pub new: Option<serde_json::Value>,
+}
+
+/// One move of the swap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    pub path: RelPath,
+    /// Something lies there now and goes to the trash.
+    pub old: bool,
+    /// What arrives from staging.
+    pub new: Option<Arrival>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    pub sha256: String,
+    pub size: u64,
+}
+
+/// A folder that the swap makes or removes, with what is needed to make it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folder {
+    pub path: RelPath,
+    pub mode: u32,
+    pub owner: crate::os::Owner,
+    pub mtime: i64,
+}
+
+/// Every move of the swap, named before the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moves {
+    pub moves: Vec<Intent>,
+    pub make: Vec<RelPath>,
+    pub remove: Vec<Folder>,
+    /// Folders whose time an undo puts back.
+    pub touched: Vec<Folder>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Record {
+    Begin(Box<Begin>),
+    Stopping,
+    BackupWhole,
+    Swapping { moves: Moves },
+    Swapped,
+    /// The new version is about to run: from here data may have changed.
+    Starting { boot: String, process: ProcessId },
+    DataRestored,
+    RolledBack,
+    Committed,
+    /// An automatic recovery began (at most three).
+    Attempt,
+}
+
+/// An open journal.
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    pub begin: Begin,
+    pub records: Vec<Record>,
+}
+
+/// What lies in an install.
+pub enum Found {
+    Nothing,
+    Open(Box<Journal>),
+    /// Torn in the middle, foreign, newer: the reason.
+    Unreadable(String),
+}
+
+fn place(own: &Path) -> PathBuf {
+    own.join("journal")
+}
+
+/// Where an unreadable journal is named until an operator has looked at it.
+fn marker(own: &Path) -> PathBuf {
+    own.join("journal.blocked")
+}
+
+fn line(record: &Record) -> Result<Vec<u8>> {
+    let json = serde_json::to_string(record)?;
+    Ok(format!("{} {json}\n", &fsx::sha256(json.as_bytes())[..16]).into_bytes())
+}
+
+impl Journal {
+    /// Begins a journal. `reserve` bytes are set aside for it, so that a full disk cannot stop it later.
+    /// Errors: a journal is there already, or the disk is full.
+    pub fn create(own: &Path, begin: Begin, reserve: u64) -> Result<Self> {
+        let path = place(own);
+        anyhow::ensure!(!fsx::exists(&path)?, "{} is there already", path.display());
+        let fresh = own.join("journal.new");
+        fsx::remove_own_file(&fresh)?;
+        let mut file = files::open_private(&fresh).with_context(|| format!("creating {}", fresh.display()))?;
+        files::preallocate(&file, reserve).context("reserving space for the journal")?;
+        let record = Record::Begin(Box::new(begin.clone()));
+        file.write_all(&line(&record)?)?;
+        file.sync_all()?;
+        fsx::adopt(&fresh)?;
+        files::rename_new(&fresh, &path).context("placing the journal")?;
+        fsx::sync_parent(&path)?;
+        Ok(Self { file, path, begin, records: vec![record] })
+    }
+
+    /// Appends a state; it is on the disk when this returns.
+    pub fn append(&mut self, record: Record) -> Result<()> {
+        let name = || format!("writing the journal {}", self.path.display());
+        self.file.write_all(&line(&record)?).with_context(name)?;
+        self.file.sync_data().with_context(name)?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    /// Reads the journal of an install; changes nothing.
+    pub fn find(own: &Path) -> Result<Found> {
+        if fsx::exists(&marker(own))? {
+            return Ok(Found::Unreadable(fs_err::read_to_string(marker(own))?.trim().to_string()));
+        }
+        let path = place(own);
+        let bytes = match fs_err::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(e) => return Ok(Found::Unreadable(format!("it cannot be read: {e}"))),
+        };
+        let (records, good) = match parse(&bytes) {
+            Ok(parsed) => parsed,
+            Err(reason) => return Ok(Found::Unreadable(reason)),
+        };
+        let begin = match records.first() {
+            Some(Record::Begin(begin)) if begin.format == FORMAT => (**begin).clone(),
+            Some(Record::Begin(begin)) => {
+                return Ok(Found::Unreadable(format!("its format is {}, this program knows {FORMAT}", begin.format)));
+            }
+            _ => return Ok(Found::Unreadable("its first record is missing".into())),
+        };
+        let mut file = fs_err::OpenOptions::new().read(true).write(true).open(&path)?.into_file();
+        file.seek(SeekFrom::Start(good as u64))?;
+        Ok(Found::Open(Box::new(Self { file, path, begin, records })))
+    }
+
+    /// Cuts off a torn last line, so that the next record starts on a line of its own.
+    pub fn trim(&mut self) -> Result<()> {
+        let good = self.file.stream_position()?;
+        if self.file.metadata()?.len() != good {
+            self.file.set_len(good)?;
+            self.file.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Closes the journal: nothing is under way any more.
+    pub fn close(self) -> Result<()> {
+        fs_err::remove_file(&self.path)?;
+        fsx::sync_parent(&self.path)
+    }
+
+    pub fn moves(&self) -> Option<&Moves> {
+        self.records.iter().find_map(|r| match r {
+            Record::Swapping { moves } => Some(moves),
+            _ => None,
+        })
+    }
+    pub fn has(&self, wanted: fn(&Record) -> bool) -> bool {
+        self.records.iter().any(wanted)
+    }
+    pub fn attempts(&self) -> usize {
+        self.records.iter().filter(|r| matches!(r, Record::Attempt)).count()
+    }
+}
+
+/// The good records and the length of their bytes.
+fn parse(bytes: &[u8]) -> std::result::Result<(Vec<Record>, usize), String> {
+    let (mut records, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let end = bytes[at..].iter().position(|b| *b == b'\n').map(|n| at + n);
+        let record = end.and_then(|end| read_line(&bytes[at..end]));
+        match (record, end) {
+            (Some(record), Some(end)) => {
+                records.push(record);
+                at = end + 1;
+            }
+            // Only the last line may be torn.
+            (None, end) if end.is_none_or(|end| bytes[end + 1..].iter().all(|b| *b == 0)) => break,
+            _ => return Err(format!("its record {} is damaged", records.len() + 1)),
+        }
+    }
+    if records.is_empty() { Err("it holds no whole record".into()) } else { Ok((records, at)) }
+}
+
+fn read_line(line: &[u8]) -> Option<Record> {
+    let text = std::str::from_utf8(line).ok()?;
+    let (sum, json) = text.split_once(' ')?;
+    (fsx::sha256(json.as_bytes()).get(..16) == Some(sum)).then(|| serde_json::from_str(json).ok())?
+}
+
+/// Sets an unreadable journal aside and leaves a marker; the failure names the command that clears it.
+pub fn set_aside(own: &Path, reason: &str) -> Result<Failure> {
+    let (path, marker) = (place(own), marker(own));
+    if fsx::exists(&path)? {
+        let stamp = jiff::Timestamp::now().as_second();
+        let aside = own.join(format!("journal.set-aside-{stamp}"));
+        fsx::write_atomic(&marker, reason.as_bytes())?;
+        files::rename_new(&path, &aside).with_context(|| format!("setting {} aside", path.display()))?;
+        fsx::sync_parent(&path)?;
+    }
+    Ok(blocked(own, reason))
+}
+
+/// The failure that every changing command ends with while an unreadable journal waits for an operator.
+pub fn blocked(own: &Path, reason: &str) -> Failure {
+    Failure::operator("journal-unreadable", format!("an update was interrupted and its journal cannot be used: {reason}"))
+        .at(".updater/journal")
+        .remedy(format!(
+            "compare the install with the newest folder under backups/, then type: rm '{}'",
+            marker(own).display()
+        ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(root: &Path) -> Begin {
+        Begin {
+            format: FORMAT,
+            update_id: "u".into(),
+            command: "apply".into(),
+            root: root.into(),
+            backup: "b".into(),
+            backup_dir: RelPath::parse("backups").unwrap(),
+            from_version: None,
+            to_version: None,
+            start_file: RelPath::parse("run.py").unwrap(),
+            launch: None,
+            was_running: false,
+            before: Measure::default(),
+            stop_timeout_ms: 1,
+            health_timeout_ms: 1,
+            soak_ms: 1,
+        }
+    }
+
+    fn written(records: Vec<Record>) -> (tempfile::TempDir, Vec<u8>) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(folder.path(), begin(folder.path()), 4096).unwrap();
+        for record in records {
+            journal.append(record).unwrap();
+        }
+        let bytes = std::fs::read(folder.path().join("journal")).unwrap();
+        (folder, bytes)
+    }
+
+    #[test]
+    fn a_journal_torn_at_any_byte_gives_back_only_whole_records() {
+        let (folder, bytes) = written(vec![Record::Stopping, Record::BackupWhole]);
+        let whole_first = bytes.iter().position(|b| *b == b'\n').unwrap() + 1;
+        for cut in 0..bytes.len() {
+            std::fs::write(folder.path().join("journal"), &bytes[..cut]).unwrap();
+            match Journal::find(folder.path()).unwrap() {
+                Found::Open(mut journal) => {
+                    assert!(cut >= whole_first);
+                    journal.trim().unwrap();
+                    journal.append(Record::Committed).unwrap();
+                    drop(journal);
+                    let Found::Open(again) = Journal::find(folder.path()).unwrap() else { panic!("cut {cut}") };
+                    assert!(matches!(again.records.last(), Some(Record::Committed)));
+                }
+                Found::Unreadable(_) => assert!(cut < whole_first),
+                Found::Nothing => panic!("a torn journal was taken for none"),
+            }
+        }
+    }
+
+    #[test]
+    fn damage_before_the_last_line_is_unreadable_and_blocks_until_cleared() {
+        let (folder, mut bytes) = written(vec![Record::Stopping, Record::BackupWhole]);
+        bytes[30] ^= 1;
+        std::fs::write(folder.path().join("journal"), &bytes).unwrap();
+        let Found::Unreadable(reason) = Journal::find(folder.path()).unwrap() else { panic!("damage was accepted") };
+        let failure = set_aside(folder.path(), &reason).unwrap();
+        assert_eq!(failure.class as i32, 4);
+        assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Unreadable(_)));
+        std::fs::remove_file(marker(folder.path())).unwrap();
+        assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Nothing));
+    }
+
+    #[test]
+    fn a_newer_format_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let newer = Begin { format: 2, ..begin(folder.path()) };
+        Journal::create(folder.path(), newer, 4096).unwrap();
+        assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Unreadable(_)));
+    }
+}

@@ -36,6 +36,5 @@ pub mod rollback;
 pub mod apply;
 pub mod inspect;
 pub mod recover;
-pub mod restore;
 // entry
 pub mod cli;

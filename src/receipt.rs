@@ -1,1 +1,62 @@
-//! receipt
+//! The receipt: what the installed version consists of, written when an update is committed.
+//! Refuses to look at the tree; `verify` does that.
+
+use crate::error::Failure;
+use crate::fsx;
+use crate::path::RelPath;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+pub const FORMAT: u32 = 1;
+
+/// One shipped file as it was installed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    pub path: RelPath,
+    pub size: u64,
+    pub sha256: String,
+    pub mode: u32,
+    /// Nanoseconds since 1970.
+    pub mtime: i64,
+    /// The file carries settings of the install: its bytes differ from the bundle's.
+    #[serde(default)]
+    pub carried: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    pub format: u32,
+    pub version: String,
+    pub content_id: String,
+    /// RFC 3339, UTC.
+    pub applied_at: String,
+    pub start_file: RelPath,
+    pub ports: Vec<u16>,
+    pub files: Vec<Line>,
+}
+
+pub fn place(own: &Path) -> PathBuf {
+    own.join("receipt.json")
+}
+
+/// The receipt of an install, or None before the first update. Errors: it cannot be read.
+pub fn load(own: &Path) -> Result<Option<Receipt>> {
+    let path = place(own);
+    if !fsx::exists(&path)? {
+        return Ok(None);
+    }
+    let receipt: Receipt = serde_json::from_slice(&fs_err::read(&path)?)
+        .map_err(|e| {
+            Failure::failed("bad-receipt", format!("the receipt cannot be read: {e}"))
+                .at(".updater/receipt.json")
+                .remedy(format!("move it away: mv '{p}' '{p}.bad'", p = path.display()))
+        })
+        .context("reading the receipt")?;
+    Ok(Some(receipt))
+}
+
+/// Writes a receipt to `path`, flushed.
+pub fn store(path: &Path, receipt: &Receipt) -> Result<()> {
+    fsx::write_atomic(path, &serde_json::to_vec(receipt)?)
+}

@@ -1,1 +1,189 @@
-//! recover
+//! `recover`: finishes or undoes an interrupted update by its journal, and nothing else.
+//! Refuses to touch data that anybody may have written outside our watch, and to try more than three
+//! times by itself.
+
+use crate::context::Context;
+use crate::error::Failure;
+use crate::health::{self, Before};
+use crate::journal::{self, Found, Journal, Record};
+use crate::os::{ProcessId, processes};
+use crate::rollback;
+use crate::server;
+use anyhow::{Context as _, Result};
+use std::time::Duration;
+
+/// What the operator decided, and how far to go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Choice {
+    /// `--data keep|backup`: whether data goes back to the backup's.
+    pub data: Option<Data>,
+    /// `--boot`: mend files and start nothing.
+    pub boot: bool,
+    /// A person asked: the count of automatic tries does not bind.
+    pub by_hand: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    Keep,
+    Backup,
+}
+
+/// What was settled.
+pub struct Settled {
+    pub interrupted_id: String,
+    /// `old` or `new`.
+    pub direction: &'static str,
+    pub pid: Option<u32>,
+    pub backup: Option<String>,
+    pub from_version: Option<String>,
+    pub to_version: Option<String>,
+}
+
+/// The most times that recovery is tried without a person.
+const TRIES: usize = 3;
+
+/// Settles an interrupted update, if there is one. The caller holds the lock.
+pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
+    let own = cx.own();
+    let mut journal = match Journal::find(&own)? {
+        Found::Nothing => return Ok(None),
+        Found::Unreadable(reason) => return Err(journal::set_aside(&own, &reason)?.into()),
+        Found::Open(journal) => *journal,
+    };
+    journal.trim()?;
+    if journal.attempts() >= TRIES && !choice.by_hand {
+        return Err(Failure::operator("recovery-failed", format!("recovery was tried {TRIES} times without success"))
+            .at(cx.root.path().display())
+            .remedy(format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display()))
+            .into());
+    }
+    journal.append(Record::Attempt)?;
+    let direction = decide(cx, &mut journal, choice)?;
+    let mut settled = Settled {
+        interrupted_id: journal.begin.update_id.clone(),
+        direction,
+        pid: None,
+        backup: Some(journal.begin.backup.clone()),
+        from_version: journal.begin.from_version.clone(),
+        to_version: journal.begin.to_version.clone(),
+    };
+    if direction == "old" && !choice.boot {
+        settled.pid = start_old(cx, &journal)?.map(|h| h.pid);
+    } else if let Some(running) = server::find(&cx.root)? {
+        settled.pid = running.processes.first().map(|p| p.id.pid);
+    }
+    rollback::clean_up(&cx.root, journal)?;
+    crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
+    Ok(Some(settled))
+}
+
+/// Finishes (`new`) or undoes (`old`), by the rules of the journal's last state.
+fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
+    if journal.has(|r| matches!(r, Record::Committed)) {
+        return Ok("new");
+    }
+    if journal.has(|r| matches!(r, Record::RolledBack)) {
+        return Ok("old");
+    }
+    let starting = journal.records.iter().find_map(|r| match r {
+        Record::Starting { boot, process } => Some((boot.clone(), *process)),
+        _ => None,
+    });
+    let restored = journal.has(|r| matches!(r, Record::DataRestored));
+    let Some((boot, process)) = starting.filter(|_| !restored) else {
+        rollback::undo(&cx.root, journal, false)?;
+        return Ok("old");
+    };
+    let running = server::find(&cx.root)?;
+    if let Some(running) = &running {
+        let expected: Before = measure(&journal.begin.before.new)?;
+        if choice.data != Some(Data::Backup) && is_healthy(&expected, running) {
+            journal.append(Record::Committed)?;
+            return Ok("new");
+        }
+    }
+    let same_boot = processes::boot_id().context("reading the boot id")? == boot;
+    let unwatched = !same_boot || running.iter().flat_map(|r| &r.processes).any(|p| p.id != process && p.parent != Some(process.pid));
+    let with_data = match choice.data {
+        Some(Data::Backup) => true,
+        Some(Data::Keep) => false,
+        None if unwatched => {
+            let root = cx.root.path().display();
+            return Err(Failure::operator(
+                "data-undecided",
+                "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
+            )
+            .at(&root)
+            .remedy(format!(
+                "type: updater recover --root '{root}' --data keep (old code, data as it is now) or --data backup (old code, data as at the stop)"
+            ))
+            .into());
+        }
+        None => true,
+    };
+    end_started(cx, journal)?;
+    rollback::undo(&cx.root, journal, with_data)?;
+    Ok("old")
+}
+
+fn measure(value: &Option<serde_json::Value>) -> Result<Before> {
+    serde_json::from_value(value.clone().unwrap_or_default()).context("the journal's measure of health cannot be read")
+}
+
+/// One look, without waiting: it owns the ports and answers as well as it should.
+fn is_healthy(expected: &Before, running: &server::Running) -> bool {
+    expected.ports.iter().all(|p| running.ports.contains(p))
+        && health::answers_as_well(expected, &health::measure(&running.listeners, expected.asked_port, Some(&expected.path)))
+}
+
+/// Ends the new version that this update started: whatever of it still runs.
+pub fn end_started(cx: &Context, journal: &Journal) -> Result<()> {
+    let timeout = Duration::from_millis(journal.begin.stop_timeout_ms);
+    let Some(process) = journal.records.iter().find_map(|r| match r {
+        Record::Starting { process, .. } => Some(*process),
+        _ => None,
+    }) else {
+        return Ok(());
+    };
+    if let Some(running) = server::find(&cx.root)? {
+        server::stop(&running, timeout, &mut || Ok(()))?;
+    }
+    end_process(process, timeout)
+}
+
+/// Ends one process by identity, politely first. A reused pid is another process and is left alone.
+fn end_process(process: ProcessId, timeout: Duration) -> Result<()> {
+    let Some(handle) = processes::Handle::open(process).context("looking at the started server")? else { return Ok(()) };
+    handle.ask_to_end().context("ending the started server")?;
+    if !handle.wait(timeout).context("waiting for the started server")? {
+        handle.kill().context("ending the started server")?;
+        handle.wait(Duration::from_secs(10)).context("waiting for the started server")?;
+    }
+    Ok(())
+}
+
+/// Starts the old version again where one ran before, and judges it by its own answer before.
+/// Errors (exit 4): it does not come back.
+pub fn start_old(cx: &Context, journal: &Journal) -> Result<Option<health::Healthy>> {
+    let begin = &journal.begin;
+    let Some(launch) = begin.launch.as_ref().filter(|_| begin.was_running) else { return Ok(None) };
+    let before = measure(&begin.before.old)?;
+    let judge = health::Judge {
+        timeout: Duration::from_millis(begin.health_timeout_ms),
+        soak: Duration::from_millis(begin.soak_ms),
+    };
+    let root = cx.root.path().display();
+    let failed = |what: String| {
+        Failure::operator("old-not-started", format!("the files of the old version are whole, but its server does not come back: {what}"))
+            .at(&root)
+            .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
+    };
+    if server::find(&cx.root)?.is_some() {
+        return Ok(Some(judge.judge(&before, &cx.root, &[], None, &mut || Ok(())).map_err(|e| failed(format!("{e:#}")))?));
+    }
+    let held = processes::hold(launch).map_err(|e| failed(e.to_string()))?;
+    let mut running = held.release().map_err(|e| failed(e.to_string()))?;
+    let healthy = judge.judge(&before, &cx.root, &[], Some(&mut running), &mut || Ok(()));
+    Ok(Some(healthy.map_err(|e| failed(format!("{e:#}")))?))
+}

@@ -1,1 +1,150 @@
-//! rollback
+//! Rollback: the way back from any failure after the stop, by the journal alone; `recover` takes the
+//! same way after a kill. Data first, then code, the start file last.
+//! Refuses to drop anything: what the new version wrote goes to the backup's `after/`.
+
+use crate::backup;
+use crate::fsx;
+use crate::journal::{Journal, Moves, Record};
+use crate::os::{Facts, Kind, files};
+use crate::path::{InstallRoot, RelPath};
+use crate::preserve::database_set;
+use crate::staging;
+use crate::swap;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// The folder of the backup that this update made.
+pub fn backup_dir(root: &InstallRoot, journal: &Journal) -> PathBuf {
+    root.join(&journal.begin.backup_dir).join(&journal.begin.backup)
+}
+
+/// Brings the tree back to the old version. `with_data` also puts the data back that the new version
+/// changed; after `data-restored` no data is ever touched again.
+pub fn undo(root: &InstallRoot, journal: &mut Journal, with_data: bool) -> Result<()> {
+    let dir = backup_dir(root, journal);
+    let after = dir.join("after");
+    let start_file = journal.begin.start_file.clone();
+    if let Some(moves) = journal.moves().cloned() {
+        let restored = journal.has(|r| matches!(r, Record::DataRestored));
+        if with_data && !restored {
+            let record = backup::load(&dir).context("the data cannot be put back")?;
+            swap::hide_start_file(root, &moves, &start_file, &after)?;
+            data_back(root, &dir, &record, &moves)?;
+            journal.append(Record::DataRestored)?;
+        }
+        swap::undo(root, &moves, &start_file, &after)?;
+    }
+    journal.append(Record::RolledBack)?;
+    Ok(())
+}
+
+/// Puts data back that was altered or deleted: whole database sets, and single files. Newer files stay.
+fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record, moves: &Moves) -> Result<()> {
+    let after = dir.join("after");
+    // What the swap itself merged or added is the undo's, not ours.
+    let swapped: BTreeSet<&RelPath> = moves.moves.iter().map(|m| &m.path).collect();
+    let mut sets = BTreeSet::new();
+    for line in record.files.iter().filter(|l| l.data && !swapped.contains(&l.path)) {
+        if let Some(main) = database_set(&line.path) {
+            sets.insert(main);
+        } else if differs(root, line)? {
+            put_back(root, dir, line, &after)?;
+        }
+    }
+    for main in sets {
+        set_back(root, dir, record, &main, &after)?;
+    }
+    Ok(())
+}
+
+fn differs(root: &InstallRoot, line: &backup::Line) -> Result<bool> {
+    Ok(match fsx::facts(&root.join(&line.path))? {
+        None => true,
+        Some(is) if fsx::is_unchanged(&line.facts, &is) => false,
+        Some(is) if is.kind == Kind::Folder => true,
+        Some(_) => fsx::sha256_of(&root.join(&line.path))? != line.sha256,
+    })
+}
+
+fn member(main: &RelPath, ending: &str) -> Result<RelPath> {
+    let mut name = main.to_path().into_os_string();
+    name.push(ending);
+    RelPath::from_disk(name.as_ref()).context("a database has a name")
+}
+
+/// A database and its log only make sense together: one changed member puts the whole set back, and
+/// the shared memory, which is rebuilt from them, is taken away.
+fn set_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record, main: &RelPath, after: &std::path::Path) -> Result<()> {
+    let (mut changed, mut saved, mut extra) = (false, Vec::new(), Vec::new());
+    for ending in ["", "-wal", "-journal"] {
+        let path = member(main, ending)?;
+        match record.files.iter().find(|l| l.data && l.path == path) {
+            Some(line) => {
+                changed |= differs(root, line)?;
+                saved.push(line);
+            }
+            None if fsx::exists(&root.join(&path))? => {
+                // An empty log left by a clean close says nothing.
+                let empty = fsx::facts(&root.join(&path))?.is_some_and(|f| f.size == 0);
+                changed |= !empty;
+                extra.push(path);
+            }
+            None => {}
+        }
+    }
+    if !changed {
+        return Ok(());
+    }
+    extra.push(member(main, "-shm")?);
+    for path in &extra {
+        if fsx::exists(&root.join(path))? {
+            swap::set_aside(&root.join(path), after, path)?;
+        }
+    }
+    for line in saved {
+        if differs(root, line)? {
+            put_back(root, dir, line, after)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the saved file beside staging, moves the altered one to `after/`, and the copy into its place.
+fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, after: &std::path::Path) -> Result<()> {
+    let live = root.join(&line.path);
+    let copy = root.own().join("staging/data-back");
+    fsx::remove_own_file(&copy)?;
+    let saved = dir.join(line.path.to_path());
+    let facts = Facts { kind: line.facts.kind, ..files::facts(&saved).with_context(|| format!("looking at {}", saved.display()))? };
+    let sum = fsx::copy(&saved, &copy, &facts)?;
+    anyhow::ensure!(sum == line.sha256, "the backup's {} is damaged", line.path);
+    fsx::dress(&copy, &line.facts)?;
+    if fsx::exists(&live)? {
+        swap::set_aside(&live, after, &line.path)?;
+    }
+    if let Some(parent) = live.parent() {
+        fsx::make_folders(parent)?;
+    }
+    files::rename_new(&copy, &live).with_context(|| format!("putting {} back", line.path))?;
+    fsx::sync_parent(&live)
+}
+
+/// Cleans up after a finished update, in either direction. Called only once the journal says so.
+pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
+    let own = root.own();
+    let committed = journal.has(|r| matches!(r, Record::Committed));
+    if committed {
+        for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
+            if fsx::exists(&own.join(from))? {
+                files::rename_over(&own.join(from), &own.join(to)).with_context(|| format!("placing {to}"))?;
+            }
+        }
+        fsx::sync_parent(&own.join("receipt.json"))?;
+    } else {
+        backup::discard_unfinished(&backup_dir(root, &journal))?;
+    }
+    fsx::remove_own_tree(&staging::trash(&own))?;
+    staging::clear(&own)?;
+    journal.close()
+}

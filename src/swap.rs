@@ -1,1 +1,254 @@
-//! swap
+//! The swap: originals to the trash, arrivals from staging, by renames alone; and its exact undo.
+//! Refuses to copy, to overwrite, and to decide when: the journal names every move before the first.
+//!
+//! A rename never replaces anything (`os::files::rename_new`), so whatever appeared meanwhile is an
+//! error and not a loss. Where each thing lies tells how far a move came, so both directions can be
+//! cut off anywhere and begun again.
+
+use crate::fsx;
+use crate::journal::{Arrival, Folder, Intent, Moves};
+use crate::os::{Kind, files};
+use crate::path::{InstallRoot, RelPath};
+use crate::plan::{Action, Plan, is_cache};
+use crate::preserve::Preserve;
+use crate::staging::{self, Staged};
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Names every move. Called after the stop: what the old version compiled meanwhile is found too.
+pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], preserve: &Preserve) -> Result<Moves> {
+    let mut moves = Moves::default();
+    for one in staged {
+        moves.moves.push(Intent {
+            path: one.path.clone(),
+            old: fsx::exists(&root.join(&one.path))? && !is_behind_link(root, &one.path)?,
+            new: Some(Arrival { sha256: one.sha256.clone(), size: one.facts.size }),
+        });
+    }
+    for planned in plan.changes().filter(|p| p.action == Action::Remove) {
+        if fsx::exists(&root.join(&planned.path))? {
+            moves.moves.push(Intent { path: planned.path.clone(), old: true, new: None });
+        }
+    }
+    for path in caches(root, plan, preserve)? {
+        moves.moves.push(Intent { path, old: true, new: None });
+    }
+    let parents: BTreeSet<RelPath> = moves.moves.iter().flat_map(|m| m.path.ancestors()).collect();
+    let arriving: BTreeSet<RelPath> = staged.iter().flat_map(|s| s.path.ancestors()).collect();
+    for path in parents {
+        match fsx::facts(&root.join(&path))? {
+            Some(f) if f.kind == Kind::Folder => {
+                moves.touched.push(Folder { path, mode: f.mode, owner: f.owner, mtime: f.mtime });
+            }
+            _ if arriving.contains(&path) => moves.make.push(path),
+            _ => {}
+        }
+    }
+    for (path, f) in &plan.emptied {
+        moves.remove.push(Folder { path: path.clone(), mode: f.mode, owner: f.owner, mtime: f.mtime });
+    }
+    Ok(moves)
+}
+
+fn is_behind_link(root: &InstallRoot, path: &RelPath) -> Result<bool> {
+    for above in path.ancestors() {
+        if fsx::facts(&root.join(&above))?.is_some_and(|f| f.kind != Kind::Folder) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The `__pycache__` folders beside files of the version.
+fn caches(root: &InstallRoot, plan: &Plan, preserve: &Preserve) -> Result<Vec<RelPath>> {
+    let mut folders: BTreeSet<RelPath> = plan.live.keys().filter_map(RelPath::parent).collect();
+    folders.extend(plan.emptied.iter().map(|(path, _)| path.clone()));
+    let mut all = Vec::new();
+    for folder in folders {
+        if let Some(path) = folder.child("__pycache__".as_ref())
+            && preserve.class_of(&path, true).is_none()
+            && fsx::facts(&root.join(&path))?.is_some_and(|f| f.kind == Kind::Folder)
+        {
+            all.push(path);
+        }
+    }
+    Ok(all)
+}
+
+/// Makes the folders in which the originals will lie, before the stop.
+pub fn make_trash(own: &Path) -> Result<()> {
+    fsx::make_folders(&staging::trash(own)).map(drop)
+}
+
+/// Carries out the moves: all originals away (the start file first), then all arrivals (it last).
+pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Result<()> {
+    let (tree, trash) = (staging::tree(&root.own()), staging::trash(&root.own()));
+    let mut order: Vec<&Intent> = moves.moves.iter().collect();
+    order.sort_by_key(|m| m.path != *start_file);
+    for intent in order.iter().filter(|m| m.old) {
+        let to = trash.join(intent.path.to_path());
+        if let Some(parent) = to.parent() {
+            fs_err::create_dir_all(parent)?;
+        }
+        rename(&root.join(&intent.path), &to)?;
+        if intent.path == *start_file {
+            fsx::sync_parent(&root.join(start_file))?;
+            fsx::sync_parent(&to)?;
+        }
+    }
+    for folder in &moves.remove {
+        // What appeared in it meanwhile stays, and so does the folder.
+        let _ = fs_err::remove_dir(root.join(&folder.path));
+    }
+    for path in &moves.make {
+        let folder = root.join(path);
+        fs_err::create_dir(&folder)?;
+        files::set_mode(&folder, 0o755).with_context(|| format!("setting the mode of {path}"))?;
+        fsx::adopt(&folder)?;
+    }
+    order.reverse();
+    for intent in order.iter().filter(|m| m.new.is_some() && m.path != *start_file) {
+        rename(&tree.join(intent.path.to_path()), &root.join(&intent.path))?;
+    }
+    flush(root, moves)?;
+    flush_tree(&trash)?;
+    if moves.moves.iter().any(|m| m.path == *start_file && m.new.is_some()) {
+        rename(&tree.join(start_file.to_path()), &root.join(start_file))?;
+        fsx::sync_parent(&root.join(start_file))?;
+    }
+    Ok(())
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    files::rename_new(from, to).with_context(|| format!("moving {} to {}", from.display(), to.display()))
+}
+
+/// Takes the start file away again, so that nothing can start while the rest goes back.
+pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
+    match moves.moves.iter().find(|m| m.path == *start_file) {
+        Some(intent) => remove_arrival(root, intent, after),
+        None => Ok(()),
+    }
+}
+
+/// Moves an arrival out of the tree: back to staging when it is as it was shipped, else to `after`,
+/// so that nothing that somebody wrote is lost.
+fn remove_arrival(root: &InstallRoot, intent: &Intent, after: &Path) -> Result<()> {
+    let (tree, trash) = (staging::tree(&root.own()), staging::trash(&root.own()));
+    let (live, slot) = (root.join(&intent.path), tree.join(intent.path.to_path()));
+    let original_is_away = !intent.old || fsx::exists(&trash.join(intent.path.to_path()))?;
+    if !original_is_away || fsx::exists(&slot)? || !fsx::exists(&live)? {
+        return Ok(());
+    }
+    let as_shipped = match (&intent.new, files::facts(&live)?.kind) {
+        (_, Kind::Folder) | (None, _) => false,
+        (Some(new), _) => fsx::sha256_of(&live)? == new.sha256,
+    };
+    if as_shipped { rename_making(&live, &slot) } else { set_aside(&live, after, &intent.path) }
+}
+
+fn rename_making(from: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        fsx::make_folders(parent)?;
+    }
+    rename(from, to)
+}
+
+/// Moves something that somebody wrote to the backup's `after/`; a name that is taken gets a number.
+pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
+    let mut to = after.join(path.to_path());
+    let mut n = 1;
+    while fsx::exists(&to)? {
+        n += 1;
+        let mut name = after.join(path.to_path()).into_os_string();
+        name.push(format!(".{n}"));
+        to = name.into();
+    }
+    rename_making(live, &to)?;
+    fsx::sync_parent(&to)
+}
+
+/// Undoes the moves, however far they came: arrivals out, originals back, the start file last.
+pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
+    let trash = staging::trash(&root.own());
+    hide_start_file(root, moves, start_file, after)?;
+    for intent in &moves.moves {
+        remove_arrival(root, intent, after)?;
+    }
+    for path in moves.make.iter().rev() {
+        let folder = root.join(path);
+        if fsx::facts(&folder)?.is_some_and(|f| f.kind == Kind::Folder) {
+            empty_made_folder(root, path, &folder, after)?;
+        }
+    }
+    for folder in moves.remove.iter().rev() {
+        let path = root.join(&folder.path);
+        if !fsx::exists(&path)? {
+            fs_err::create_dir(&path)?;
+            files::set_mode(&path, folder.mode).with_context(|| format!("setting the mode of {}", folder.path))?;
+            fsx::adopt(&path)?;
+        }
+    }
+    let (start, rest): (Vec<&Intent>, Vec<&Intent>) =
+        moves.moves.iter().filter(|m| m.old).partition(|m| m.path == *start_file);
+    for intent in rest.iter().chain(&start) {
+        let (saved, live) = (trash.join(intent.path.to_path()), root.join(&intent.path));
+        if fsx::exists(&saved)? {
+            if fsx::exists(&live)? {
+                set_aside(&live, after, &intent.path)?;
+            }
+            if intent.path == *start_file {
+                flush(root, moves)?;
+            }
+            rename(&saved, &live)?;
+        }
+    }
+    flush(root, moves)?;
+    for folder in moves.touched.iter().chain(&moves.remove) {
+        let path = root.join(&folder.path);
+        if fsx::exists(&path)? {
+            files::set_mtime(&path, folder.mtime).with_context(|| format!("setting the time of {}", folder.path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Empties a folder that the swap made: what is in it now was written by the new version.
+fn empty_made_folder(_root: &InstallRoot, path: &RelPath, folder: &Path, after: &Path) -> Result<()> {
+    for child in fs_err::read_dir(folder)? {
+        let child = child?;
+        if let Some(name) = path.child(&child.file_name()) {
+            if is_cache(&name) {
+                fsx::remove_own_tree(&child.path())?;
+            } else {
+                set_aside(&child.path(), after, &name)?;
+            }
+        }
+    }
+    fs_err::remove_dir(folder)?;
+    Ok(())
+}
+
+/// Flushes every folder of the tree that the moves touch.
+fn flush(root: &InstallRoot, moves: &Moves) -> Result<()> {
+    files::sync_folder(root.path()).context("flushing the install")?;
+    let folders: BTreeSet<RelPath> = moves.moves.iter().filter_map(|m| m.path.parent()).chain(moves.make.iter().cloned()).collect();
+    for folder in folders {
+        let path = root.join(&folder);
+        if fsx::facts(&path)?.is_some_and(|f| f.kind == Kind::Folder) {
+            files::sync_folder(&path).with_context(|| format!("flushing {folder}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn flush_tree(tree: &Path) -> Result<()> {
+    for item in walkdir::WalkDir::new(tree) {
+        let item = item?;
+        if item.file_type().is_dir() {
+            files::sync_folder(item.path()).with_context(|| format!("flushing {}", item.path().display()))?;
+        }
+    }
+    Ok(())
+}

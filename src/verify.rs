@@ -1,1 +1,206 @@
-//! verify
+//! Verification: arrivals by identity right after the swap, the installed tree by hash against the
+//! receipt, databases on scratch clones.
+//! Refuses to open a live database or one in a backup: SQLite would change it.
+
+use crate::backup;
+use crate::carry;
+use crate::error::Failure;
+use crate::fsx;
+use crate::os::{Kind, files};
+use crate::path::{InstallRoot, RelPath};
+use crate::plan::is_cache;
+use crate::preserve::{Preserve, database_set};
+use crate::receipt::{Line, Receipt};
+use crate::staging::Staged;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// What is wrong with an installed tree.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Findings {
+    pub checked: usize,
+    pub modified: Vec<RelPath>,
+    pub missing: Vec<RelPath>,
+    pub unknown: Vec<RelPath>,
+}
+
+impl Findings {
+    pub fn is_whole(&self) -> bool {
+        self.modified.is_empty() && self.missing.is_empty()
+    }
+}
+
+/// Right after the swap: every arrival is the very file that was hashed in staging, every critical
+/// file is there, and the preserved data is what the server left.
+pub fn arrived(
+    root: &InstallRoot,
+    staged: &[Staged],
+    critical: &[RelPath],
+    data: &[backup::Line],
+    merged: &BTreeSet<RelPath>,
+) -> Result<()> {
+    for one in staged {
+        let is = fsx::facts(&root.join(&one.path))?;
+        let same = is.is_some_and(|f| {
+            (f.inode, f.size, f.mtime, f.kind) == (one.facts.inode, one.facts.size, one.facts.mtime, one.facts.kind)
+        });
+        if !same && (is.is_none() || fsx::sha256_of(&root.join(&one.path))? != one.sha256) {
+            return Err(Failure::failed("bad-file", format!("{} is not what was staged", one.path)).at(&one.path).into());
+        }
+    }
+    for path in critical {
+        if !fsx::exists(&root.join(path))? {
+            return Err(Failure::failed("critical-missing", format!("the critical file {path} is missing after the swap"))
+                .at(path)
+                .remedy("the bundle must hold it, or it must be taken out of [verify] critical")
+                .into());
+        }
+    }
+    for line in data.iter().filter(|l| l.data && !merged.contains(&l.path)) {
+        let is = fsx::facts(&root.join(&line.path))?;
+        if is.is_some_and(|is| fsx::is_unchanged(&line.facts, &is)) {
+            continue;
+        }
+        if is.is_none() || fsx::sha256_of(&root.join(&line.path))? != line.sha256 {
+            return Err(Failure::failed("data-changed", format!("{} changed while the server was stopped", line.path))
+                .at(&line.path)
+                .remedy("find out what else writes there, and try again")
+                .into());
+        }
+    }
+    Ok(())
+}
+
+/// Holds the installed tree against the receipt. `quick` compares size and time alone.
+pub fn installed(
+    root: &InstallRoot,
+    receipt: &Receipt,
+    preserve: &Preserve,
+    carries: &BTreeMap<RelPath, Vec<String>>,
+    kept_bundle: &mut Option<crate::bundle::Bundle>,
+    quick: bool,
+) -> Result<Findings> {
+    let mut findings = Findings::default();
+    for line in &receipt.files {
+        findings.checked += 1;
+        match fsx::facts(&root.join(&line.path))? {
+            None => findings.missing.push(line.path.clone()),
+            Some(facts) if facts.kind == Kind::Folder => findings.modified.push(line.path.clone()),
+            Some(facts) => {
+                let by_look = facts.size == line.size && facts.mtime == line.mtime;
+                let same = if quick && by_look { true } else { fsx::sha256_of(&root.join(&line.path))? == line.sha256 };
+                if !same && !differs_in_settings_alone(root, line, carries, kept_bundle)? {
+                    findings.modified.push(line.path.clone());
+                }
+            }
+        }
+    }
+    if !quick {
+        findings.unknown = unknown(root, receipt, preserve)?;
+    }
+    Ok(findings)
+}
+
+/// A carried file whose only difference lies in the settings that the operator may change.
+fn differs_in_settings_alone(
+    root: &InstallRoot,
+    line: &Line,
+    carries: &BTreeMap<RelPath, Vec<String>>,
+    kept: &mut Option<crate::bundle::Bundle>,
+) -> Result<bool> {
+    let (Some(names), Some(bundle)) = (carries.get(&line.path), kept) else { return Ok(false) };
+    let Some(index) = bundle.entries.iter().position(|e| e.path == line.path) else { return Ok(false) };
+    let live = fs_err::read(root.join(&line.path))?;
+    let shipped = bundle.read_entry(index)?;
+    Ok(carry::carry(&shipped, &live, names, &[]).is_ok_and(|c| c.bytes == live))
+}
+
+/// Files inside the version's folders that the receipt does not know.
+fn unknown(root: &InstallRoot, receipt: &Receipt, preserve: &Preserve) -> Result<Vec<RelPath>> {
+    let known: BTreeSet<&RelPath> = receipt.files.iter().map(|l| &l.path).collect();
+    let tops: BTreeSet<RelPath> = receipt.files.iter().filter(|l| l.path.parent().is_some()).map(|l| l.path.top()).collect();
+    let mut unknown = Vec::new();
+    for top in tops {
+        let mut walk = walkdir::WalkDir::new(root.join(&top)).follow_root_links(false).sort_by_file_name().into_iter();
+        while let Some(item) = walk.next() {
+            let Ok(item) = item else { continue };
+            let Some(path) = RelPath::from_disk(item.path().strip_prefix(root.path())?) else { continue };
+            let folder = item.file_type().is_dir();
+            if preserve.class_of(&path, folder).is_some() || is_cache(&path) {
+                if folder {
+                    walk.skip_current_dir();
+                }
+            } else if !folder && !known.contains(&path) {
+                unknown.push(path);
+            }
+        }
+    }
+    Ok(unknown)
+}
+
+/// One database, checked on a clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Database {
+    pub path: RelPath,
+    pub ok: bool,
+    pub tables: BTreeMap<String, i64>,
+}
+
+/// The main files of all database sets among `paths`.
+pub fn databases<'a>(paths: impl Iterator<Item = &'a RelPath>) -> BTreeSet<RelPath> {
+    paths.filter_map(database_set).collect()
+}
+
+/// Clones a database (main file, write-ahead log and rollback journal, never the shared memory) below
+/// `scratch`, runs `quick_check` and counts the rows of `tables`; the clone is deleted.
+/// A file that is no database at all (empty or another format) counts as damaged unless it is empty.
+pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scratch: &Path) -> Result<Database> {
+    let mut found = Database { path: main.clone(), ok: true, tables: BTreeMap::new() };
+    let live = root.join(main);
+    match fsx::facts(&live)? {
+        Some(facts) if facts.size > 0 && facts.kind == Kind::File => {}
+        _ => return Ok(found),
+    }
+    fs_err::create_dir_all(scratch)?;
+    files::private_folder(scratch).with_context(|| format!("preparing {}", scratch.display()))?;
+    let clone = scratch.join("clone.db");
+    for ending in ["", "-wal", "-journal"] {
+        let (mut from, mut to) = (live.clone().into_os_string(), clone.clone().into_os_string());
+        from.push(ending);
+        to.push(ending);
+        match fs_err::copy(&from, &to) {
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !ending.is_empty() => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    match examine(&clone, tables) {
+        Ok(counts) => found.tables = counts,
+        Err(_) => found.ok = false,
+    }
+    fsx::remove_own_tree(scratch)?;
+    Ok(found)
+}
+
+/// Row counts of the wanted tables. Errors: the database is damaged.
+fn examine(clone: &Path, tables: &[String]) -> Result<BTreeMap<String, i64>> {
+    let db = rusqlite::Connection::open(clone)?;
+    let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    anyhow::ensure!(verdict == "ok", "{verdict}");
+    let mut counts = BTreeMap::new();
+    for table in tables {
+        let there: i64 = db.query_row(
+            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?1",
+            [table],
+            |row| row.get(0),
+        )?;
+        if there > 0 {
+            let quoted = table.replace('"', "\"\"");
+            let rows = db.query_row(&format!("SELECT count(*) FROM \"{quoted}\""), [], |row| row.get(0))?;
+            counts.insert(table.clone(), rows);
+        }
+    }
+    Ok(counts)
+}
