@@ -4,7 +4,7 @@
 use crate::error::{ErrorRecord, Failure};
 use crate::path::InstallRoot;
 use crate::report::{self, Color, ascii};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -222,7 +222,6 @@ pub struct Restore {
 }
 
 #[derive(Debug, Clone, Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub struct Backups {
     /// Hash every backup again
     #[arg(long)]
@@ -263,6 +262,9 @@ pub enum Ended {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let args: Vec<OsString> = args.into_iter().collect();
     let error = match Cli::try_parse_from(&args) {
+        // Not by clap's own rule: that would refuse the global options before `prune`, too.
+        Ok(Cli { command: Command::Backups(Backups { check: true, action: Some(_) }), .. }) => Cli::command()
+            .error(clap::error::ErrorKind::ArgumentConflict, "the argument --check cannot be used with prune"),
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
@@ -273,9 +275,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let message = text.trim().strip_prefix("error: ").unwrap_or(text.trim()).to_string();
     let before_dashes = || args.iter().skip(1).take_while(|arg| *arg != "--");
     let has = |word: &str| before_dashes().any(|arg| arg == word);
-    let command = before_dashes().filter_map(|arg| arg.to_str()).find(|arg| {
-        ["apply", "plan", "status", "verify", "recover", "restore", "backups"].contains(arg)
-    });
+    let command = before_dashes()
+        .filter_map(|arg| arg.to_str())
+        .find(|arg| ["apply", "plan", "status", "verify", "recover", "restore", "backups"].contains(arg));
     let events = match command {
         Some("apply") => !has("--dry-run"),
         Some("verify") => has("--repair"),
@@ -363,7 +365,6 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 
@@ -382,15 +383,34 @@ mod tests {
     #[test]
     fn every_command_is_there() {
         for line in [
-            "plan", "plan a.zip --dry-run", "status --json", "verify --repair --from x.zip --no-restart",
-            "recover --if-needed --boot --data keep", "restore ID --data --yes --only a --only b", "backups --check",
-            "backups prune --keep 3", "__launch --port x", "--color never status -q",
+            "plan",
+            "plan a.zip --dry-run",
+            "status --json",
+            "verify --repair --from x.zip --no-restart",
+            "recover --if-needed --boot --data keep",
+            "restore ID --data --yes --only a --only b",
+            "backups --check",
+            "backups prune --keep 3",
+            "backups --json prune -q",
+            "--json backups prune",
+            "__launch --port x",
+            "--color never status -q",
         ] {
             assert!(read(line).is_ok(), "{line}");
         }
         for line in [
-            "", "aply", "apply --prot 1", "apply --port 0", "apply --wait 5", "verify --from x", "backups prune --keep 0",
-            "restore --data --code-only", "recover --data both", "apply --set x", "apply --zzz=\u{e9}",
+            "",
+            "aply",
+            "apply --prot 1",
+            "apply --port 0",
+            "apply --wait 5",
+            "verify --from x",
+            "backups prune --keep 0",
+            "backups --check prune",
+            "restore --data --code-only",
+            "recover --data both",
+            "apply --set x",
+            "apply --zzz=\u{e9}",
         ] {
             let Err(Ended::Usage { failure, .. }) = read(line) else { panic!("{line} was accepted") };
             assert!(failure.message.is_ascii(), "{line}");

@@ -44,7 +44,7 @@ impl Lock {
         }
         file.set_len(0)?;
         file.rewind()?;
-        write!(file, "{} {:.3}\n", std::process::id(), jiff::Timestamp::now())?;
+        writeln!(file, "{} {:.3}", std::process::id(), jiff::Timestamp::now())?;
         file.flush()?;
         Ok(Lock { _file: file })
     }

@@ -310,7 +310,8 @@ impl Reporter {
         let place = path.map(|path| format!(" ({})", one_line(path))).unwrap_or_default();
         let text = format!("warning: {}{place}", ascii(message));
         self.log(&text);
-        if !self.options.quiet && !(self.options.json && self.update_id.is_some()) {
+        let told_as_event = self.options.json && self.update_id.is_some();
+        if !self.options.quiet && !told_as_event {
             self.to_stderr(&text);
         }
     }
@@ -672,7 +673,11 @@ mod tests {
             .map(|e| format!("{} {} {}", e["stage"].as_str().unwrap(), e["state"].as_str().unwrap(), e["percent"]))
             .collect();
         let expected = [
-            "swap started 60", "swap done 65", "health started 85", "health failed 85", "rollback started 85",
+            "swap started 60",
+            "swap done 65",
+            "health started 85",
+            "health failed 85",
+            "rollback started 85",
             "rollback done 85",
         ];
         assert_eq!(short, expected);

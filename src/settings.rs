@@ -111,13 +111,7 @@ pub struct Bundle {
 
 impl Default for Bundle {
     fn default() -> Self {
-        Self {
-            app: None,
-            trusted_keys: Vec::new(),
-            require_signature: false,
-            max_size: 2 << 30,
-            max_files: 200_000,
-        }
+        Self { app: None, trusted_keys: Vec::new(), require_signature: false, max_size: 2 << 30, max_files: 200_000 }
     }
 }
 
@@ -165,10 +159,9 @@ impl Settings {
         }
         let settings = reader.settings();
         match reader.problems.first() {
-            Some(first) if strict => Err(Failure::usage(first.code, first.text.clone())
-                .at(path.display())
-                .remedy(first.remedy)
-                .into()),
+            Some(first) if strict => {
+                Err(Failure::usage(first.code, first.text.clone()).at(path.display()).remedy(first.remedy).into())
+            }
             _ => Ok((settings, reader.problems.into_iter().map(|problem| problem.text).collect())),
         }
     }
@@ -381,11 +374,9 @@ impl Reader {
             Value::Table(all) => all.is_empty(),
             _ => false,
         };
-        for (key, what) in [
-            ("hooks.before_stop", "own hooks"),
-            ("hooks.after_swap", "own hooks"),
-            ("tls.pins", "pinned certificates"),
-        ] {
+        for (key, what) in
+            [("hooks.before_stop", "own hooks"), ("hooks.after_swap", "own hooks"), ("tls.pins", "pinned certificates")]
+        {
             if self.take(key, |value| Ok(!empty(value))) == Some(true) {
                 self.unsupported(key, what);
             }
@@ -438,8 +429,12 @@ fn list(value: &Value) -> Result<Vec<String>, String> {
     value.as_array().ok_or_else(|| expected("a list of texts", value))?.iter().map(filled).collect()
 }
 fn command(value: &Value) -> Result<Vec<String>, String> {
-    let words: Vec<String> =
-        value.as_array().ok_or_else(|| expected("a list of texts", value))?.iter().map(text).collect::<Result<_, _>>()?;
+    let words: Vec<String> = value
+        .as_array()
+        .ok_or_else(|| expected("a list of texts", value))?
+        .iter()
+        .map(text)
+        .collect::<Result<_, _>>()?;
     if words.first().is_none_or(|program| program.is_empty()) {
         return Err("must name a program".to_string());
     }
@@ -570,7 +565,11 @@ defaults = false
         for (text, code, message) in [
             ("[server]\nprot = 1", "bad-settings", "line 2: server.prot: unknown key; the nearest known one is port"),
             ("[sever]", "bad-settings", "line 1: sever: unknown section or key; the nearest known one is [server]"),
-            ("keep = 3", "bad-settings", "line 1: keep: unknown section or key; the nearest known one is [backup] keep"),
+            (
+                "keep = 3",
+                "bad-settings",
+                "line 1: keep: unknown section or key; the nearest known one is [backup] keep",
+            ),
             ("server = 3", "bad-settings", "line 1: server: must be a section: [server]"),
             ("\n[server]\nport = 0", "bad-settings", "line 3: server.port: must be a port, 1 to 65535"),
             ("[server]\nport = \"1\"", "bad-settings", "line 2: server.port: must be a number, not string"),
