@@ -1,1 +1,124 @@
-//! history
+//! What an install remembers of its updates: `status.json`, the last outcome, events and logs of the newest runs.
+//! Refuses to decide anything: none of these files is needed to mend an install.
+
+use crate::os;
+use crate::report::ascii_json;
+use serde_json::Value;
+use std::hash::{BuildHasher, Hasher};
+use std::io::Write;
+use std::path::Path;
+
+/// How many event files and logs are kept.
+pub const KEEP: usize = 20;
+
+/// A name for a new update: its time, and four digits against another of the same second.
+pub fn new_update_id() -> String {
+    let mut random = std::hash::RandomState::new().build_hasher();
+    random.write_u32(std::process::id());
+    format!("{}-{:04x}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ"), random.finish() & 0xffff)
+}
+
+/// Replaces `status.json` at once, so that a dashboard that polls it never reads half a file.
+pub fn write_status(own: &Path, status: &Value) -> anyhow::Result<()> {
+    replace(own, "status.json", status)
+}
+
+/// The status that was written last; None when there is none or it cannot be read.
+pub fn read_status(own: &Path) -> Option<Value> {
+    read(own, "status.json")
+}
+
+/// The `finished` event of the newest run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Last(pub Value);
+
+impl Last {
+    /// Keeps this event as the last outcome.
+    pub fn write(own: &Path, finished: &Value) -> anyhow::Result<()> {
+        replace(own, "last.json", finished)
+    }
+    /// The last outcome; None when there is none or it cannot be read.
+    pub fn read(own: &Path) -> Option<Last> {
+        read(own, "last.json").map(Last)
+    }
+}
+
+/// Removes all but the `keep` newest files of `events/` and of `log/` (their names begin with the time).
+/// What cannot be removed stays.
+pub fn prune(own: &Path, keep: usize) {
+    for folder in ["events", "log"] {
+        let Ok(entries) = fs_err::read_dir(own.join(folder)) else { continue };
+        let mut files: Vec<_> = entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+            .map(|entry| entry.path())
+            .collect();
+        files.sort();
+        files.reverse();
+        for old in files.iter().skip(keep) {
+            let _ = fs_err::remove_file(old);
+        }
+    }
+}
+
+fn replace(own: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
+    let new = own.join(format!("{name}.{}.tmp", std::process::id()));
+    let mut file = os::files::open_private(&new)?;
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.write_all(format!("{}\n", ascii_json(value)).as_bytes()))
+        .and_then(|()| file.sync_all());
+    drop(file);
+    if let Err(error) = written {
+        let _ = fs_err::remove_file(&new);
+        return Err(anyhow::Error::new(error).context(format!("writing {}", new.display())));
+    }
+    os::files::rename_over(&new, &own.join(name))?;
+    Ok(())
+}
+
+fn read(own: &Path, name: &str) -> Option<Value> {
+    serde_json::from_slice(&fs_err::read(own.join(name)).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_id_is_a_time_and_four_digits() {
+        let id = new_update_id();
+        assert_eq!(id.len(), "20261124T033000Z-4f2a".len());
+        assert!(id.starts_with("20") && &id[8..9] == "T" && &id[15..17] == "Z-");
+        assert!(id[17..].chars().all(|c| c.is_ascii_hexdigit()));
+    }
+
+    #[test]
+    fn status_and_last_come_back_and_leave_no_other_file() {
+        let own = tempfile::tempdir().unwrap();
+        assert_eq!(read_status(own.path()), None);
+        write_status(own.path(), &json!({"a": "\u{e9}"})).unwrap();
+        write_status(own.path(), &json!({"a": "\u{fc}"})).unwrap();
+        Last::write(own.path(), &json!({"event": "finished"})).unwrap();
+        assert_eq!(std::fs::read_to_string(own.path().join("status.json")).unwrap(), "{\"a\":\"\\u00fc\"}\n");
+        assert_eq!(read_status(own.path()), Some(json!({"a": "\u{fc}"})));
+        assert_eq!(Last::read(own.path()), Some(Last(json!({"event": "finished"}))));
+        assert_eq!(std::fs::read_dir(own.path()).unwrap().count(), 2);
+        std::fs::write(own.path().join("last.json"), "{").unwrap();
+        assert_eq!(Last::read(own.path()), None);
+    }
+
+    #[test]
+    fn the_newest_are_kept() {
+        let own = tempfile::tempdir().unwrap();
+        std::fs::create_dir(own.path().join("events")).unwrap();
+        for n in 10..40 {
+            std::fs::write(own.path().join(format!("events/202611{n}T000000Z-0000.jsonl")), "").unwrap();
+        }
+        prune(own.path(), KEEP);
+        assert_eq!(std::fs::read_dir(own.path().join("events")).unwrap().count(), KEEP);
+        assert!(!own.path().join("events/20261119T000000Z-0000.jsonl").exists());
+        assert!(own.path().join("events/20261120T000000Z-0000.jsonl").exists());
+    }
+}
