@@ -110,13 +110,13 @@ pub fn apply_quietly(cx: &mut Context, request: &Request, finished: &mut Finishe
 }
 
 fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
-    cx.start(Stage::Fetch, "opening the bundle");
     let path = std::path::absolute(&request.bundle).context("finding the bundle")?;
     if !path.is_file() {
         return Err(no_bundle(&path).into());
     }
     let _lock = begin(cx, request.wait)?;
     recover_first(cx)?;
+    cx.start(Stage::Fetch, "opening the bundle");
     cx.done(Stage::Fetch, "the bundle is a local file");
 
     cx.start(Stage::Detect, "looking for the server");
@@ -148,7 +148,7 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
     fsx::adopt(&own)?;
     let lock = Lock::take(&own, wait)?;
-    let id = cx.report.update_id().to_string();
+    let id = cx.update_id.clone();
     for name in ["events", "log"] {
         files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
     }
@@ -634,7 +634,7 @@ fn open_journal(cx: &Context, request: &Request, survey: &Survey, prepared: &Pre
     let settings = &cx.settings.server;
     let begin = Begin {
         format: journal::FORMAT,
-        update_id: cx.report.update_id().to_string(),
+        update_id: cx.update_id.clone(),
         command: "apply".into(),
         root: cx.root.path().to_path_buf(),
         backup: saved.id.clone(),
@@ -751,7 +751,7 @@ fn finish_backup(
         id: saved.id.clone(),
         created: jiff::Timestamp::now().to_string(),
         kind: "apply".into(),
-        update_id: cx.report.update_id().to_string(),
+        update_id: cx.update_id.clone(),
         from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
         start_file: survey.start_file.clone(),

@@ -82,10 +82,6 @@ pub enum Command {
     Verify(Verify),
     /// Finish or undo an interrupted update
     Recover(Recover),
-    /// Make the tree equal to a backup
-    Restore(Restore),
-    /// List the backups, newest first
-    Backups(Backups),
     /// Start a server on behalf of an update
     #[command(name = "__launch", hide = true)]
     Launch(Launch),
@@ -97,7 +93,7 @@ impl Command {
         match self {
             Command::Apply(apply) => !apply.dry_run,
             Command::Verify(verify) => verify.repair,
-            Command::Recover(_) | Command::Restore(_) => true,
+            Command::Recover(_) => true,
             _ => false,
         }
     }
@@ -202,48 +198,6 @@ pub enum Data {
 }
 
 #[derive(Debug, Clone, Args)]
-pub struct Restore {
-    /// Default: the newest whole backup of another version
-    pub id: Option<String>,
-    /// Put data back, too
-    #[arg(long, conflicts_with = "code_only")]
-    pub data: bool,
-    /// Insist on code alone
-    #[arg(long)]
-    pub code_only: bool,
-    /// Do not ask
-    #[arg(long, short)]
-    pub yes: bool,
-    /// Put back only this path (repeatable)
-    #[arg(long, value_name = "PATH")]
-    pub only: Vec<String>,
-    #[command(flatten)]
-    pub run: Run,
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct Backups {
-    /// Hash every backup again
-    #[arg(long)]
-    pub check: bool,
-    #[command(subcommand)]
-    pub action: Option<BackupsAction>,
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub enum BackupsAction {
-    /// Remove all but the newest
-    Prune {
-        /// How many to keep; default: [backup] keep of the settings
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-        keep: Option<u32>,
-        /// Wait for the lock (500ms, 15s, 2m) instead of exit 5
-        #[arg(long, value_name = "DURATION", value_parser = duration)]
-        wait: Option<Duration>,
-    },
-}
-
-#[derive(Debug, Clone, Args)]
 pub struct Launch {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub rest: Vec<OsString>,
@@ -277,11 +231,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let has = |word: &str| before_dashes().any(|arg| arg == word);
     let command = before_dashes()
         .filter_map(|arg| arg.to_str())
-        .find(|arg| ["apply", "plan", "status", "verify", "recover", "restore", "backups"].contains(arg));
+        .find(|arg| ["apply", "plan", "status", "verify", "recover"].contains(arg));
     let events = match command {
         Some("apply") => !has("--dry-run"),
         Some("verify") => has("--repair"),
-        Some("recover" | "restore") => true,
+        Some("recover") => true,
         _ => false,
     };
     let failure = Failure::usage("usage", message).remedy("updater --help lists commands and options");

@@ -18,6 +18,7 @@ pub struct Context {
     pub settings: Settings,
     pub report: Reporter,
     pub signals: Signals,
+    pub update_id: String,
     /// The update under way, for `status.json`.
     pub under_way: Option<UnderWay>,
 }
@@ -96,7 +97,7 @@ impl Context {
         status["under_way"] = json!({
             "update_id": under_way.update_id,
             "pid": std::process::id(),
-            "stage": self.report.stage_now(),
+            "stage": self.report.stage_now().map(Stage::word),
             "percent": self.report.percent(),
             "started_at": under_way.started_at,
             "legacy_stage": {"name": name, "percent": percent},

@@ -228,3 +228,109 @@ fn damaged(cx: &Context) -> Result<BTreeSet<RelPath>> {
     let found = verify::installed(&cx.root, &receipt, &rules.preserve, &rules.carry, &mut kept, false)?;
     Ok(found.modified.into_iter().chain(found.missing).collect())
 }
+
+// ---------------------------------------------------------------- words for people
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "unknown".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn problem_lines(object: &Value, key: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for problem in object[key].as_array().into_iter().flatten() {
+        lines.push(format!("problem: {}", text(&problem["message"])));
+        if let Some(remedy) = problem["remedy"].as_str() {
+            lines.push(format!("  remedy: {remedy}"));
+        }
+    }
+    lines
+}
+
+/// `status` in words.
+pub fn status_text(status: &Value) -> Vec<String> {
+    let mut lines = vec![format!("root:      {}", text(&status["root"]))];
+    lines.push(match &status["installed"] {
+        Value::Null => "installed: nothing by this program yet".into(),
+        installed => format!("installed: {} ({} files, {})", text(&installed["version"]), installed["files"], text(&installed["applied_at"])),
+    });
+    let server = &status["server"];
+    lines.push(match server["state"].as_str() {
+        Some("running") => format!("server:    running, process {}, port {}, {}", server["pid"], text(&server["port"]), text(&server["protocol"])),
+        state => format!("server:    {}", state.unwrap_or("unknown")),
+    });
+    if !status["under_way"].is_null() {
+        lines.push(format!("under way: {} at {} percent", text(&status["under_way"]["stage"]), status["under_way"]["percent"]));
+    }
+    if !status["last"].is_null() {
+        lines.push(format!("last:      {}", text(&status["last"]["outcome"])));
+    }
+    lines.push(format!("backups:   {}", status["backups"]));
+    lines.extend(problem_lines(status, "warnings"));
+    lines
+}
+
+/// `plan` in words.
+pub fn plan_text(plan: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    for action in plan["actions"].as_array().into_iter().flatten() {
+        let word = text(&action["action"]);
+        if word != "unchanged" {
+            lines.push(format!("{word:<8} {}  ({})", text(&action["path"]), text(&action["reason"])));
+        }
+    }
+    lines.push(format!("version:  {} -> {}", text(&plan["from_version"]), text(&plan["to_version"])));
+    for process in plan["server"]["processes"].as_array().into_iter().flatten() {
+        lines.push(format!("stops:    process {} ({}, {})", process["pid"], text(&process["user"]), text(&process["command"])));
+    }
+    if !plan["launch"].is_null() {
+        let argv: Vec<String> = plan["launch"]["argv"].as_array().into_iter().flatten().map(text).collect();
+        lines.push(format!("starts:   {}", argv.join(" ")));
+    }
+    lines.extend(problem_lines(plan, "problems"));
+    lines
+}
+
+/// `verify` in words.
+pub fn verify_text(found: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    for kind in ["modified", "missing", "unknown"] {
+        for path in found[kind].as_array().into_iter().flatten() {
+            lines.push(format!("{kind:<8} {}", text(path)));
+        }
+    }
+    for database in found["databases"].as_array().into_iter().flatten().filter(|d| d["ok"] == false) {
+        lines.push(format!("damaged  {}", text(&database["path"])));
+    }
+    let verdict = if found["whole"] == true { "whole" } else { "not whole; to heal it type: updater verify --repair" };
+    lines.push(format!("{} files checked: {verdict}", found["checked"]));
+    lines.extend(problem_lines(found, "problems"));
+    lines
+}
+
+/// The end of an update in words.
+pub fn finished_text(finished: &Finished) -> Vec<String> {
+    if finished.exit_code != 0 {
+        return Vec::new();
+    }
+    let mut lines = vec![match finished.outcome.as_str() {
+        "already-current" => "this version is installed already; the server was not touched".to_string(),
+        word => format!("{word}: {} -> {}", finished.from_version.as_deref().unwrap_or("unknown"), finished.to_version.as_deref().unwrap_or("unknown")),
+    }];
+    if finished.files_changed > 0 {
+        lines.push(format!("  files changed: {}", finished.files_changed));
+    }
+    if let Some(ms) = finished.downtime_ms {
+        lines.push(format!("  the server was down for {}.{:02} s", ms / 1000, ms % 1000 / 10));
+    }
+    if let (Some(port), Some(pid)) = (finished.port, finished.pid) {
+        lines.push(format!("  it listens on port {port} as process {pid}"));
+    }
+    if let Some(backup) = &finished.backup {
+        lines.push(format!("  the version before is in the backup {backup}"));
+    }
+    lines
+}

@@ -5,13 +5,12 @@
 
 // ground
 pub mod error;
-pub mod lock;
-pub mod net;
 pub mod os;
 pub mod path;
-pub mod report;
 pub mod fsx;
-pub mod context;
+pub mod net;
+pub mod lock;
+pub mod report;
 // records on disk
 pub mod journal;
 pub mod receipt;
@@ -21,6 +20,8 @@ pub mod history;
 pub mod carry;
 pub mod merge;
 pub mod preserve;
+// what every command is given
+pub mod context;
 // stages, in pipeline order
 pub mod bundle;
 pub mod ports;
@@ -38,3 +39,4 @@ pub mod inspect;
 pub mod recover;
 // entry
 pub mod cli;
+pub mod dispatch;

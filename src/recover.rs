@@ -3,10 +3,12 @@
 //! times by itself.
 
 use crate::context::Context;
-use crate::error::Failure;
+use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
 use crate::journal::{self, Found, Journal, Record};
 use crate::os::{ProcessId, processes};
+use crate::lock::Lock;
+use crate::report::{Finished, Stage};
 use crate::rollback;
 use crate::server;
 use anyhow::{Context as _, Result};
@@ -42,6 +44,46 @@ pub struct Settled {
 
 /// The most times that recovery is tried without a person.
 const TRIES: usize = 3;
+
+/// The command: settles what was interrupted, and says so.
+pub fn recover(cx: &mut Context, choice: Choice, wait: Option<Duration>) -> Finished {
+    let mut finished = Finished::default();
+    let outcome = settle_alone(cx, choice, wait, &mut finished);
+    match outcome {
+        Ok(()) => finished.outcome = "recovered".into(),
+        Err(e) => {
+            let class = error::class(&e);
+            finished.exit_code = class as u8;
+            finished.outcome = if class == Class::NeedsOperator { "needs-operator" } else { "failed" }.into();
+            finished.error = Some(error::record(&e));
+            cx.report.fail_current(&format!("{e:#}"));
+        }
+    }
+    cx.report.finished(&finished);
+    finished
+}
+
+fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finished: &mut Finished) -> Result<()> {
+    if !crate::fsx::exists(&cx.own())? {
+        cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
+        return Ok(());
+    }
+    let _lock = Lock::take(&cx.own(), wait)?;
+    if matches!(Journal::find(&cx.own())?, Found::Nothing) {
+        cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
+        return Ok(());
+    }
+    cx.start(Stage::Rollback, "settling an interrupted update");
+    if let Some(done) = settle(cx, choice)? {
+        cx.done(Stage::Rollback, &format!("the {} version stands", done.direction));
+        cx.report.recovered(&done.interrupted_id, done.direction);
+        finished.pid = done.pid;
+        finished.backup = done.backup;
+        let (from, to) = (done.from_version, done.to_version);
+        (finished.from_version, finished.to_version) = if done.direction == "new" { (from, to) } else { (to, from) };
+    }
+    Ok(())
+}
 
 /// Settles an interrupted update, if there is one. The caller holds the lock.
 pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {

@@ -1,0 +1,223 @@
+//! From a parsed command line to a command and its exit code.
+//! Refuses to know what the commands do.
+
+use crate::apply::{self, Request};
+use crate::cli::{self, Cli, Command, Ended};
+use crate::context::Context;
+use crate::error::{self, Failure};
+use crate::history;
+use crate::inspect;
+use crate::os::processes;
+use crate::recover;
+use crate::report::{self, Finished, Reporter, Stage};
+use crate::settings::Settings;
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The stages of `apply`, in order.
+const APPLY: [Stage; 13] = [
+    Stage::Fetch,
+    Stage::Detect,
+    Stage::Preflight,
+    Stage::Stage,
+    Stage::Backup,
+    Stage::Stop,
+    Stage::BackupFinal,
+    Stage::Swap,
+    Stage::Verify,
+    Stage::Hooks,
+    Stage::Relaunch,
+    Stage::Health,
+    Stage::Commit,
+];
+
+/// The hidden half of a start: becomes the server.
+pub fn launch() -> ExitCode {
+    match processes::run_held() {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(127),
+    }
+}
+
+/// Not even the inherited handles could be closed.
+pub fn cannot_begin(e: &std::io::Error) -> ExitCode {
+    let failure = Failure::failed("inherited-handles", format!("what the caller left open cannot be closed: {e}"));
+    Reporter::new(report::Options::default()).error(&error::record(&failure.into()));
+    ExitCode::from(1)
+}
+
+/// Help, version, or a usage error.
+pub fn ended(ended: Ended) -> u8 {
+    match ended {
+        Ended::Text(text) => {
+            Reporter::new(report::Options::default()).line(text.trim_end());
+            0
+        }
+        Ended::Usage { failure, json, events } => {
+            let options = report::Options { json, ..report::Options::default() };
+            usage(&mut Reporter::new(options), &failure.into(), events)
+        }
+    }
+}
+
+/// Reports an error that came before the command could begin.
+fn usage(report: &mut Reporter, e: &anyhow::Error, events: bool) -> u8 {
+    let (record, code) = (error::record(e), error::class(e) as u8);
+    if report.options().json && events {
+        report.begin(history::new_update_id(), &[]);
+        report.finished(&Finished {
+            outcome: "failed".into(),
+            exit_code: code,
+            error: Some(record),
+            ..Finished::default()
+        });
+    } else if report.options().json {
+        report.object(&cli::error_object(&record));
+    } else {
+        report.error(&record);
+    }
+    code
+}
+
+/// Runs the command and returns the exit code of the contract.
+pub fn run(cli: &Cli) -> u8 {
+    let mut options = cli.global.report();
+    let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    options.log_file = options.log_file.map(|path| cwd.join(path));
+    let report = Reporter::new(options);
+    let mut early = Reporter::new(cli.global.report());
+    let mut cx = match context(cli, report, &cwd) {
+        Ok(cx) => cx,
+        Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
+    };
+    // The caller's folder may lie in what is replaced.
+    if std::env::set_current_dir(cx.root.path()).is_err() {
+        let failure = Failure::failed("no-access", "the install cannot be entered").at(cx.root.path().display());
+        return usage(&mut early, &failure.into(), cli.command.writes_events());
+    }
+    match command(&mut cx, cli, &cwd) {
+        Ok(code) => code,
+        Err(e) => usage(&mut cx.report, &e, cli.command.writes_events()),
+    }
+}
+
+fn context(cli: &Cli, report: Reporter, cwd: &std::path::Path) -> Result<Context> {
+    let exe = std::env::current_exe().context("finding this program")?;
+    let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
+    let config = cli.global.config.as_ref().map_or_else(|| root.path().join("updater.toml"), |c| cwd.join(c));
+    let strict = !matches!(cli.command, Command::Recover(_));
+    let (settings, warnings) = Settings::load(&config, strict)?;
+    let signals = processes::Signals::install().context("watching for signals")?;
+    let mut cx = Context { root, settings, report, signals, update_id: history::new_update_id(), under_way: None };
+    for warning in warnings {
+        cx.report.warning("bad-settings", &warning, Some("updater.toml"));
+    }
+    Ok(cx)
+}
+
+fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
+    match &cli.command {
+        Command::Apply(args) if !args.dry_run => {
+            let request = request(args, cwd)?;
+            cx.report.begin(cx.update_id.clone(), &APPLY);
+            let finished = apply::apply(cx, &request);
+            Ok(end(cx, &finished))
+        }
+        Command::Apply(args) | Command::Plan(args) => {
+            let (object, code) = inspect::plan(cx, &request(args, cwd)?)?;
+            show(cx, &object, inspect::plan_text);
+            Ok(code)
+        }
+        Command::Status => {
+            let object = inspect::status(cx)?;
+            show(cx, &object, inspect::status_text);
+            Ok(0)
+        }
+        Command::Verify(args) if args.repair => {
+            cx.report.begin(cx.update_id.clone(), &APPLY);
+            let from = args.from.as_ref().map(|f| cwd.join(f));
+            let finished = inspect::repair(cx, from.as_deref(), args.no_restart);
+            Ok(end(cx, &finished))
+        }
+        Command::Verify(_) => {
+            let (object, whole) = inspect::verify(cx)?;
+            show(cx, &object, inspect::verify_text);
+            Ok(u8::from(!whole))
+        }
+        Command::Recover(args) => {
+            let choice = recover::Choice {
+                data: args.data.map(|d| match d {
+                    cli::Data::Keep => recover::Data::Keep,
+                    cli::Data::Backup => recover::Data::Backup,
+                }),
+                boot: args.boot,
+                by_hand: !args.boot && !args.if_needed,
+            };
+            cx.report.begin(cx.update_id.clone(), &[Stage::Rollback]);
+            let finished = recover::recover(cx, choice, args.run.wait);
+            Ok(end(cx, &finished))
+        }
+        Command::Launch(_) => Err(Failure::usage("usage", "this command is the updater's own").into()),
+    }
+}
+
+fn request(args: &cli::Apply, cwd: &std::path::Path) -> Result<Request> {
+    let unsupported = [(args.unattended, "--unattended"), (args.run.stop_foreign, "--stop-foreign")];
+    if let Some((_, option)) = unsupported.iter().find(|(given, _)| *given) {
+        return Err(Failure::usage("unsupported-option", format!("{option} is not built yet")).remedy("leave it out").into());
+    }
+    let Some(bundle) = &args.bundle else {
+        return Err(Failure::usage("no-bundle", "no bundle was named").remedy("give the path of a bundle: updater apply BUNDLE").into());
+    };
+    if bundle.to_string_lossy().contains("://") {
+        return Err(Failure::usage("unsupported-source", "bundles are taken from a path; downloading is not built yet")
+            .remedy("download the bundle, then give its path")
+            .into());
+    }
+    Ok(Request {
+        bundle: cwd.join(bundle),
+        port: args.run.port,
+        set: args.set.clone(),
+        wait: args.run.wait,
+        reinstall: args.reinstall,
+        partial: args.partial,
+        no_start: args.run.no_start,
+        force_data: args.run.force_data,
+        health_url: args.run.health_url.clone(),
+        health_timeout: args.run.health_timeout,
+        sha256: args.sha256.clone(),
+        ..Request::default()
+    })
+}
+
+/// What an event command leaves behind: the last outcome, `status.json`, words for people.
+fn end(cx: &mut Context, finished: &Finished) -> u8 {
+    if cx.own().is_dir() && finished.exit_code != 5 {
+        if let Some(last) = cx.report.last_finished() {
+            let _ = history::Last::write(&cx.own(), &last);
+        }
+        if let Ok(mut status) = inspect::status(cx) {
+            status["schema"] = json!(1);
+            status["under_way"] = Value::Null;
+            cx.close_status(&status);
+        }
+    }
+    if !cx.report.options().json {
+        for line in inspect::finished_text(finished) {
+            cx.report.line(&line);
+        }
+    }
+    finished.exit_code
+}
+
+fn show(cx: &mut Context, object: &Value, text: fn(&Value) -> Vec<String>) {
+    if cx.report.options().json {
+        cx.report.object(object);
+    } else {
+        for line in text(object) {
+            cx.report.line(&line);
+        }
+    }
+}
