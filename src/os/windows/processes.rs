@@ -20,16 +20,14 @@ use windows_sys::Win32::Foundation::{
     ERROR_ACCESS_DENIED, ERROR_INVALID_PARAMETER, ERROR_NO_MORE_FILES, FILETIME, GetHandleInformation, HANDLE,
     HANDLE_FLAG_INHERIT, INVALID_HANDLE_VALUE, SetHandleInformation, WAIT_OBJECT_0, WAIT_TIMEOUT,
 };
-use windows_sys::Win32::Security::{
-    GetTokenInformation, LookupAccountSidW, TOKEN_QUERY, TOKEN_USER, TokenUser,
-};
+use windows_sys::Win32::Security::{GetTokenInformation, LookupAccountSidW, TOKEN_QUERY, TOKEN_USER, TokenUser};
 use windows_sys::Win32::System::Console::{
     CTRL_BREAK_EVENT, CTRL_C_EVENT, GenerateConsoleCtrlEvent, GetStdHandle, STD_ERROR_HANDLE, STD_INPUT_HANDLE,
     STD_OUTPUT_HANDLE, SetConsoleCtrlHandler,
 };
 use windows_sys::Win32::System::Diagnostics::ToolHelp::{
-    CreateToolhelp32Snapshot, PROCESSENTRY32W, Process32FirstW, Process32NextW, TH32CS_SNAPPROCESS,
-    TH32CS_SNAPTHREAD, THREADENTRY32, Thread32First, Thread32Next,
+    CreateToolhelp32Snapshot, PROCESSENTRY32W, Process32FirstW, Process32NextW, TH32CS_SNAPPROCESS, TH32CS_SNAPTHREAD,
+    THREADENTRY32, Thread32First, Thread32Next,
 };
 use windows_sys::Win32::System::JobObjects::{
     CreateJobObjectW, IsProcessInJob, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, JOBOBJECT_EXTENDED_LIMIT_INFORMATION,
@@ -226,9 +224,7 @@ pub fn credentials(pid: u32) -> io::Result<Credentials> {
     let (mut name_size, mut domain_size, mut kind) = (257, 257, 0);
     let (to, place) = (name.as_mut_ptr(), domain.as_mut_ptr());
     // SAFETY: the SID lies in `buffer`; both texts have the room that is said.
-    check(unsafe {
-        LookupAccountSidW(std::ptr::null(), sid, to, &mut name_size, place, &mut domain_size, &mut kind)
-    })?;
+    check(unsafe { LookupAccountSidW(std::ptr::null(), sid, to, &mut name_size, place, &mut domain_size, &mut kind) })?;
     let user = String::from_utf16_lossy(name.get(..name_size as usize).unwrap_or(&[]));
     Ok(Credentials { user, ..Credentials::default() })
 }
