@@ -121,9 +121,9 @@ impl Handle {
 
     /// Waits for its end, `limit` at most; true when it has ended.
     pub fn wait(&self, limit: Duration) -> io::Result<bool> {
-        let end = Instant::now() + limit;
+        let begin = Instant::now();
         loop {
-            let left = end.saturating_duration_since(Instant::now());
+            let left = limit.saturating_sub(begin.elapsed());
             let time = rustix::event::Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
@@ -466,4 +466,205 @@ pub fn close_inherited() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::BorrowedFd;
+
+    fn sleeper() -> (Child, ProcessId) {
+        let child = Command::new("sleep").arg("30").spawn().unwrap();
+        let id = identity(child.id()).unwrap().unwrap();
+        (child, id)
+    }
+
+    #[test]
+    fn a_hostile_name_does_not_confuse_the_identity() {
+        let stat = parse_stat("7 (a) R 1 (x y)) S 42 7 7 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 987 1 1").unwrap();
+        assert_eq!((stat.state, stat.parent, stat.start), ('S', 42, 987));
+        assert!(parse_stat("7 (a").is_none());
+    }
+
+    #[test]
+    fn a_handle_means_one_process_only() {
+        let (mut child, id) = sleeper();
+        assert_eq!(parent(id.pid).unwrap(), Some(std::process::id()));
+        assert!(Handle::open(ProcessId { start: id.start + 1, ..id }).unwrap().is_none());
+        let handle = Handle::open(id).unwrap().unwrap();
+        assert!(handle.is_alive().unwrap() && handle.may_signal().unwrap());
+        assert!(!handle.wait(Duration::from_millis(30)).unwrap());
+        handle.ask_to_end().unwrap();
+        assert!(handle.wait(Duration::from_secs(10)).unwrap());
+        assert_eq!(identity(id.pid).unwrap(), None, "a zombie runs nothing");
+        child.wait().unwrap();
+        handle.kill().unwrap();
+        assert!(handle.may_signal().unwrap() && !handle.is_alive().unwrap());
+        assert!(Handle::open(id).unwrap().is_none());
+    }
+
+    #[test]
+    fn facts_of_ourselves() {
+        let own = own_credentials().unwrap();
+        assert_eq!(own.uid, rustix::process::geteuid().as_raw());
+        assert!(!own.user.is_empty() && own.umask <= 0o777);
+        assert_eq!(boot_id().unwrap(), boot_id().unwrap());
+    }
+
+    #[test]
+    fn outputs_are_named_while_they_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("out");
+        let file = File::create(&path).unwrap();
+        let mut child = Command::new("sleep").arg("30").stdout(file).stderr(Stdio::null()).spawn().unwrap();
+        assert_eq!(outputs(child.id()), [Some(path.clone()), None]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(outputs(child.id()), [None, None]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Not a test: what `held` starts, with its status pipe as handle 3 (stdout belongs to the test harness).
+    #[test]
+    #[ignore = "the child of the tests below"]
+    fn held_child() {
+        if std::env::var_os("UPDATER_HELD_CHILD").is_none() {
+            return;
+        }
+        // SAFETY: the shell that started us opened 3, and nothing here closes it.
+        let three = unsafe { BorrowedFd::borrow_raw(3) };
+        let status = rustix::io::fcntl_dupfd_cloexec(three, 4).unwrap();
+        rustix::io::fcntl_setfd(three, rustix::io::FdFlags::CLOEXEC).unwrap();
+        let orders = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 4).unwrap();
+        let Err(error) = run_held_on(File::from(orders), File::from(status));
+        panic!("{error}");
+    }
+
+    fn held(spec: &LaunchSpec) -> io::Result<Held> {
+        let name = "os::linux::processes::tests::held_child";
+        let own = std::env::current_exe().unwrap();
+        // With SIGHUP and SIGINT ignored, as under nohup.
+        let script = format!(
+            "trap '' HUP INT; export UPDATER_HELD_CHILD=1; exec 3>&1 >/dev/null; \
+             exec '{}' {name} --exact --ignored --nocapture --test-threads=1",
+            own.display()
+        );
+        hold_with(Path::new("/bin/sh"), &["-c", &script], spec)
+    }
+
+    fn spec(dir: &Path, argv: &[&str]) -> LaunchSpec {
+        LaunchSpec {
+            argv: argv.iter().map(|arg| arg.to_string()).collect(),
+            cwd: dir.to_path_buf(),
+            env: vec![("PATH".into(), "/nowhere:/usr/bin:/bin".into()), ("ONLY".into(), "this one".into())],
+            stdout: dir.join("out.log"),
+            stderr: dir.join("err.log"),
+            credentials: Some(Credentials { umask: 0o027, ..own_credentials().unwrap() }),
+        }
+    }
+
+    #[test]
+    fn a_released_server_is_the_same_process_in_its_own_world() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::write(root.join("out.log"), "before\n").unwrap();
+        // What the caller of the tests left open is not ours to judge; `close_inherited` is for the real start.
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let open = open.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let inherited: Vec<String> = open
+            .filter(|fd| fd.parse::<i32>().unwrap() > 2)
+            .filter(|fd| {
+                let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+                let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("02000000").trim();
+                u32::from_str_radix(flags, 8).unwrap() & 0o2000000 == 0
+            })
+            .collect();
+        let script = "pwd; umask; echo \"$ONLY $1 $HOME\"; ls /proc/$$/fd; grep ^SigIgn /proc/$$/status; exec sleep 30";
+        let held = held(&spec(&root, &["sh", "-c", script, "x", "a b"])).unwrap();
+        let id = held.id();
+        assert_eq!(identity(id.pid).unwrap(), Some(id));
+        assert_eq!(std::fs::read_to_string(root.join("out.log")).unwrap(), "before\n", "nothing ran yet");
+        let mut running = held.release().unwrap();
+        assert_eq!(running.id(), id);
+        let handle = Handle::open(id).unwrap().unwrap();
+        let mut text = String::new();
+        for _ in 0..200 {
+            text = std::fs::read_to_string(root.join("out.log")).unwrap();
+            if text.contains("SigIgn") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let want = format!("before\n{}\n0027\nthis one a b \n", root.display());
+        assert!(text.starts_with(&want), "{text}");
+        let fds: Vec<&str> = text[want.len()..].lines().take_while(|line| !line.starts_with("SigIgn")).collect();
+        let ours: Vec<&str> = fds.into_iter().filter(|fd| !inherited.iter().any(|other| other == fd)).collect();
+        assert_eq!(ours, ["0", "1", "2"], "no other handle is left");
+        let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+        assert_eq!(u64::from_str_radix(ignored, 16).unwrap(), 0, "no signal stays ignored");
+        assert_eq!(identity(id.pid).unwrap(), Some(id), "pid and start time stay");
+        assert_eq!(running.exited().unwrap(), None);
+        handle.kill().unwrap();
+        assert!(handle.wait(Duration::from_secs(10)).unwrap());
+        assert_eq!(running.exited().unwrap().as_deref(), Some("signal 9"));
+    }
+
+    #[test]
+    fn a_dropped_server_never_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = held(&spec(dir.path(), &["touch", "ran"])).unwrap();
+        let handle = Handle::open(held.id()).unwrap().unwrap();
+        drop(held);
+        assert!(handle.wait(Duration::ZERO).unwrap());
+        assert!(!dir.path().join("ran").exists());
+    }
+
+    #[test]
+    fn the_end_of_its_orders_ends_it_without_a_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut held = held(&spec(dir.path(), &["touch", "ran"])).unwrap();
+        let Parts { mut child, go, status } = held.parts.take().unwrap();
+        // What our death does: the system closes our ends.
+        drop((go, status));
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        assert!(!dir.path().join("ran").exists());
+    }
+
+    #[test]
+    fn what_cannot_start_is_said_before_the_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = spec(dir.path(), &["true"]);
+        for (bad, why) in [
+            (LaunchSpec { argv: vec!["no-such-program".into()], ..good.clone() }, "PATH"),
+            (LaunchSpec { argv: vec!["bin/none".into()], ..good.clone() }, "bin/none"),
+            (LaunchSpec { argv: vec![], ..good.clone() }, "empty"),
+            (LaunchSpec { cwd: dir.path().join("gone"), ..good.clone() }, "gone"),
+            (LaunchSpec { stdout: dir.path().join("no/folder"), ..good.clone() }, "no/folder"),
+        ] {
+            let error = held(&bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        let broken = dir.path().join("broken");
+        std::fs::write(&broken, "#!/no/such/interpreter\n").unwrap();
+        crate::os::files::set_mode(&broken, 0o755).unwrap();
+        let held = held(&LaunchSpec { argv: vec!["./broken".into()], ..good }).unwrap();
+        assert!(held.release().is_err(), "exec fails, and it is said");
+    }
+
+    #[test]
+    fn signals_are_counted() {
+        let signals = Signals::install().unwrap();
+        let before = (signals.interrupts(), signals.terminations());
+        let own = rustix::process::getpid();
+        for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
+            rustix::process::kill_process(own, signal).unwrap();
+        }
+        for _ in 0..200 {
+            if signals.interrupts() > before.0 && signals.terminations() > before.1 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the signals were not counted");
+    }
 }
