@@ -225,7 +225,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             }
             server::may_stop(running)?;
             let start = start_file(root, &running.launch);
-            let before = health::measure(&running.listeners, request.port, health);
+            let before = health::measure(&running.listeners, request.port, health, health::PATIENCE);
             (Some(running.launch.clone()), start, before)
         }
         None => {

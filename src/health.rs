@@ -1,1 +1,340 @@
-//! health
+//! Whether a server that was started again is as well as it was before.
+//! Refuses to be content with an open port: a new process of the install must own every port, answer over
+//! the same protocol and as well as before, and keep doing so. It starts and ends nothing.
+
+use crate::error::Failure;
+use crate::net::{self, Answer, PING, Protocol};
+use crate::os::{ProcessId, processes};
+use crate::path::InstallRoot;
+use crate::ports::{self, Listener};
+use crate::server::Table;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The longest wait between two looks.
+const POLL: Duration = Duration::from_millis(20);
+/// The longest that one question may take.
+const ASK: Duration = Duration::from_secs(3);
+/// A bad status must last at least this long before it counts.
+const LEAST_BAD: Duration = Duration::from_secs(1);
+/// How far back the end of a log is read.
+const TAIL_BYTES: u64 = 64 * 1024;
+
+/// How the server answered before the stop: the measure of health.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Before {
+    pub running: bool,
+    /// Every port that must be owned again.
+    pub ports: Vec<u16>,
+    /// The one that is asked.
+    pub asked_port: Option<u16>,
+    /// None: it answered over none, and afterwards either will do.
+    pub protocol: Option<Protocol>,
+    pub path: String,
+    /// None: no answer; then 2xx or 3xx is needed afterwards.
+    pub status: Option<u16>,
+}
+
+/// Asks a running server: `path`, or the ping and, where there is none (404), `/`. With several ports,
+/// `asked` or the first that answers. `timeout` is for each single question.
+pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, timeout: Duration) -> Before {
+    let ports: BTreeSet<u16> = listeners.iter().map(|l| l.port).collect();
+    let mut before = Before {
+        running: !listeners.is_empty(),
+        ports: ports.iter().copied().collect(),
+        asked_port: asked.or(ports.first().copied()),
+        protocol: None,
+        path: path.unwrap_or(PING).to_string(),
+        status: None,
+    };
+    for listener in listeners.iter().filter(|l| asked.is_none_or(|port| port == l.port)) {
+        let at = (listener.reachable(), listener.port);
+        let Some((protocol, answer)) = net::ask_protocol_at(at.0, at.1, &before.path, timeout) else { continue };
+        before.asked_port = Some(listener.port);
+        before.protocol = Some(protocol);
+        before.status = Some(answer.status);
+        if path.is_none()
+            && answer.status == 404
+            && let Ok(front) = net::get(protocol, at.0, at.1, "/", timeout)
+        {
+            before.path = "/".to_string();
+            before.status = Some(front.status);
+        }
+        break;
+    }
+    before
+}
+
+/// How good a status is: 2xx and 3xx, then 4xx, then 5xx, then none.
+fn rank(status: Option<u16>) -> u8 {
+    match status {
+        Some(200..=399) => 3,
+        Some(400..=499) => 2,
+        Some(_) => 1,
+        None => 0,
+    }
+}
+
+/// A server that was started and may end; what the judge needs of it.
+pub trait Started {
+    /// Who it is.
+    fn id(&self) -> ProcessId;
+    /// How it ended (`exit code 1`); None while it runs.
+    fn exited(&mut self) -> std::io::Result<Option<String>>;
+}
+
+impl Started for processes::Running {
+    fn id(&self) -> ProcessId {
+        processes::Running::id(self)
+    }
+    fn exited(&mut self) -> std::io::Result<Option<String>> {
+        processes::Running::exited(self)
+    }
+}
+
+/// A server that has proven itself.
+#[derive(Debug, Clone)]
+pub struct Healthy {
+    pub pid: u32,
+    pub port: u16,
+    pub protocol: Protocol,
+    /// When the answer came that ends the outage.
+    pub first_answer: Instant,
+}
+
+/// How long the server may take to come up, and how long it must then stay well.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge {
+    pub timeout: Duration,
+    pub soak: Duration,
+}
+
+/// What one look at the server showed.
+enum Seen {
+    /// Ports that nobody new listens on.
+    Missing(Vec<u16>),
+    /// A port whose owner is not a new process of the install.
+    Stranger(u16, u32),
+    /// It listens; None: no answer (yet).
+    Status(u32, IpAddr, Option<(Protocol, u16)>),
+}
+
+impl Judge {
+    /// Waits until the server is well, and then through the soak. `old` are the processes from before the
+    /// stop; `new` is the one that we started, None where a service manager did. `tick` is called at
+    /// least between two questions.
+    /// Errors: `health-exited`, `health-timeout`, `health-status`, `health-port`, and what `tick` says.
+    pub fn judge(
+        &self,
+        before: &Before,
+        root: &InstallRoot,
+        old: &[ProcessId],
+        mut new: Option<&mut dyn Started>,
+        tick: &mut dyn FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Healthy> {
+        let begun = Instant::now();
+        let mut ports: BTreeSet<u16> = before.ports.iter().copied().collect();
+        ports.extend(before.asked_port.filter(|_| before.ports.is_empty()));
+        let Some(asked) = before.asked_port.or(ports.first().copied()) else {
+            return Err(Failure::failed("health-port", "no port is known on which the server could be asked").into());
+        };
+        let mut well: Option<(Healthy, ProcessId)> = None;
+        let mut bad: Option<(u16, Instant)> = None;
+        let mut silent: Option<Instant> = None;
+        loop {
+            tick()?;
+            if let Some(server) = new.as_deref_mut() {
+                self.still_runs(server, root, old)?;
+            }
+            if let Some((healthy, id)) = &well {
+                let lives = processes::identity(id.pid)? == Some(*id);
+                if lives && healthy.first_answer.elapsed() < self.soak {
+                    std::thread::sleep(POLL.min(self.soak.saturating_sub(healthy.first_answer.elapsed())));
+                    continue;
+                }
+            }
+            let seen = look(before, root, old, new.as_deref().map(|n| n.id()), (&ports, asked))?;
+            match &seen {
+                Seen::Status(pid, _, Some((protocol, status))) if good_enough(before, *status) => {
+                    let soaked = well.take().filter(|(healthy, _)| healthy.pid == *pid);
+                    bad = None;
+                    silent = None;
+                    match (soaked, processes::identity(*pid)?) {
+                        (Some((healthy, id)), now)
+                            if now == Some(id) && healthy.first_answer.elapsed() >= self.soak =>
+                        {
+                            return Ok(healthy);
+                        }
+                        (_, Some(id)) => {
+                            let first_answer = Instant::now();
+                            let healthy = Healthy { pid: *pid, port: asked, protocol: *protocol, first_answer };
+                            well = Some((healthy, id));
+                            // Nothing to sit out: the answer itself was the proof.
+                            if self.soak > Duration::ZERO {
+                                continue;
+                            }
+                        }
+                        (_, None) => {}
+                    }
+                }
+                Seen::Status(_, _, Some((_, status))) if *status != 503 => {
+                    well = None;
+                    silent = None;
+                    let since = bad.filter(|(same, _)| same == status).map_or_else(Instant::now, |(_, since)| since);
+                    bad = Some((*status, since));
+                    if since.elapsed() >= self.soak.max(LEAST_BAD) {
+                        return Err(failed("health-status", before, asked, &format!("status {status}")));
+                    }
+                }
+                Seen::Status(_, address, None) => {
+                    well = None;
+                    bad = None;
+                    let since = *silent.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.soak.max(LEAST_BAD) {
+                        silent = Some(Instant::now());
+                        self.speaks_otherwise(before, *address, asked)?;
+                    }
+                }
+                _ => {
+                    well = None;
+                    bad = None;
+                }
+            }
+            if begun.elapsed() >= self.timeout && well.is_none() {
+                return Err(timed_out(before, asked, &seen));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Fails at once when the started process ended badly, or ended and left nothing of the install.
+    fn still_runs(&self, server: &mut dyn Started, root: &InstallRoot, old: &[ProcessId]) -> anyhow::Result<()> {
+        let Some(how) = server.exited()? else { return Ok(()) };
+        let left_a_daemon =
+            how == "exit code 0" && !Table::read(&ports::listeners()?)?.newcomers(root, old).is_empty();
+        if left_a_daemon {
+            return Ok(());
+        }
+        let pid = server.id().pid;
+        Err(Failure::failed("health-exited", format!("the new server (pid {pid}) ended with {how}")).into())
+    }
+
+    /// Fails when the server answers over the protocol that it did not speak before.
+    fn speaks_otherwise(&self, before: &Before, address: IpAddr, port: u16) -> anyhow::Result<()> {
+        let Some(expected) = before.protocol else { return Ok(()) };
+        let answer = net::get(expected.other(), address, port, &before.path, ASK);
+        // 400: a TLS port that explains itself to a plain request.
+        match answer {
+            Ok(answer) if answer.status != 400 && answer.status != 503 => {
+                let seen = format!("status {} over {}", answer.status, expected.other());
+                Err(failed("health-status", before, port, &seen))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn good_enough(before: &Before, status: u16) -> bool {
+    let needed = if before.status.is_some() { rank(before.status) } else { rank(Some(200)) };
+    rank(Some(status)) >= needed
+}
+
+/// One look: who listens, and what he says.
+fn look(
+    before: &Before,
+    root: &InstallRoot,
+    old: &[ProcessId],
+    new: Option<ProcessId>,
+    (wanted, asked): (&BTreeSet<u16>, u16),
+) -> anyhow::Result<Seen> {
+    let listeners = ports::listeners()?;
+    let missing: Vec<u16> = wanted.iter().copied().filter(|p| !listeners.iter().any(|l| l.port == *p)).collect();
+    if !missing.is_empty() {
+        return Ok(Seen::Missing(missing));
+    }
+    let table = Table::read(&listeners)?;
+    let newcomers = table.newcomers(root, old);
+    let counts = |pid: &u32| {
+        // Where we started one, only it and its children count, or what it left behind as a daemon.
+        let of_ours = new.is_none_or(|new| table.descends(*pid, new.pid) || !table.holds(new.pid));
+        newcomers.contains(pid) && of_ours || new.is_some_and(|new| table.descends(*pid, new.pid))
+    };
+    let mut owner = None;
+    for port in wanted.iter().chain([&asked]) {
+        let held: Vec<&Listener> = listeners.iter().filter(|l| l.port == *port).collect();
+        let ours = held.iter().find_map(|l| l.pids.iter().find(|pid| counts(pid)).map(|pid| (*pid, l.reachable())));
+        match (ours, held.iter().find_map(|l| l.pids.first())) {
+            (Some(found), _) if *port == asked => owner = Some(found),
+            (Some(_), _) => {}
+            (None, Some(pid)) => return Ok(Seen::Stranger(*port, *pid)),
+            (None, None) => return Ok(Seen::Missing(vec![*port])),
+        }
+    }
+    let Some((pid, address)) = owner else { return Ok(Seen::Missing(vec![asked])) };
+    Ok(Seen::Status(pid, address, ask(before, address, asked)))
+}
+
+/// Asks over the protocol of before, or whichever it speaks.
+fn ask(before: &Before, address: IpAddr, port: u16) -> Option<(Protocol, u16)> {
+    let found: Option<(Protocol, Answer)> = match before.protocol {
+        Some(protocol) => net::get(protocol, address, port, &before.path, ASK).ok().map(|answer| (protocol, answer)),
+        None => net::ask_protocol_at(address, port, &before.path, ASK),
+    };
+    let (protocol, answer) = found?;
+    // Nobody knew before whether this server has a ping.
+    if before.status.is_none() && answer.status == 404 && before.path == PING {
+        return net::get(protocol, address, port, "/", ASK).ok().map(|front| (protocol, front.status));
+    }
+    Some((protocol, answer.status))
+}
+
+/// `https://127.0.0.1:8081/x with status 200`
+fn expectation(before: &Before, port: u16) -> String {
+    let scheme = before.protocol.map_or("http or https", Protocol::scheme);
+    let status = match before.status {
+        Some(status) => format!("a status as good as {status} (the answer before)"),
+        None => "a 2xx or 3xx status".to_string(),
+    };
+    format!("{status} at {scheme}://{}:{port}{}", Ipv4Addr::LOCALHOST, before.path)
+}
+
+fn failed(code: &'static str, before: &Before, port: u16, seen: &str) -> anyhow::Error {
+    let message = format!("the new server is not well: expected {}, seen: {seen}", expectation(before, port));
+    Failure::failed(code, message).into()
+}
+
+fn timed_out(before: &Before, asked: u16, seen: &Seen) -> anyhow::Error {
+    match seen {
+        Seen::Missing(ports) => {
+            let named: Vec<String> = ports.iter().map(u16::to_string).collect();
+            let text = format!("no new process of the install listening on port {} in time", named.join(", "));
+            failed("health-timeout", before, asked, &text)
+        }
+        Seen::Stranger(port, pid) => {
+            let text = format!("port {port} held by pid {pid}, which is not a new process of the install");
+            failed("health-port", before, asked, &text)
+        }
+        Seen::Status(_, _, None) => failed("health-timeout", before, asked, "an open port but no answer in time"),
+        Seen::Status(_, _, Some((_, status))) => {
+            failed("health-timeout", before, asked, &format!("still status {status} in time"))
+        }
+    }
+}
+
+/// The last lines (at most `lines`) that a log got after `from`; from its beginning when it has become
+/// shorter. Text that is not UTF-8 is replaced. Errors: the file cannot be read.
+pub fn tail(path: &Path, from: u64, lines: usize) -> anyhow::Result<Vec<String>> {
+    let mut file = fs_err::File::open(path)?;
+    let size = file.metadata()?.len();
+    let from = if from > size { 0 } else { from };
+    file.seek(SeekFrom::Start(from.max(size.saturating_sub(TAIL_BYTES))))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<&str> = text.lines().collect();
+    Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| line.to_string()).collect())
+}

@@ -22,7 +22,7 @@ fn server_object(cx: &Context, server: Option<&Running>) -> Value {
     let Some(running) = server else {
         return json!({"state": "stopped", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null});
     };
-    let answer = health::measure(&running.listeners, None, cx.settings.server.health.as_deref());
+    let answer = health::measure(&running.listeners, None, cx.settings.server.health.as_deref(), health::PATIENCE);
     json!({
         "state": "running",
         "pid": running.processes.first().map(|p| p.id.pid),

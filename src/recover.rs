@@ -176,7 +176,7 @@ fn measure(value: &Option<serde_json::Value>) -> Result<Before> {
 /// One look, without waiting: it owns the ports and answers as well as it should.
 fn is_healthy(expected: &Before, running: &server::Running) -> bool {
     expected.ports.iter().all(|p| running.ports.contains(p))
-        && health::answers_as_well(expected, &health::measure(&running.listeners, expected.asked_port, Some(&expected.path)))
+        && health::answers_as_well(expected, &health::measure(&running.listeners, expected.asked_port, Some(&expected.path), health::PATIENCE))
 }
 
 /// Ends the new version that this update started: whatever of it still runs.
