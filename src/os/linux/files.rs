@@ -1,1 +1,238 @@
-//! files
+//! Facts and primitives of files on Linux: what an entry is, its owner, mode and time, flushes, reflinks,
+//! room on the volume, renames that say whether they replace.
+//! Refuses to follow a link at the end of a path, except where its target is asked for by an open file.
+
+use crate::os::{Facts, Kind, Owner};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The bytes of a path, `/` between its parts. Never None on Linux.
+pub fn path_to_bytes(path: &Path) -> Option<Vec<u8>> {
+    Some(path.as_os_str().as_bytes().to_vec())
+}
+
+/// The path of these bytes.
+pub fn path_from_bytes(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+/// What stands at `path`; a link is described, not followed.
+pub fn facts(path: &Path) -> io::Result<Facts> {
+    std::fs::symlink_metadata(path).map(|data| facts_from(&data))
+}
+
+/// What this open file is.
+pub fn facts_of(file: &File) -> io::Result<Facts> {
+    file.metadata().map(|data| facts_from(&data))
+}
+
+fn facts_from(data: &Metadata) -> Facts {
+    let kind = match data.file_type() {
+        t if t.is_file() => Kind::File,
+        t if t.is_dir() => Kind::Folder,
+        t if t.is_symlink() => Kind::Link,
+        _ => Kind::Other,
+    };
+    let nanos = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+    Facts {
+        kind,
+        size: data.size(),
+        mode: data.mode() & 0o7777,
+        owner: Owner { uid: data.uid(), gid: data.gid() },
+        mtime: nanos(data.mtime(), data.mtime_nsec()),
+        ctime: nanos(data.ctime(), data.ctime_nsec()),
+        volume: data.dev(),
+        inode: data.ino(),
+        links: data.nlink(),
+    }
+}
+
+/// Gives the entry (a link itself) to `owner`. The system may clear setuid bits: set the mode afterwards.
+pub fn set_owner(path: &Path, owner: Owner) -> io::Result<()> {
+    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+    Ok(rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Sets the permission bits. Errors: the entry is a link.
+pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    let held = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let held = File::from(held);
+    if held.metadata()?.file_type().is_symlink() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a link has no mode of its own"));
+    }
+    // fchmod refuses an O_PATH handle; its name under /proc leads to the same entry, whatever was renamed since.
+    Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", held.as_raw_fd()), Mode::from_raw_mode(mode & 0o7777))?)
+}
+
+/// Sets the time of the last change of content (nanoseconds since 1970) of the entry, a link itself; the
+/// time of the last reading stays.
+pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec {
+            tv_sec: mtime.div_euclid(1_000_000_000),
+            tv_nsec: mtime.rem_euclid(1_000_000_000),
+        },
+    };
+    Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Flushes a folder, so that the names in it survive a power cut.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)?.sync_all()
+}
+
+/// Shares the contents of `src` with `dst` (a reflink). Ok(false): the volume cannot; nothing was written.
+pub fn clone_contents(src: &File, dst: &File) -> io::Result<bool> {
+    match rustix::fs::ioctl_ficlone(dst, src) {
+        Ok(()) => Ok(true),
+        Err(
+            Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL | Errno::PERM | Errno::NOSYS | Errno::TXTBSY,
+        ) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reserves room for `size` bytes without changing the file's size; Ok where the volume cannot reserve.
+pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Bytes that this user may still write on the volume of `path`.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let volume = rustix::fs::statvfs(path)?;
+    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+}
+
+/// Renames. Errors: `AlreadyExists` when anything stands at `to`.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        // This volume does not know the flag: look first. Only the lock's holder writes here.
+        Err(Errno::INVAL | Errno::NOSYS) => match std::fs::symlink_metadata(to) {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::rename(from, to),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Renames, replacing what stands at `to` in one step.
+pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)
+}
+
+/// Makes a symbolic link `at` that says `target`.
+pub fn make_link(target: &Path, at: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, at)
+}
+
+/// Makes a folder that only its owner may enter. Ok if a folder is there. Errors: something else is.
+pub fn private_folder(path: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && facts(path)?.kind == Kind::Folder => Ok(()),
+        done => done,
+    }
+}
+
+/// Opens for reading and writing, creating with mode 0600; the contents stay. Errors: a link stands there.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn facts_describe_a_link_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("f"), dir.path().join("l"));
+        std::fs::write(&file, "abc").unwrap();
+        make_link(Path::new("f"), &link).unwrap();
+        assert_eq!(facts(&file).unwrap().kind, Kind::File);
+        assert_eq!(facts(&file).unwrap().size, 3);
+        assert_eq!(facts(&link).unwrap().kind, Kind::Link);
+        assert_eq!(facts(dir.path()).unwrap().kind, Kind::Folder);
+        assert_eq!(facts(Path::new("/dev/null")).unwrap().kind, Kind::Other);
+        assert_eq!(facts_of(&File::open(&link).unwrap()).unwrap(), facts(&file).unwrap());
+    }
+
+    #[test]
+    fn mode_time_and_owner_never_pass_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("f"), dir.path().join("l"));
+        std::fs::write(&file, "abc").unwrap();
+        make_link(Path::new("f"), &link).unwrap();
+        set_mode(&file, 0o640).unwrap();
+        set_mtime(&file, -1_500_000_000).unwrap();
+        let before = facts(&file).unwrap();
+        assert_eq!((before.mode, before.mtime), (0o640, -1_500_000_000));
+        assert!(set_mode(&link, 0o777).is_err());
+        set_mtime(&link, 77).unwrap();
+        set_owner(&link, facts(&link).unwrap().owner).unwrap();
+        assert_eq!(facts(&link).unwrap().mtime, 77);
+        assert_eq!(facts(&file).unwrap(), before);
+    }
+
+    #[test]
+    fn renames_say_whether_they_replace() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, "a").unwrap();
+        std::fs::write(&b, "b").unwrap();
+        assert_eq!(rename_new(&a, &b).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&b).unwrap(), b"b");
+        rename_over(&a, &b).unwrap();
+        assert_eq!(std::fs::read(&b).unwrap(), b"a");
+        rename_new(&b, &a).unwrap();
+        sync_folder(dir.path()).unwrap();
+        assert!(sync_folder(&a).is_err());
+    }
+
+    #[test]
+    fn private_things_are_private_and_keep_their_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, file) = (dir.path().join("d"), dir.path().join("f"));
+        private_folder(&folder).unwrap();
+        private_folder(&folder).unwrap();
+        assert_eq!(facts(&folder).unwrap().mode, 0o700);
+        open_private(&file).unwrap().write_all(b"abc").unwrap();
+        assert_eq!(facts_of(&open_private(&file).unwrap()).unwrap().size, 3);
+        assert_eq!(facts(&file).unwrap().mode, 0o600);
+        assert!(private_folder(&file).is_err());
+        make_link(Path::new("f"), &dir.path().join("l")).unwrap();
+        assert!(open_private(&dir.path().join("l")).is_err());
+    }
+
+    #[test]
+    fn room_and_clones() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(free_space(dir.path()).unwrap() > 0);
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, "abc").unwrap();
+        let to = File::create(&b).unwrap();
+        preallocate(&to, 1 << 20).unwrap();
+        assert_eq!(facts(&b).unwrap().size, 0);
+        let cloned = clone_contents(&File::open(&a).unwrap(), &to).unwrap();
+        assert_eq!(std::fs::read(&b).unwrap(), if cloned { &b"abc"[..] } else { b"" });
+        let odd = path_from_bytes(b"a/\xff");
+        assert_eq!(path_to_bytes(&odd).unwrap(), b"a/\xff");
+    }
+}
