@@ -57,7 +57,7 @@ pub struct Backup {
 
 /// `update_backup_YYYYMMDD_HHMMSS` in local time, with a suffix where one of that name exists.
 pub fn new_id(backups: &Path) -> Result<String> {
-    let stamp = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y%m%d_%H%M%S").to_string();
+    let stamp = jiff::ZonedDateTime::now().strftime("%Y%m%d_%H%M%S").to_string();
     let mut id = format!("update_backup_{stamp}");
     let mut n = 1;
     while fsx::exists(&backups.join(&id))? {

@@ -216,9 +216,6 @@ pub enum Ended {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let args: Vec<OsString> = args.into_iter().collect();
     let error = match Cli::try_parse_from(&args) {
-        // Not by clap's own rule: that would refuse the global options before `prune`, too.
-        Ok(Cli { command: Command::Backups(Backups { check: true, action: Some(_) }), .. }) => Cli::command()
-            .error(clap::error::ErrorKind::ArgumentConflict, "the argument --check cannot be used with prune"),
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 /// The longest wait between two looks.
 const POLL: Duration = Duration::from_millis(20);
 /// The longest that one question may take.
+/// How long a server is given to answer when it is measured.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 const ASK: Duration = Duration::from_secs(3);
 /// A bad status must last at least this long before it counts.
 const LEAST_BAD: Duration = Duration::from_secs(1);
@@ -236,6 +238,12 @@ impl Judge {
             _ => Ok(()),
         }
     }
+}
+
+/// True when a measured answer is at least as good as the one expected.
+pub fn answers_as_well(expected: &Before, measured: &Before) -> bool {
+    let protocol = expected.protocol.is_none() || expected.protocol == measured.protocol;
+    protocol && measured.status.is_some_and(|status| good_enough(expected, status))
 }
 
 fn good_enough(before: &Before, status: u16) -> bool {
