@@ -4,7 +4,7 @@
 use crate::error::{ErrorRecord, Failure};
 use crate::path::InstallRoot;
 use crate::report::{self, Color, ascii};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 /// The longest wait between two looks.
 const POLL: Duration = Duration::from_millis(20);
 /// The longest that one question may take.
-/// How long a server is given to answer when it is measured.
-pub const PATIENCE: Duration = Duration::from_secs(5);
 const ASK: Duration = Duration::from_secs(3);
 /// A bad status must last at least this long before it counts.
+/// How long a server is given to answer when it is measured.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 const LEAST_BAD: Duration = Duration::from_secs(1);
 /// How far back the end of a log is read.
 const TAIL_BYTES: u64 = 64 * 1024;
@@ -206,7 +206,8 @@ impl Judge {
                     bad = None;
                 }
             }
-            if begun.elapsed() >= self.timeout && well.is_none() {
+            let too_late = |(healthy, _): &(Healthy, ProcessId)| healthy.first_answer >= begun + self.timeout;
+            if begun.elapsed() >= self.timeout && well.as_ref().is_none_or(too_late) {
                 return Err(timed_out(before, asked, &seen));
             }
             std::thread::sleep(POLL);
@@ -216,8 +217,7 @@ impl Judge {
     /// Fails at once when the started process ended badly, or ended and left nothing of the install.
     fn still_runs(&self, server: &mut dyn Started, root: &InstallRoot, old: &[ProcessId]) -> anyhow::Result<()> {
         let Some(how) = server.exited()? else { return Ok(()) };
-        let left_a_daemon =
-            how == "exit code 0" && !Table::read(&ports::listeners()?)?.newcomers(root, old).is_empty();
+        let left_a_daemon = how == "exit code 0" && !Table::read(&ports::listeners()?)?.newcomers(root, old).is_empty();
         if left_a_daemon {
             return Ok(());
         }
@@ -345,4 +345,124 @@ pub fn tail(path: &Path, from: u64, lines: usize) -> anyhow::Result<Vec<String>>
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
     Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| line.to_string()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command, Stdio};
+
+    /// Answers every request with the status in `STATUS`, or never where that is 0.
+    const SERVE: &str = "import http.server,os,sys\n\
+        s=int(os.environ['STATUS'])\n\
+        class H(http.server.BaseHTTPRequestHandler):\n\
+        \x20def do_GET(self):\n\
+        \x20 self.send_response(s if self.path=='/' or s!=200 else 404)\n\
+        \x20 self.end_headers()\n\
+        if s==0: sys.exit(3)\n\
+        http.server.ThreadingHTTPServer(('127.0.0.1',int(os.environ['PORT'])),H).serve_forever()\n";
+
+    /// A child that is ended with the test, by its own handle.
+    struct Server(Child, ProcessId);
+    impl Drop for Server {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    impl Started for Server {
+        fn id(&self) -> ProcessId {
+            self.1
+        }
+        fn exited(&mut self) -> std::io::Result<Option<String>> {
+            Ok(self.0.try_wait()?.map(|status| format!("exit code {}", status.code().unwrap_or(-1))))
+        }
+    }
+
+    fn start(root: &InstallRoot, port: u16, status: u16) -> Server {
+        let mut command = Command::new("python3");
+        command.arg("run.py").current_dir(root.path()).env("PORT", port.to_string());
+        command.env("STATUS", status.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let id = processes::identity(child.id()).unwrap().unwrap();
+        Server(child, id)
+    }
+
+    fn install() -> (tempfile::TempDir, InstallRoot, u16) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("run.py"), SERVE).unwrap();
+        let root = InstallRoot::resolve(folder.path()).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        (folder, root, port)
+    }
+
+    fn before(port: u16, status: Option<u16>) -> Before {
+        let protocol = status.map(|_| Protocol::Http);
+        let (ports, asked_port) = (vec![port], Some(port));
+        Before { running: true, ports, asked_port, protocol, path: "/".to_string(), status }
+    }
+
+    const QUICK: Judge = Judge { timeout: Duration::from_secs(20), soak: Duration::from_millis(200) };
+
+    fn judged(judge: Judge, was: &Before, root: &InstallRoot, new: &mut Server) -> Result<Healthy, &'static str> {
+        judge
+            .judge(was, root, &[], Some(new), &mut || Ok(()))
+            .map_err(|error| error.downcast_ref::<Failure>().map_or("other", |failure| failure.code))
+    }
+
+    #[test]
+    fn a_server_as_good_as_before_is_healthy() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 200);
+        let healthy = judged(QUICK, &before(port, Some(200)), &root, &mut server).unwrap();
+        assert_eq!((healthy.pid, healthy.port, healthy.protocol), (server.1.pid, port, Protocol::Http));
+        assert!(healthy.first_answer.elapsed() >= QUICK.soak);
+        let measured = measure(&ports::held_by(port).unwrap(), None, None, ASK);
+        assert_eq!((measured.path.as_str(), measured.status), ("/", Some(200)));
+        assert_eq!((measured.protocol, measured.asked_port), (Some(Protocol::Http), Some(port)));
+    }
+
+    #[test]
+    fn a_worse_status_fails_and_an_equal_one_does_not() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 500);
+        assert_eq!(judged(QUICK, &before(port, Some(404)), &root, &mut server).unwrap_err(), "health-status");
+        assert_eq!(judged(QUICK, &before(port, None), &root, &mut server).unwrap_err(), "health-status");
+        assert!(judged(QUICK, &before(port, Some(503)), &root, &mut server).is_ok());
+    }
+
+    #[test]
+    fn an_end_at_start_fails_at_once() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 0);
+        let begun = Instant::now();
+        assert_eq!(judged(QUICK, &before(port, None), &root, &mut server).unwrap_err(), "health-exited");
+        assert!(begun.elapsed() < QUICK.timeout);
+    }
+
+    #[test]
+    fn a_503_is_waited_out_until_the_timeout() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 503);
+        let judge = Judge { timeout: Duration::from_secs(3), ..QUICK };
+        assert_eq!(judged(judge, &before(port, Some(200)), &root, &mut server).unwrap_err(), "health-timeout");
+    }
+
+    #[test]
+    fn a_stranger_on_the_port_is_no_health() {
+        let (_folder, root, port) = install();
+        let (_other, elsewhere, own) = install();
+        let _stranger = start(&elsewhere, port, 200);
+        let mut server = start(&root, own, 200);
+        let judge = Judge { timeout: Duration::from_secs(3), ..QUICK };
+        assert_eq!(judged(judge, &before(port, Some(200)), &root, &mut server).unwrap_err(), "health-port");
+    }
+
+    #[test]
+    fn the_tail_begins_at_the_offset() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "old\nnew 1\nnew 2\nnew 3\n").unwrap();
+        assert_eq!(tail(file.path(), 4, 2).unwrap(), ["new 2", "new 3"]);
+        assert_eq!(tail(file.path(), 900, 20).unwrap().len(), 4);
+    }
 }

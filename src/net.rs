@@ -63,13 +63,7 @@ pub const PING: &str = "/api/sync/ping";
 const BODY: u64 = 64 * 1024;
 
 /// One GET request. Errors: no connection, no HTTP answer, or not within `timeout`.
-pub fn get(
-    protocol: Protocol,
-    addr: IpAddr,
-    port: u16,
-    path: &str,
-    timeout: Duration,
-) -> Result<Answer, ProbeError> {
+pub fn get(protocol: Protocol, addr: IpAddr, port: u16, path: &str, timeout: Duration) -> Result<Answer, ProbeError> {
     let host = match addr {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => format!("[{v6}]"),
@@ -161,5 +155,33 @@ mod tests {
         let server = TcpListener::bind((HERE, 0)).unwrap();
         let port = server.local_addr().unwrap().port();
         assert!(get(Protocol::Https, HERE, port, "/", Duration::from_millis(200)).is_err());
+    }
+
+    const TLS: &str = "import http.server,ssl,sys\n\
+        s=http.server.HTTPServer(('127.0.0.1',0),http.server.SimpleHTTPRequestHandler)\n\
+        c=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
+        c.load_cert_chain('c.pem','k.pem')\n\
+        s.socket=c.wrap_socket(s.socket,server_side=True)\n\
+        print(s.server_port,flush=True)\n\
+        s.serve_forever()\n";
+
+    #[test]
+    fn a_self_signed_server_is_found_to_speak_https() {
+        use std::io::BufRead;
+        use std::process::{Command, Stdio};
+        let folder = tempfile::tempdir().unwrap();
+        let words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout k.pem -out c.pem";
+        let made = Command::new("openssl").args(words.split(' ')).current_dir(folder.path()).output().unwrap();
+        assert!(made.status.success());
+        let mut command = Command::new("python3");
+        command.args(["-c", TLS]).current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut server = command.spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let found = ask_protocol_at(HERE, line.trim().parse().unwrap(), "/", Duration::from_secs(3));
+        server.kill().unwrap();
+        server.wait().unwrap();
+        let (protocol, answer) = found.unwrap();
+        assert_eq!((protocol, answer.status), (Protocol::Https, 200));
     }
 }

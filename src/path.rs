@@ -142,6 +142,10 @@ impl RelPath {
     pub fn child(&self, name: &std::ffi::OsStr) -> Option<RelPath> {
         RelPath::from_disk(&self.to_path().join(name))
     }
+    /// Python's compiled files: never part of a version, moved away with every swap.
+    pub fn is_cache(&self) -> bool {
+        self.parts().any(|part| part == b"__pycache__")
+    }
     /// What remains after `prefix/`.
     pub fn strip(&self, prefix: &RelPath) -> Option<RelPath> {
         (self.is_within(prefix) && self != prefix).then(|| RelPath(self.0[prefix.0.len() + 1..].to_vec()))

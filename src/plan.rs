@@ -213,7 +213,7 @@ fn owned(root: &InstallRoot, tops: &BTreeSet<RelPath>, receipt: Option<&Receipt>
             let path = RelPath::from_disk(relative)
                 .with_context(|| format!("the name {} cannot be used", relative.display()))?;
             let is_folder = item.file_type().is_dir();
-            if rules.preserve.class_of(&path, is_folder).is_some() || is_cache(&path) {
+            if rules.preserve.class_of(&path, is_folder).is_some() || path.is_cache() {
                 if is_folder {
                     walk.skip_current_dir();
                 }
@@ -237,11 +237,6 @@ fn owned(root: &InstallRoot, tops: &BTreeSet<RelPath>, receipt: Option<&Receipt>
     Ok((live, folders))
 }
 
-/// Python's compiled files: never part of a version, moved away with every swap.
-pub fn is_cache(path: &RelPath) -> bool {
-    path.parts().any(|part| part == b"__pycache__")
-}
-
 /// Folders in which nothing is left once `gone` is away, deepest first.
 fn emptied(
     root: &InstallRoot,
@@ -258,7 +253,7 @@ fn emptied(
         let mut all_gone = true;
         for child in fs_err::read_dir(root.join(folder))? {
             let child = folder.child(&child?.file_name());
-            all_gone &= child.is_some_and(|child| away.contains(&child) || is_cache(&child));
+            all_gone &= child.is_some_and(|child| away.contains(&child) || child.is_cache());
         }
         if all_gone {
             away.insert(folder.clone());

@@ -37,7 +37,7 @@ pub fn listeners() -> anyhow::Result<Vec<Listener>> {
         Err(_) if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_err() => {}
         Err(error) => return Err(error),
     }
-    all.sort_by(|a, b| (a.port, a.address).cmp(&(b.port, b.address)));
+    all.sort_by_key(|listener| (listener.port, listener.address));
     Ok(all)
 }
 

@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
 /// Programs that stand in a folder because a person does; by standing there they make nothing ours.
-const SHELLS: [&str; 14] = [
-    "sh", "bash", "dash", "zsh", "fish", "ksh", "cmd", "powershell", "pwsh", "login", "su", "sudo", "screen", "sshd",
-];
+const SHELLS: [&str; 14] =
+    ["sh", "bash", "dash", "zsh", "fish", "ksh", "cmd", "powershell", "pwsh", "login", "su", "sudo", "screen", "sshd"];
 /// More of them, matched by how the name starts (`tmux: server`, `sshd-session`).
 const SHELL_STARTS: [&str; 4] = ["tmux", "screen", "sshd", "systemd"];
 /// Programs whose first plain argument is the program that really runs.
@@ -25,8 +24,20 @@ const INTERPRETERS: [&str; 11] =
     ["python", "pythonw", "pypy", "py", "node", "ruby", "perl", "php", "waitress-serve", "gunicorn", "uwsgi"];
 /// Programs that only start and watch another one: standing in the root above a server, they are its top.
 const RUNNERS: [&str; 14] = [
-    "uv", "pipenv", "poetry", "hatch", "pdm", "honcho", "foreman", "overmind", "supervisord", "gunicorn", "uwsgi",
-    "uvicorn", "hypercorn", "waitress-serve",
+    "uv",
+    "pipenv",
+    "poetry",
+    "hatch",
+    "pdm",
+    "honcho",
+    "foreman",
+    "overmind",
+    "supervisord",
+    "gunicorn",
+    "uwsgi",
+    "uvicorn",
+    "hypercorn",
+    "waitress-serve",
 ];
 /// Interpreter options that take the next argument with them.
 const WITH_VALUE: [&str; 3] = ["-W", "-X", "--check-hash-based-pycs"];
@@ -194,7 +205,7 @@ impl Table {
     /// True when the program of `pid` lies in an install that is not this one.
     fn is_of_another(&self, pid: u32, root: &Path) -> bool {
         let programs = self.all.get(&pid).map(Entry::programs).unwrap_or_default();
-        programs.iter().any(|p| !lies_in(p, root) && p.ancestors().skip(1).any(|folder| is_install(folder)))
+        programs.iter().any(|p| !lies_in(p, root) && p.ancestors().skip(1).any(is_install))
     }
 
     fn tie_with_parents(&self, pid: u32, root: &Path) -> Tie {
@@ -397,12 +408,7 @@ pub fn tree_of(id: ProcessId, root: &InstallRoot) -> anyhow::Result<Option<Runni
 }
 
 /// Holds the tree below `top`. None: it ended meanwhile.
-fn gather(
-    table: &Table,
-    listeners: Vec<Listener>,
-    top: u32,
-    root: &InstallRoot,
-) -> anyhow::Result<Option<Running>> {
+fn gather(table: &Table, listeners: Vec<Listener>, top: u32, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
     let mut members = vec![top];
     members.extend(table.below(top));
     let mut found = Vec::new();
@@ -594,13 +600,11 @@ pub fn may_stop(running: &Running) -> anyhow::Result<()> {
 /// Ends the whole tree: asks politely, waits `timeout` (calling `tick` at least every 10 ms), then kills;
 /// afterwards waits until its ports are free. Children started meanwhile are ended too.
 /// Errors: what `tick` says, a process that cannot be ended, a port that stays taken (its holder is named).
-pub fn stop(
-    running: &Running,
-    timeout: Duration,
-    tick: &mut dyn FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+pub fn stop(running: &Running, timeout: Duration, tick: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut late = Latecomers::default();
+    // What was started since detection is held while its parents still show whose it is.
+    late.scan(running, false)?;
     for handle in &running.handles {
         end(handle, false)?;
     }
@@ -694,5 +698,173 @@ fn wait_for_ports(ports: &[u16], tick: &mut dyn FnMut() -> anyhow::Result<()>) -
         }
         tick()?;
         std::thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command, Stdio};
+
+    const SERVE: &str = "import http.server,os\n\
+        http.server.ThreadingHTTPServer(('127.0.0.1',int(os.environ['PORT'])),http.server.SimpleHTTPRequestHandler)\
+        .serve_forever()\n";
+
+    /// A child that is ended with the test, by its own handle.
+    struct Ended(Child);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn install(text: &str) -> (tempfile::TempDir, InstallRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("app")).unwrap();
+        std::fs::create_dir(folder.path().join("instance")).unwrap();
+        std::fs::write(folder.path().join("run.py"), text).unwrap();
+        let root = InstallRoot::resolve(folder.path()).unwrap();
+        (folder, root)
+    }
+
+    fn free_port() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    fn start(root: &InstallRoot, command: &[&str], port: u16) -> Ended {
+        let mut child = Command::new(command[0]);
+        child.args(&command[1..]).current_dir(root.path()).env("PORT", port.to_string());
+        Ended(child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn wait_listening(port: u16) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while ports::is_free(port).unwrap() {
+            assert!(Instant::now() < until, "nothing listens on {port}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    #[test]
+    fn the_server_is_found_and_stopped_and_bystanders_live() {
+        let (_a, ours) = install(SERVE);
+        let (_b, theirs) = install(SERVE);
+        let (port, other) = (free_port(), free_port());
+        let server = start(&ours, &["python3", "run.py"], port);
+        let mut bystander = start(&theirs, &["python3", "run.py"], other);
+        let mut reader = start(&ours, &["tail", "-f", "run.py"], port);
+        wait_listening(port);
+        wait_listening(other);
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+
+        let running = find(&ours).unwrap().unwrap();
+        assert_eq!(running.ids().iter().map(|id| id.pid).collect::<Vec<_>>(), [server.0.id()]);
+        assert_eq!(running.ports, [port]);
+        // The first one may be the program that a wrapper on PATH turned into.
+        assert_eq!(running.launch.argv[1..], ["run.py"]);
+        assert_eq!(running.launch.cwd, ours.path());
+        assert!(running.launch.env.contains(&("PORT".to_string(), port.to_string())));
+        assert!(foreign_owner(port, &ours).unwrap().is_none());
+        assert_eq!(foreign_owner(other, &ours).unwrap().unwrap().code, "port-foreign");
+        may_stop(&running).unwrap();
+
+        stop(&running, Duration::from_secs(10), &mut || Ok(())).unwrap();
+        assert!(ports::is_free(port).unwrap());
+        assert!(find(&ours).unwrap().is_none());
+        assert!(bystander.0.try_wait().unwrap().is_none());
+        assert!(reader.0.try_wait().unwrap().is_none());
+        assert!(find(&theirs).unwrap().is_some());
+        drop(client);
+    }
+
+    #[test]
+    fn the_children_of_a_server_that_ignores_the_polite_signal_end_too() {
+        let (_a, root) = install(&format!(
+            "import signal,subprocess\nsignal.signal(signal.SIGTERM,signal.SIG_IGN)\n\
+             subprocess.Popen(['sleep','600'],cwd='/')\n{SERVE}"
+        ));
+        let port = free_port();
+        let _server = start(&root, &["python3", "-u", "run.py"], port);
+        wait_listening(port);
+        let running = find(&root).unwrap().unwrap();
+        assert_eq!(running.processes.len(), 2);
+        stop(&running, Duration::from_millis(300), &mut || Ok(())).unwrap();
+        for handle in &running.handles {
+            assert!(!handle.is_alive().unwrap());
+        }
+    }
+
+    #[test]
+    fn two_servers_of_one_install_are_refused() {
+        let (_a, root) = install(SERVE);
+        let (first, second) = (free_port(), free_port());
+        let _one = start(&root, &["python3", "run.py"], first);
+        let _two = start(&root, &["python3", "run.py"], second);
+        wait_listening(first);
+        wait_listening(second);
+        let error = find(&root).unwrap_err();
+        assert_eq!(crate::error::record(&error).code, "several-servers");
+    }
+
+    fn entry(parent: u32, cwd: &str, argv: &[&str]) -> Entry {
+        let argv = argv.iter().map(|part| part.to_string()).collect();
+        Entry { parent: Some(parent), argv, cwd: Some(cwd.into()), exe: None, env: Vec::new(), started: 1 }
+    }
+
+    fn listener(pids: &[u32]) -> Listener {
+        Listener { address: std::net::Ipv4Addr::LOCALHOST.into(), port: 1, pids: pids.to_vec() }
+    }
+
+    #[test]
+    fn shells_and_editors_above_a_server_are_left_alone() {
+        let (_a, root) = install("");
+        let here = root.path().to_str().unwrap().to_string();
+        let all = HashMap::from([
+            (10, entry(1, &here, &["vim", "run.py"])),
+            (11, entry(10, &here, &["bash"])),
+            (12, entry(11, &here, &["python3", "-W", "ignore", "run.py"])),
+            (13, entry(12, "/", &["worker"])),
+            (14, entry(12, &here, &["updater", "apply"])),
+            (15, entry(14, &here, &["unzip"])),
+        ]);
+        let table = Table::of(all, &[listener(&[12])], 14);
+        assert_eq!(the_top(&table, &root).unwrap(), Some(12));
+        assert_eq!(table.below(12), [13]);
+        assert!(!belongs(&table, 14, &root) && !belongs(&table, 11, &root));
+    }
+
+    #[test]
+    fn a_nested_or_foreign_install_is_not_ours() {
+        let (_a, root) = install("");
+        let (_b, other) = install("");
+        let nested = root.path().join("copy");
+        std::fs::create_dir_all(nested.join(".updater")).unwrap();
+        let (here, there) = (root.path().to_str().unwrap(), other.path().to_str().unwrap());
+        let all = HashMap::from([
+            (10, entry(1, nested.to_str().unwrap(), &["python3", "run.py"])),
+            (11, entry(1, there, &["python3", "run.py"])),
+            (12, entry(11, here, &["worker"])),
+            (13, entry(1, here, &["python3.12", "-m", "waitress"])),
+        ]);
+        let table = Table::of(all, &[listener(&[10, 11, 12, 13])], 99);
+        let ours: Vec<bool> = (10..14).map(|pid| belongs(&table, pid, &root)).collect();
+        assert_eq!(ours, [false, false, false, true]);
+    }
+
+    #[test]
+    fn the_guess_prefers_the_settings_then_the_venv() {
+        let (_a, root) = install("");
+        let env = BTreeMap::from([("PORT".to_string(), "81".to_string())]);
+        assert_eq!(guess_launch(&root, None, &env).unwrap().argv, ["python3", "run.py"]);
+        let python = root.path().join(".venv/bin/python");
+        std::fs::create_dir_all(python.parent().unwrap()).unwrap();
+        std::fs::write(&python, "").unwrap();
+        let guess = guess_launch(&root, None, &env).unwrap();
+        assert_eq!(guess.argv[0], python.to_str().unwrap());
+        assert!(guess.env.contains(&("PORT".to_string(), "81".to_string())));
+        let command = ["bin/serve".to_string(), "-x".to_string()];
+        let argv = guess_launch(&root, Some(&command), &env).unwrap().argv;
+        assert_eq!(argv, [root.path().join("bin/serve").to_str().unwrap(), "-x"]);
     }
 }

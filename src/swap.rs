@@ -9,7 +9,7 @@ use crate::fsx;
 use crate::journal::{Arrival, Folder, Intent, Moves};
 use crate::os::{Kind, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::plan::{Action, Plan, is_cache};
+use crate::plan::{Action, Plan};
 use crate::preserve::Preserve;
 use crate::staging::{self, Staged};
 use anyhow::{Context, Result};
@@ -219,7 +219,7 @@ fn empty_made_folder(_root: &InstallRoot, path: &RelPath, folder: &Path, after: 
     for child in fs_err::read_dir(folder)? {
         let child = child?;
         if let Some(name) = path.child(&child.file_name()) {
-            if is_cache(&name) {
+            if name.is_cache() {
                 fsx::remove_own_tree(&child.path())?;
             } else {
                 set_aside(&child.path(), after, &name)?;

@@ -8,7 +8,6 @@ use crate::error::Failure;
 use crate::fsx;
 use crate::os::{Kind, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::plan::is_cache;
 use crate::preserve::{Preserve, database_set};
 use crate::receipt::{Line, Receipt};
 use crate::staging::Staged;
@@ -128,7 +127,7 @@ fn unknown(root: &InstallRoot, receipt: &Receipt, preserve: &Preserve) -> Result
             let Ok(item) = item else { continue };
             let Some(path) = RelPath::from_disk(item.path().strip_prefix(root.path())?) else { continue };
             let folder = item.file_type().is_dir();
-            if preserve.class_of(&path, folder).is_some() || is_cache(&path) {
+            if preserve.class_of(&path, folder).is_some() || path.is_cache() {
                 if folder {
                     walk.skip_current_dir();
                 }
