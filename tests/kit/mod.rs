@@ -286,7 +286,7 @@ fn servers_of(root: &Path) -> Vec<u32> {
 pub fn kill(pid: u32) {
     use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
     let pid = Pid::from_u32(pid);
-    let mut system = System::new();
+    let mut system = System::new().unwrap();
     system.refresh_processes_specifics(
         ProcessesToUpdate::Some(&[pid]),
         true,
