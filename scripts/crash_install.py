@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""crash_install.py WORK prepare|setup|recover|check|stop - the small install of scripts/crash-test.
+
+`check` prints OLD, NEW or BROKEN first: the tree by hash, the row of the database, the server by ping.
+"""
+import hashlib, json, os, shutil, signal, socket, sqlite3, subprocess, sys, time, urllib.request, zipfile
+from pathlib import Path
+
+work = Path(sys.argv[1]).resolve()
+site, bundle, port_file = work / 'site', work / 'bundle.zip', work / 'port'
+OWN = ('.updater', 'backups', 'instance', '__pycache__')
+
+
+def code(version):
+    files = {'run.py': f'PORT = 8080\nVERSION = "{version}"\nREQUIRE = "app/core.py"\n',
+             'app/__init__.py': '# package\n', 'app/core.py': f'# core of {version}\n'}
+    files |= {'app/old.py': '# old\n'} if version == '1.0' else {'app/new/new.py': '# new\n'}
+    return files
+
+
+def data():
+    return {'uploads/a.txt': 'an upload\n', '.env': 'SECRET=1\n', 'config/c.json': '{}\n'}
+
+
+def port():
+    return int(port_file.read_text())
+
+
+def ping():
+    try:
+        with urllib.request.urlopen(f'http://127.0.0.1:{port()}/api/sync/ping', timeout=5) as answer:
+            return json.load(answer)
+    except OSError:
+        return None
+
+
+def prepare():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port_file.write_text(str(s.getsockname()[1]))
+    with zipfile.ZipFile(bundle, 'w', zipfile.ZIP_DEFLATED) as z:
+        for name, text in code('2.0').items():
+            z.writestr(f'site-2.0/{name}', text)
+
+
+def stop():
+    """Ends what stands in the scratch install, by pid."""
+    for _ in range(100):
+        pids = []
+        for entry in Path('/proc').iterdir():
+            try:
+                if entry.name.isdigit() and Path(os.readlink(entry / 'cwd').removesuffix(' (deleted)')) == site:
+                    if (entry / 'stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z':
+                        pids.append(int(entry.name))
+            except OSError:
+                pass
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        time.sleep(0.02)
+
+
+def setup():
+    stop()
+    shutil.rmtree(site, ignore_errors=True)
+    for name, text in (code('1.0') | data()).items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    (site / 'instance').mkdir()
+    with sqlite3.connect(site / 'instance/app.db') as db:
+        db.execute('PRAGMA journal_mode=WAL')
+        db.execute('CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT)')
+        db.execute("INSERT INTO notes VALUES(1, 'a row')")
+    db.close()
+    log = open(site / 'instance/server.log', 'w')
+    subprocess.Popen([os.environ['STANDIN'], 'run.py'], cwd=site, env={**os.environ, 'PORT': str(port())},
+                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    if not wait():
+        sys.exit('the server does not start')
+
+
+def wait():
+    deadline = time.time() + 15
+    while time.time() < deadline:
+        if answer := ping():
+            return answer
+        time.sleep(0.02)
+    return None
+
+
+def recover():
+    done = subprocess.run([os.environ['UPDATER'], '--root', str(site), 'recover'], stdin=subprocess.DEVNULL)
+    sys.exit(done.returncode)
+
+
+def tree():
+    found = {}
+    for path in site.rglob('*'):
+        name = path.relative_to(site)
+        if path.is_file() and name.parts[0] not in OWN and '__pycache__' not in name.parts:
+            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def check():
+    def hashed(files):
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    now = tree()
+    verdict = next((word for word, version in (('OLD', '1.0'), ('NEW', '2.0'))
+                    if now == hashed(code(version) | data())), None)
+    if not verdict:
+        print('BROKEN tree:', *sorted(now))
+        return
+    with sqlite3.connect(site / 'instance/app.db') as db:
+        rows = db.execute('SELECT * FROM notes').fetchall()
+    db.close()
+    if rows != [(1, 'a row')]:
+        print('BROKEN database:', rows)
+        return
+    answer, wanted = wait(), {'OLD': '1.0', 'NEW': '2.0'}[verdict]
+    if not answer or answer['version'] != wanted:
+        print('BROKEN server:', answer, 'on the tree', verdict)
+        return
+    print(verdict)
+
+
+{'prepare': prepare, 'setup': setup, 'recover': recover, 'check': check, 'stop': stop}[sys.argv[2]]()
