@@ -44,16 +44,9 @@ fn play() -> Result<bool> {
     make_bundle(&good, "2.0", "")?;
     make_bundle(&broken, "3.0", "EXIT = 1\n")?;
 
-    println!(
-        "Demo: a server of version 1.0 in {}, port {port}",
-        root.display()
-    );
+    println!("Demo: a server of version 1.0 in {}, port {port}", root.display());
     let server = start(&root, port)?;
-    let _ending = EndServer {
-        root: root.clone(),
-        port,
-        first: Some(server),
-    };
+    let _ending = EndServer { root: root.clone(), port, first: Some(server) };
     let mut fine = expect_version(port, "1.0")?;
 
     println!("\nDemo: a good release, 2.0");
@@ -69,10 +62,7 @@ fn play() -> Result<bool> {
 /// The `updater` beside the examples' folder, built now: `cargo run --example` builds no binary.
 fn updater_binary() -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
-    let profile = exe
-        .parent()
-        .and_then(Path::parent)
-        .ok_or("this program lies in no target folder")?;
+    let profile = exe.parent().and_then(Path::parent).ok_or("this program lies in no target folder")?;
     let updater = profile.join(format!("updater{}", std::env::consts::EXE_SUFFIX));
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
@@ -92,11 +82,7 @@ fn updater_binary() -> Result<PathBuf> {
     if updater.is_file() {
         return Ok(updater);
     }
-    Err(format!(
-        "{} is not there; run `cargo build --release --bin updater` first",
-        updater.display()
-    )
-    .into())
+    Err(format!("{} is not there; run `cargo build --release --bin updater` first", updater.display()).into())
 }
 
 fn script(version: &str, more: &str) -> String {
@@ -120,11 +106,7 @@ fn make_bundle(path: &Path, version: &str, more: &str) -> Result<()> {
     let mut zip = zip::ZipWriter::new(std::fs::File::create(path)?);
     let options = zip::write::SimpleFileOptions::default();
     let core = format!("# core of {version}\n");
-    let files = [
-        ("run.py", script(version, more)),
-        ("app/core.py", core),
-        ("app/new.py", "# new\n".into()),
-    ];
+    let files = [("run.py", script(version, more)), ("app/core.py", core), ("app/new.py", "# new\n".into())];
     for (name, text) in files {
         zip.start_file(format!("site-{version}/{name}"), options)?;
         zip.write_all(text.as_bytes())?;
@@ -147,16 +129,8 @@ fn start(root: &Path, port: u16) -> Result<Child> {
 
 /// Runs `updater apply`, its output straight to the terminal; true when it ended with `wanted`.
 fn apply(updater: &Path, root: &Path, bundle: &Path, wanted: i32) -> Result<bool> {
-    println!(
-        "$ updater apply {}",
-        bundle.file_name().unwrap_or_default().to_string_lossy()
-    );
-    let status = Command::new(updater)
-        .arg("--root")
-        .arg(root)
-        .arg("apply")
-        .arg(bundle)
-        .status()?;
+    println!("$ updater apply {}", bundle.file_name().unwrap_or_default().to_string_lossy());
+    let status = Command::new(updater).arg("--root").arg(root).arg("apply").arg(bundle).status()?;
     let code = status.code().unwrap_or(-1);
     println!("Demo: exit code {code} (expected {wanted})");
     Ok(code == wanted)
@@ -174,10 +148,7 @@ fn expect_version(port: u16, wanted: &str) -> Result<bool> {
         }
     };
     let version = answer["version"].as_str().unwrap_or("?");
-    println!(
-        "Demo: port {port} is served by version {version}, pid {}",
-        answer["pid"]
-    );
+    println!("Demo: port {port} is served by version {version}, pid {}", answer["pid"]);
     Ok(version == wanted)
 }
 
@@ -187,9 +158,7 @@ fn ping(port: u16) -> Result<Value> {
     stream.write_all(b"GET /api/sync/ping HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (_, body) = answer
-        .split_once("\r\n\r\n")
-        .ok_or("an answer without a body")?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or("an answer without a body")?;
     Ok(serde_json::from_str(body)?)
 }
 
@@ -207,10 +176,7 @@ impl Drop for EndServer {
             let _ = child.wait();
         }
         let Ok(answer) = ping(self.port) else { return };
-        let ours = self
-            .root
-            .canonicalize()
-            .is_ok_and(|root| answer["root"].as_str().map(Path::new) == Some(&root));
+        let ours = self.root.canonicalize().is_ok_and(|root| answer["root"].as_str().map(Path::new) == Some(&root));
         let Some(pid) = answer["pid"].as_u64().filter(|_| ours) else {
             return;
         };
@@ -224,21 +190,13 @@ fn end_process(pid: u32) {
     let Ok(mut system) = System::new() else {
         return;
     };
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        true,
-        ProcessRefreshKind::nothing(),
-    );
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, ProcessRefreshKind::nothing());
     if let Some(process) = system.process(pid) {
         process.kill();
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline && system.process(pid).is_some() {
             std::thread::sleep(Duration::from_millis(20));
-            system.refresh_processes_specifics(
-                ProcessesToUpdate::Some(&[pid]),
-                true,
-                ProcessRefreshKind::nothing(),
-            );
+            system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, ProcessRefreshKind::nothing());
         }
     }
 }

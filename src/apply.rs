@@ -134,7 +134,8 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
     cx.check_signals()?;
 
     let same = survey.receipt.as_ref().is_some_and(|r| r.content_id == prepared.bundle.content_id);
-    if prepared.plan.is_empty() || (same && !request.reinstall && !prepared.plan.set_changes && is_whole(cx, &survey)?) {
+    if prepared.plan.is_empty() || (same && !request.reinstall && !prepared.plan.set_changes && is_whole(cx, &survey)?)
+    {
         return unchanged(cx, request, survey, prepared, finished);
     }
     let repaired = same && !request.reinstall && !prepared.plan.set_changes;
@@ -214,14 +215,20 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
         Some(running) => {
             let ids: Vec<ProcessId> = running.processes.iter().map(|p| p.id).collect();
             if let Some(tie) = os::escape::tied_to(&ids).context("finding out what ties us to the server")? {
-                return Err(Failure::failed("would-end-us", format!("stopping the server would end this updater: {tie}"))
-                    .remedy("start the updater from outside the server: from a shell of your own, or a scheduled task")
-                    .into());
+                return Err(Failure::failed(
+                    "would-end-us",
+                    format!("stopping the server would end this updater: {tie}"),
+                )
+                .remedy("start the updater from outside the server: from a shell of your own, or a scheduled task")
+                .into());
             }
             if let Some(unit) = &running.managed_by {
-                return Err(Failure::failed("managed", format!("the server belongs to the service {unit}, which would start it again in the middle"))
-                    .remedy(format!("stop it first, update, and start it: systemctl stop {unit}"))
-                    .into());
+                return Err(Failure::failed(
+                    "managed",
+                    format!("the server belongs to the service {unit}, which would start it again in the middle"),
+                )
+                .remedy(format!("stop it first, update, and start it: systemctl stop {unit}"))
+                .into());
             }
             server::may_stop(running)?;
             let start = start_file(root, &running.launch);
@@ -291,9 +298,12 @@ fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> R
         .or_else(|| from_file(".env", "PORT"))
         .or_else(|| from_file("run.py", "PORT"));
     if port.is_none() && !request.no_start {
-        return Err(Failure::failed("no-port", "no server of this install runs, and nothing says on which port it belongs")
-            .remedy("name the port with --port N, or update without starting with --no-start")
-            .into());
+        return Err(Failure::failed(
+            "no-port",
+            "no server of this install runs, and nothing says on which port it belongs",
+        )
+        .remedy("name the port with --port N, or update without starting with --no-start")
+        .into());
     }
     Ok(port)
 }
@@ -307,13 +317,18 @@ fn stopped_launch(cx: &Context, port: Option<u16>) -> Result<LaunchSpec> {
 }
 
 /// What `--set` of a port or protocol changes in what is started and expected.
-fn with_set(launch: Option<LaunchSpec>, before: &Before, set: &[(String, String)]) -> Result<(Option<LaunchSpec>, Before)> {
+fn with_set(
+    launch: Option<LaunchSpec>,
+    before: &Before,
+    set: &[(String, String)],
+) -> Result<(Option<LaunchSpec>, Before)> {
     let (mut launch, mut expected) = (launch, before.clone());
     for (name, value) in set {
         match name.as_str() {
             "PORT" => {
                 let port: u16 = value.parse().map_err(|_| {
-                    Failure::usage("bad-port", format!("--set PORT={value}: {value} is no port")).remedy("give a number from 1 to 65535")
+                    Failure::usage("bad-port", format!("--set PORT={value}: {value} is no port"))
+                        .remedy("give a number from 1 to 65535")
                 })?;
                 expected.ports = vec![port];
                 expected.asked_port = Some(port);
@@ -324,7 +339,8 @@ fn with_set(launch: Option<LaunchSpec>, before: &Before, set: &[(String, String)
                 }
             }
             "USE_WAITRESS" => {
-                expected.protocol = Some(if value.eq_ignore_ascii_case("true") { Protocol::Http } else { Protocol::Https });
+                expected.protocol =
+                    Some(if value.eq_ignore_ascii_case("true") { Protocol::Http } else { Protocol::Https });
             }
             _ => {}
         }
@@ -344,7 +360,9 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     if let Some(wanted) = &request.sha256 {
         let is = fsx::sha256_of(&path)?;
         if !is.eq_ignore_ascii_case(wanted) {
-            return Err(Failure::refused("bad-checksum", format!("the bundle's SHA-256 is {is}, not {wanted}")).at(path.display()).into());
+            return Err(Failure::refused("bad-checksum", format!("the bundle's SHA-256 is {is}, not {wanted}"))
+                .at(path.display())
+                .into());
         }
     }
     let mut bundle = Bundle::open(&path, &survey.start_file, &limits)?;
@@ -354,10 +372,13 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     let owner = fsx::owner_of(cx.root.path())?;
     let me = processes::own_credentials().context("finding out who we are")?;
     if me.uid != 0 && owner.uid != me.uid {
-        return Err(Failure::failed("not-owner", format!("the install belongs to user {}, and we run as {}", owner.uid, me.user))
-            .at(cx.root.path().display())
-            .remedy("run the updater as the owner of the install, or as root")
-            .into());
+        return Err(Failure::failed(
+            "not-owner",
+            format!("the install belongs to user {}, and we run as {}", owner.uid, me.user),
+        )
+        .at(cx.root.path().display())
+        .remedy("run the updater as the owner of the install, or as root")
+        .into());
     }
     let mut plan = plan::build(&cx.root, &mut bundle, survey.receipt.as_ref(), &cx.rules(&request.set)?)?;
     if request.heal {
@@ -370,10 +391,13 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     let needed = arriving + saved + bundle_size + journal_size(&plan);
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     if free < needed {
-        return Err(Failure::failed("no-space", format!("{} bytes are needed and {free} are free: {} are missing", needed, needed - free))
-            .at(cx.root.path().display())
-            .remedy("free space on the volume of the install, or lower [backup] keep")
-            .into());
+        return Err(Failure::failed(
+            "no-space",
+            format!("{} bytes are needed and {free} are free: {} are missing", needed, needed - free),
+        )
+        .at(cx.root.path().display())
+        .remedy("free space on the volume of the install, or lower [backup] keep")
+        .into());
     }
     if !request.force_data {
         for main in verify::databases(data.iter().map(|(path, _)| path)) {
@@ -393,10 +417,13 @@ fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
             return Ok(());
         }
         if was == fsx::facts(&cx.root.join(main))? {
-            return Err(Failure::failed("database-damaged", format!("the database {main} is damaged already, before the update"))
-                .at(main)
-                .remedy("mend it first, or go on all the same with --force-data")
-                .into());
+            return Err(Failure::failed(
+                "database-damaged",
+                format!("the database {main} is damaged already, before the update"),
+            )
+            .at(main)
+            .remedy("mend it first, or go on all the same with --force-data")
+            .into());
         }
     }
     Ok(())
@@ -404,7 +431,8 @@ fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
 
 /// The bundle of another program shares no folder with the installed one.
 fn same_program(cx: &Context, bundle: &Bundle) -> Result<()> {
-    let folders: BTreeSet<RelPath> = bundle.entries.iter().filter(|e| e.path.parent().is_some()).map(|e| e.path.top()).collect();
+    let folders: BTreeSet<RelPath> =
+        bundle.entries.iter().filter(|e| e.path.parent().is_some()).map(|e| e.path.top()).collect();
     let preserve = cx.preserve()?;
     let mut own: Vec<&RelPath> = folders.iter().filter(|f| preserve.class_of(f, true).is_none()).collect();
     own.retain(|f| cx.root.join(f).is_dir());
@@ -447,8 +475,16 @@ pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
 // ---------------------------------------------------------------- nothing to change
 
 /// The content is installed already: the server is not touched, but started where it is stopped.
-fn unchanged(cx: &mut Context, request: &Request, survey: Survey, mut prepared: Prepared, finished: &mut Finished) -> Result<&'static str> {
-    for stage in [Stage::Stage, Stage::Backup, Stage::Stop, Stage::BackupFinal, Stage::Swap, Stage::Verify, Stage::Hooks] {
+fn unchanged(
+    cx: &mut Context,
+    request: &Request,
+    survey: Survey,
+    mut prepared: Prepared,
+    finished: &mut Finished,
+) -> Result<&'static str> {
+    for stage in
+        [Stage::Stage, Stage::Backup, Stage::Stop, Stage::BackupFinal, Stage::Swap, Stage::Verify, Stage::Hooks]
+    {
         cx.report.stage_skipped(stage, "nothing to change");
     }
     if survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
@@ -503,7 +539,13 @@ pub fn judge(
 // ---------------------------------------------------------------- the update
 
 /// From staging to the commit. Any error after the stop comes back as a rollback's outcome.
-fn update(cx: &mut Context, request: &Request, survey: Survey, prepared: &mut Prepared, finished: &mut Finished) -> Result<()> {
+fn update(
+    cx: &mut Context,
+    request: &Request,
+    survey: Survey,
+    prepared: &mut Prepared,
+    finished: &mut Finished,
+) -> Result<()> {
     let own = cx.own();
     cx.start(Stage::Stage, "writing the new files");
     // Without a journal nothing refers to what an earlier run may have left here.
@@ -630,7 +672,13 @@ fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepared, staged:
     fsx::adopt(&kept)
 }
 
-fn open_journal(cx: &Context, request: &Request, survey: &Survey, prepared: &Prepared, saved: &Backup) -> Result<Journal> {
+fn open_journal(
+    cx: &Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &Prepared,
+    saved: &Backup,
+) -> Result<Journal> {
     let settings = &cx.settings.server;
     let begin = Begin {
         format: journal::FORMAT,
@@ -638,7 +686,8 @@ fn open_journal(cx: &Context, request: &Request, survey: &Survey, prepared: &Pre
         command: "apply".into(),
         root: cx.root.path().to_path_buf(),
         backup: saved.id.clone(),
-        backup_dir: RelPath::parse(&cx.settings.backup.dir).map_err(|e| Failure::usage("bad-settings", format!("[backup] dir: {e}")))?,
+        backup_dir: RelPath::parse(&cx.settings.backup.dir)
+            .map_err(|e| Failure::usage("bad-settings", format!("[backup] dir: {e}")))?,
         from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
         start_file: survey.start_file.clone(),
@@ -727,7 +776,10 @@ fn down(
 }
 
 fn critical(cx: &Context) -> Result<Vec<RelPath>> {
-    let parse = |name: &String| RelPath::parse(name).map_err(|e| Failure::usage("bad-settings", format!("[verify] critical {name}: {e}")).into());
+    let parse = |name: &String| {
+        RelPath::parse(name)
+            .map_err(|e| Failure::usage("bad-settings", format!("[verify] critical {name}: {e}")).into())
+    };
     cx.settings.verify.critical.iter().map(parse).collect()
 }
 
@@ -787,21 +839,21 @@ fn roll_back(
     cx.report.fail_current(&record.message);
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
     let was_started = started.is_some();
-    let undone = recover::end_started(cx, &journal)
-        .and_then(|()| rollback::undo(&cx.root, &mut journal, was_started));
+    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, was_started));
     drop(started);
     if let Err(e) = undone {
         cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
         return needs_operator(cx, &record, &e);
     }
     let healthy = recover::start_old(cx, &journal);
-    let cleaned = rollback::clean_up(&cx.root, journal)
-        .and_then(|()| fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?));
+    let cleaned =
+        rollback::clean_up(&cx.root, journal).and_then(|()| fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?));
     match healthy.and_then(|h| cleaned.map(|()| h)) {
         Ok(healthy) => {
             cx.report.stage_done(Stage::Rollback, "the old version is back");
             finished.pid = healthy.as_ref().map(|h| h.pid);
-            finished.downtime_ms = healthy.filter(|_| survey.server.is_some()).map(|h| millis(h.first_answer - stopped_at));
+            finished.downtime_ms =
+                healthy.filter(|_| survey.server.is_some()).map(|h| millis(h.first_answer - stopped_at));
             anyhow::Error::new(Failure {
                 class: Class::RolledBack,
                 code: code_of(&cause),

@@ -98,7 +98,9 @@ fn collect(
         let path = path.with_context(|| format!("the name {} cannot be used", name.path().display()))?;
         let Some(facts) = fsx::facts(&name.path())? else { continue };
         let class = preserve.class_of(&path, facts.kind == Kind::Folder);
-        if matches!(class, Some(Class::Own | Class::Environment)) || skip.class_of(&path, facts.kind == Kind::Folder).is_some() {
+        if matches!(class, Some(Class::Own | Class::Environment))
+            || skip.class_of(&path, facts.kind == Kind::Folder).is_some()
+        {
             continue;
         }
         let linked = at.is_none() && class == Some(Class::Data) && facts.kind == Kind::Link && name.path().is_dir();
@@ -206,7 +208,12 @@ pub fn load(dir: &Path) -> Result<Record> {
     let path = dir.join("backup.json");
     let record: Record =
         serde_json::from_slice(&fs_err::read(&path)?).with_context(|| format!("reading {}", path.display()))?;
-    anyhow::ensure!(record.format == FORMAT, "{} has format {}, this program knows {FORMAT}", path.display(), record.format);
+    anyhow::ensure!(
+        record.format == FORMAT,
+        "{} has format {}, this program knows {FORMAT}",
+        path.display(),
+        record.format
+    );
     Ok(record)
 }
 

@@ -71,7 +71,9 @@ impl Bundle {
     pub fn open(path: &Path, start_file: &RelPath, limits: &Limits) -> Result<Self> {
         let name = path.display().to_string();
         let file = fs_err::File::open(path).map_err(|e| {
-            Failure::failed("no-bundle", format!("the bundle cannot be opened: {e}")).at(&name).remedy("give the path of a bundle that you may read")
+            Failure::failed("no-bundle", format!("the bundle cannot be opened: {e}"))
+                .at(&name)
+                .remedy("give the path of a bundle that you may read")
         })?;
         let file = file.into_file();
         let raw = file.try_clone().context("keeping the bundle open")?;
@@ -81,9 +83,14 @@ impl Bundle {
             return Err(refused("empty-bundle", &name, format!("{name} holds nothing")));
         }
         if archive.len() as u64 > limits.max_files.saturating_mul(2) {
-            return Err(refused("too-many-files", &name, format!("{name} holds {} entries, more than [bundle] max_files", archive.len())));
+            return Err(refused(
+                "too-many-files",
+                &name,
+                format!("{name} holds {} entries, more than [bundle] max_files", archive.len()),
+            ));
         }
-        let mut bundle = Self { archive, raw, entries: Vec::new(), content_id: String::new(), version: String::new(), skipped: 0 };
+        let mut bundle =
+            Self { archive, raw, entries: Vec::new(), content_id: String::new(), version: String::new(), skipped: 0 };
         let names = bundle.names()?;
         let kept = bundle.layout(&names, start_file, &name)?;
         bundle.check_conflicts(&kept)?;
@@ -102,8 +109,13 @@ impl Bundle {
     fn names(&mut self) -> Result<Vec<(usize, String, bool)>> {
         let mut names = Vec::new();
         for index in 0..self.archive.len() {
-            let entry = self.archive.by_index_raw(index).map_err(|e| refused("bad-zip", "", format!("entry {} cannot be read: {e}", index + 1)))?;
-            let name = entry.name().map_err(|e| refused("bad-name", "", format!("the name of entry {} cannot be read: {e}", index + 1)))?;
+            let entry = self
+                .archive
+                .by_index_raw(index)
+                .map_err(|e| refused("bad-zip", "", format!("entry {} cannot be read: {e}", index + 1)))?;
+            let name = entry
+                .name()
+                .map_err(|e| refused("bad-name", "", format!("the name of entry {} cannot be read: {e}", index + 1)))?;
             names.push((index, name.into_owned()));
         }
         let backslashes = names.iter().any(|(_, n)| n.contains('\\')) && !names.iter().any(|(_, n)| n.contains('/'));
@@ -117,7 +129,12 @@ impl Bundle {
     }
 
     /// The gate for every name, the skips, and the top folder taken off.
-    fn layout(&mut self, names: &[(usize, String, bool)], start: &RelPath, bundle: &str) -> Result<Vec<(usize, RelPath, bool)>> {
+    fn layout(
+        &mut self,
+        names: &[(usize, String, bool)],
+        start: &RelPath,
+        bundle: &str,
+    ) -> Result<Vec<(usize, RelPath, bool)>> {
         let mut all = Vec::new();
         for (index, name, folder) in names {
             let path = RelPath::parse(name)
@@ -130,12 +147,18 @@ impl Bundle {
         if !all.iter().any(|(_, path, folder)| path == start && !folder) {
             let tops: BTreeSet<RelPath> = all.iter().map(|(_, path, _)| path.top()).collect();
             let mut tops = tops.into_iter();
-            let Some(top) = tops.next() else { return Err(refused("empty-bundle", bundle, format!("{bundle} holds nothing to install"))) };
+            let Some(top) = tops.next() else {
+                return Err(refused("empty-bundle", bundle, format!("{bundle} holds nothing to install")));
+            };
             let holds = |top: &RelPath| all.iter().any(|(_, p, f)| !f && p.strip(top).as_ref() == Some(start));
             if let Some(second) = tops.next() {
                 if holds(&top) || holds(&second) {
                     let second = if holds(&top) { second } else { top };
-                    return Err(refused("two-top-folders", &second.to_string(), format!("beside the top folder there is a second name at the top: {second}")));
+                    return Err(refused(
+                        "two-top-folders",
+                        &second.to_string(),
+                        format!("beside the top folder there is a second name at the top: {second}"),
+                    ));
                 }
                 return Err(no_start_file(start, bundle));
             }
@@ -169,7 +192,11 @@ impl Bundle {
                 if let Some(other) = folders.insert(lower, above.clone())
                     && other != above
                 {
-                    return Err(refused("duplicate-name", &above.to_string(), format!("the folders {above} and {other} are one name")));
+                    return Err(refused(
+                        "duplicate-name",
+                        &above.to_string(),
+                        format!("the folders {above} and {other} are one name"),
+                    ));
                 }
             }
         }
@@ -183,7 +210,11 @@ impl Bundle {
                 continue;
             }
             if self.entries.len() as u64 >= limits.max_files {
-                return Err(refused("too-many-files", &path.to_string(), "the bundle holds more files than [bundle] max_files"));
+                return Err(refused(
+                    "too-many-files",
+                    &path.to_string(),
+                    "the bundle holds more files than [bundle] max_files",
+                ));
             }
             let entry = self.read_one(*index, path, limits.max_size.saturating_sub(total))?;
             total += entry.size;
@@ -198,7 +229,10 @@ impl Bundle {
     fn read_one(&mut self, index: usize, path: &RelPath, room: u64) -> Result<Entry> {
         let name = path.to_string();
         let mode = {
-            let raw = self.archive.by_index_raw(index).map_err(|e| refused("bad-zip", &name, format!("{path} cannot be read: {e}")))?;
+            let raw = self
+                .archive
+                .by_index_raw(index)
+                .map_err(|e| refused("bad-zip", &name, format!("{path} cannot be read: {e}")))?;
             if raw.encrypted() {
                 return Err(refused("encrypted", &name, format!("{path} is encrypted")));
             }
@@ -208,7 +242,10 @@ impl Bundle {
         if !is_link && mode & TYPE != 0 && mode & TYPE != PLAIN {
             return Err(refused("special-file", &name, format!("{path} is no ordinary file")));
         }
-        let mut file = self.archive.by_index(index).map_err(|e| refused("bad-zip", &name, format!("{path} cannot be unpacked: {e}")))?;
+        let mut file = self
+            .archive
+            .by_index(index)
+            .map_err(|e| refused("bad-zip", &name, format!("{path} cannot be unpacked: {e}")))?;
         let declared = file.size();
         if declared > room {
             return Err(refused("too-large", &name, "the bundle is larger than [bundle] max_size"));
@@ -267,7 +304,11 @@ impl Bundle {
             out.write_all(&buffer[..n]).with_context(|| format!("writing {}", entry.path))?;
         }
         if fsx::hex(&sum.finalize()) != entry.sha256 {
-            return Err(refused("bundle-changed", &entry.path.to_string(), format!("{} changed while the bundle was read", entry.path)));
+            return Err(refused(
+                "bundle-changed",
+                &entry.path.to_string(),
+                format!("{} changed while the bundle was read", entry.path),
+            ));
         }
         Ok(())
     }
@@ -360,7 +401,9 @@ mod tests {
 
     #[test]
     fn one_top_folder_is_stripped_and_flat_is_accepted() {
-        let stripped = open(&zip_of(&[("app-main/run.py", b"x"), ("app-main/app/a.py", b"y"), ("app-main/.git/c", b"z")])).unwrap();
+        let stripped =
+            open(&zip_of(&[("app-main/run.py", b"x"), ("app-main/app/a.py", b"y"), ("app-main/.git/c", b"z")]))
+                .unwrap();
         let flat = open(&zip_of(&[("run.py", b"x"), ("app/a.py", b"y"), ("__MACOSX/z", b"z")])).unwrap();
         assert_eq!(stripped.content_id, flat.content_id);
         assert_eq!(stripped.entries.iter().map(|e| e.path.to_string()).collect::<Vec<_>>(), ["app/a.py", "run.py"]);
@@ -386,7 +429,9 @@ mod tests {
     #[test]
     fn a_flipped_byte_in_the_contents_is_noticed() {
         let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-        writer.start_file("run.py", SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored)).unwrap();
+        writer
+            .start_file("run.py", SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored))
+            .unwrap();
         writer.write_all(b"PRINT-ME").unwrap();
         let mut bytes = writer.finish().unwrap().into_inner();
         let at = bytes.windows(8).position(|w| w == b"PRINT-ME").unwrap();

@@ -166,15 +166,22 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
 fn request(args: &cli::Apply, cwd: &std::path::Path) -> Result<Request> {
     let unsupported = [(args.unattended, "--unattended"), (args.run.stop_foreign, "--stop-foreign")];
     if let Some((_, option)) = unsupported.iter().find(|(given, _)| *given) {
-        return Err(Failure::usage("unsupported-option", format!("{option} is not built yet")).remedy("leave it out").into());
+        return Err(Failure::usage("unsupported-option", format!("{option} is not built yet"))
+            .remedy("leave it out")
+            .into());
     }
     let Some(bundle) = &args.bundle else {
-        return Err(Failure::usage("no-bundle", "no bundle was named").remedy("give the path of a bundle: updater apply BUNDLE").into());
+        return Err(Failure::usage("no-bundle", "no bundle was named")
+            .remedy("give the path of a bundle: updater apply BUNDLE")
+            .into());
     };
     if bundle.to_string_lossy().contains("://") {
-        return Err(Failure::usage("unsupported-source", "bundles are taken from a path; downloading is not built yet")
-            .remedy("download the bundle, then give its path")
-            .into());
+        return Err(Failure::usage(
+            "unsupported-source",
+            "bundles are taken from a path; downloading is not built yet",
+        )
+        .remedy("download the bundle, then give its path")
+        .into());
     }
     Ok(Request {
         bundle: cwd.join(bundle),

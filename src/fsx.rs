@@ -123,7 +123,8 @@ pub fn copy(from: &Path, to: &Path, facts: &Facts) -> Result<String> {
     {
         sha256_of(to)?
     } else {
-        copy_hashed(&mut source.into_file(), target.file_mut()).with_context(|| format!("copying {}", from.display()))?
+        copy_hashed(&mut source.into_file(), target.file_mut())
+            .with_context(|| format!("copying {}", from.display()))?
     };
     dress(to, facts)?;
     target.sync_all()?;

@@ -39,8 +39,9 @@ fn interrupted(cx: &Context) -> Result<(Value, Option<ErrorRecord>)> {
     Ok(match Journal::find(&cx.own())? {
         Found::Nothing => (Value::Null, None),
         Found::Open(journal) => {
-            let failure = Failure::failed("interrupted", format!("the update {} was interrupted", journal.begin.update_id))
-                .remedy(format!("type: updater recover --root '{}'", cx.root.path().display()));
+            let failure =
+                Failure::failed("interrupted", format!("the update {} was interrupted", journal.begin.update_id))
+                    .remedy(format!("type: updater recover --root '{}'", cx.root.path().display()));
             (json!(journal.begin.update_id), Some(problem(failure)))
         }
         Found::Unreadable(reason) => (Value::Null, Some(problem(journal::blocked(&cx.own(), &reason)))),
@@ -110,9 +111,11 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
     };
     let found = server::find(&cx.root).ok().flatten();
     let mut server = server_object(cx, found.as_ref());
-    server["processes"] = found.iter().flat_map(|r| &r.processes).map(|p| {
-        json!({"pid": p.id.pid, "command": p.argv.join(" "), "user": p.user})
-    }).collect();
+    server["processes"] = found
+        .iter()
+        .flat_map(|r| &r.processes)
+        .map(|p| json!({"pid": p.id.pid, "command": p.argv.join(" "), "user": p.user}))
+        .collect();
     let from = survey.as_ref().and_then(|s| s.receipt.as_ref()).map(|r| r.version.clone());
     let plan = prepared.as_ref().map(|p| &p.plan);
     let bundle = prepared.as_ref().map(|p| &p.bundle);
@@ -201,8 +204,10 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
         Some(path) => path.to_path_buf(),
         None => cx.own().join("bundle.zip"),
     };
-    let limits = crate::bundle::Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
-    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits).context("opening the bundle to heal from")?;
+    let limits =
+        crate::bundle::Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
+    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits)
+        .context("opening the bundle to heal from")?;
     if opened.content_id != receipt.content_id {
         return Err(Failure::refused("other-content", "this bundle is not the one that is installed")
             .at(bundle.display())
@@ -255,15 +260,29 @@ pub fn status_text(status: &Value) -> Vec<String> {
     let mut lines = vec![format!("root:      {}", text(&status["root"]))];
     lines.push(match &status["installed"] {
         Value::Null => "installed: nothing by this program yet".into(),
-        installed => format!("installed: {} ({} files, {})", text(&installed["version"]), installed["files"], text(&installed["applied_at"])),
+        installed => format!(
+            "installed: {} ({} files, {})",
+            text(&installed["version"]),
+            installed["files"],
+            text(&installed["applied_at"])
+        ),
     });
     let server = &status["server"];
     lines.push(match server["state"].as_str() {
-        Some("running") => format!("server:    running, process {}, port {}, {}", server["pid"], text(&server["port"]), text(&server["protocol"])),
+        Some("running") => format!(
+            "server:    running, process {}, port {}, {}",
+            server["pid"],
+            text(&server["port"]),
+            text(&server["protocol"])
+        ),
         state => format!("server:    {}", state.unwrap_or("unknown")),
     });
     if !status["under_way"].is_null() {
-        lines.push(format!("under way: {} at {} percent", text(&status["under_way"]["stage"]), status["under_way"]["percent"]));
+        lines.push(format!(
+            "under way: {} at {} percent",
+            text(&status["under_way"]["stage"]),
+            status["under_way"]["percent"]
+        ));
     }
     if !status["last"].is_null() {
         lines.push(format!("last:      {}", text(&status["last"]["outcome"])));
@@ -284,7 +303,12 @@ pub fn plan_text(plan: &Value) -> Vec<String> {
     }
     lines.push(format!("version:  {} -> {}", text(&plan["from_version"]), text(&plan["to_version"])));
     for process in plan["server"]["processes"].as_array().into_iter().flatten() {
-        lines.push(format!("stops:    process {} ({}, {})", process["pid"], text(&process["user"]), text(&process["command"])));
+        lines.push(format!(
+            "stops:    process {} ({}, {})",
+            process["pid"],
+            text(&process["user"]),
+            text(&process["command"])
+        ));
     }
     if !plan["launch"].is_null() {
         let argv: Vec<String> = plan["launch"]["argv"].as_array().into_iter().flatten().map(text).collect();
@@ -318,7 +342,11 @@ pub fn finished_text(finished: &Finished) -> Vec<String> {
     }
     let mut lines = vec![match finished.outcome.as_str() {
         "already-current" => "this version is installed already; the server was not touched".to_string(),
-        word => format!("{word}: {} -> {}", finished.from_version.as_deref().unwrap_or("unknown"), finished.to_version.as_deref().unwrap_or("unknown")),
+        word => format!(
+            "{word}: {} -> {}",
+            finished.from_version.as_deref().unwrap_or("unknown"),
+            finished.to_version.as_deref().unwrap_or("unknown")
+        ),
     }];
     if finished.files_changed > 0 {
         lines.push(format!("  files changed: {}", finished.files_changed));

@@ -90,10 +90,15 @@ pub enum Record {
     Begin(Box<Begin>),
     Stopping,
     BackupWhole,
-    Swapping { moves: Moves },
+    Swapping {
+        moves: Moves,
+    },
     Swapped,
     /// The new version is about to run: from here data may have changed.
-    Starting { boot: String, process: ProcessId },
+    Starting {
+        boot: String,
+        process: ProcessId,
+    },
     DataRestored,
     RolledBack,
     Committed,
@@ -256,12 +261,15 @@ pub fn set_aside(own: &Path, reason: &str) -> Result<Failure> {
 
 /// The failure that every changing command ends with while an unreadable journal waits for an operator.
 pub fn blocked(own: &Path, reason: &str) -> Failure {
-    Failure::operator("journal-unreadable", format!("an update was interrupted and its journal cannot be used: {reason}"))
-        .at(".updater/journal")
-        .remedy(format!(
-            "compare the install with the newest folder under backups/, then type: rm '{}'",
-            marker(own).display()
-        ))
+    Failure::operator(
+        "journal-unreadable",
+        format!("an update was interrupted and its journal cannot be used: {reason}"),
+    )
+    .at(".updater/journal")
+    .remedy(format!(
+        "compare the install with the newest folder under backups/, then type: rm '{}'",
+        marker(own).display()
+    ))
 }
 
 #[cfg(test)]

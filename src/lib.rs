@@ -1,7 +1,8 @@
 //! `updater`: updates an installed web server in place and cannot leave it broken.
 //!
-//! The map, from the ground up; a module imports only from layers below its own, or from an
-//! earlier room of the stage layer (`tests/house.rs` keeps this true).
+//! The map, from the ground up; a module imports only from those declared before it
+//! (`tests/house.rs` keeps this true).
+//! Refuses to be a library for others: it exists so that the tests can reach the rooms.
 
 // ground
 pub mod error;
@@ -34,9 +35,9 @@ pub mod verify;
 pub mod health;
 pub mod rollback;
 // commands
+pub mod recover;
 pub mod apply;
 pub mod inspect;
-pub mod recover;
 // entry
 pub mod cli;
 pub mod dispatch;

@@ -204,8 +204,32 @@ mod tests {
     #[test]
     fn hostile_names_are_refused() {
         for name in [
-            "", "/", "/etc/passwd", "../x", "a/../b", "a//b", "./a", "a/.", "a/", "C:/x", "c:x", "a\\b", "a:b", "a\0b",
-            "a\nb", "con", "Con.txt", "a/NUL", "aux.tar.gz", "com1", "LPT9.log", "a.", "a ", "a./b", "x\u{7f}", "a?b",
+            "",
+            "/",
+            "/etc/passwd",
+            "../x",
+            "a/../b",
+            "a//b",
+            "./a",
+            "a/.",
+            "a/",
+            "C:/x",
+            "c:x",
+            "a\\b",
+            "a:b",
+            "a\0b",
+            "a\nb",
+            "con",
+            "Con.txt",
+            "a/NUL",
+            "aux.tar.gz",
+            "com1",
+            "LPT9.log",
+            "a.",
+            "a ",
+            "a./b",
+            "x\u{7f}",
+            "a?b",
             "com\u{b9}",
         ] {
             assert!(RelPath::parse(name).is_err(), "{name:?} was accepted");
@@ -214,7 +238,9 @@ mod tests {
 
     #[test]
     fn ordinary_names_pass() {
-        for name in ["run.py", "app/__init__.py", "common/x", "a b/c", ".env", "..a", "\u{fc}n\u{ef}.txt", "company.txt"] {
+        for name in
+            ["run.py", "app/__init__.py", "common/x", "a b/c", ".env", "..a", "\u{fc}n\u{ef}.txt", "company.txt"]
+        {
             assert_eq!(RelPath::parse(name).unwrap().to_string(), name);
         }
     }

@@ -8,7 +8,7 @@ use crate::fsx;
 use crate::merge;
 use crate::os::{Facts, Kind, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{self, Class, Preserve};
+use crate::preserve::{self, Class, Rules};
 use crate::receipt::Receipt;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -74,17 +74,6 @@ pub struct Plan {
     pub set_changes: bool,
 }
 
-/// The rules of one install that decide over a plan.
-pub struct Rules {
-    pub preserve: Preserve,
-    /// Paths whose new keys are merged into the live file.
-    pub merge: Vec<RelPath>,
-    /// Assignments that a settings file keeps.
-    pub carry: BTreeMap<RelPath, Vec<String>>,
-    /// `--set`, for the first carried file.
-    pub set: Vec<(String, String)>,
-}
-
 /// What is at a path, without ever looking through a link.
 enum Look {
     Missing,
@@ -138,14 +127,8 @@ pub fn build(root: &InstallRoot, bundle: &mut Bundle, receipt: Option<&Receipt>,
     let tops: BTreeSet<RelPath> = bundle.entries.iter().map(|e| e.path.top()).collect();
     let named: BTreeSet<RelPath> = bundle.entries.iter().flat_map(|e| e.path.ancestors()).collect();
     let (live, folders) = owned(root, &tops, receipt, rules)?;
-    let mut plan = Plan {
-        actions: Vec::new(),
-        held_back: Vec::new(),
-        left_out: 0,
-        live,
-        emptied: Vec::new(),
-        set_changes: false,
-    };
+    let mut plan =
+        Plan { actions: Vec::new(), held_back: Vec::new(), left_out: 0, live, emptied: Vec::new(), set_changes: false };
     let set_target = rules.carry.keys().next().cloned();
     for index in 0..bundle.entries.len() {
         let entry = bundle.entries[index].clone();
@@ -162,7 +145,8 @@ pub fn build(root: &InstallRoot, bundle: &mut Bundle, receipt: Option<&Receipt>,
         if in_bundle.contains(path) || !(from_receipt.contains(path) || is_in_named(path, &named, &in_bundle)) {
             continue;
         }
-        let reason = if from_receipt.contains(path) { "the bundle no longer ships it" } else { "not part of the bundle" };
+        let reason =
+            if from_receipt.contains(path) { "the bundle no longer ships it" } else { "not part of the bundle" };
         removed.push(Planned {
             action: Action::Remove,
             path: path.clone(),
@@ -318,7 +302,8 @@ fn preserved(
             None => planned(Action::Keep, entry, index, Some(facts), "it holds every key already"),
         });
     }
-    if facts.kind != Kind::File || facts.size != entry.size || fsx::sha256_of(&root.join(&entry.path))? != entry.sha256 {
+    if facts.kind != Kind::File || facts.size != entry.size || fsx::sha256_of(&root.join(&entry.path))? != entry.sha256
+    {
         plan.held_back.push(entry.path.clone());
     }
     Ok(planned(Action::Keep, entry, index, Some(facts), "preserved"))
@@ -349,10 +334,13 @@ fn shipped(
         Look::There(facts) if facts.kind != Kind::Folder => facts,
         // A folder in the way is emptied by the removals; what is preserved in it is in the way for good.
         Look::There(_) => {
-            return Err(Failure::failed("folder-in-the-way", format!("{} is a folder here and a file in the bundle", entry.path))
-                .at(&entry.path)
-                .remedy(format!("move the folder away: mv '{0}' '{0}.old'", root.join(&entry.path).display()))
-                .into());
+            return Err(Failure::failed(
+                "folder-in-the-way",
+                format!("{} is a folder here and a file in the bundle", entry.path),
+            )
+            .at(&entry.path)
+            .remedy(format!("move the folder away: mv '{0}' '{0}.old'", root.join(&entry.path).display()))
+            .into());
         }
         Look::Behind(above) if rules.preserve.class_of(&above, false).is_some() => {
             plan.held_back.push(entry.path.clone());

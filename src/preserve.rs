@@ -5,6 +5,7 @@ use crate::error::Failure;
 use crate::path::RelPath;
 use anyhow::Result;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use std::collections::BTreeMap;
 
 /// Why a path is preserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,17 @@ impl Preserve {
             None
         }
     }
+}
+
+/// The rules of one install that decide over a plan.
+pub struct Rules {
+    pub preserve: Preserve,
+    /// Paths whose new keys are merged into the live file.
+    pub merge: Vec<RelPath>,
+    /// Assignments that a settings file keeps.
+    pub carry: BTreeMap<RelPath, Vec<String>>,
+    /// `--set`, for the first carried file.
+    pub set: Vec<(String, String)>,
 }
 
 fn matcher<'a>(patterns: impl Iterator<Item = &'a str>, case_insensitive: bool) -> Result<Gitignore> {

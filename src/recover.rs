@@ -6,8 +6,8 @@ use crate::context::Context;
 use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
 use crate::journal::{self, Found, Journal, Record};
-use crate::os::{ProcessId, processes};
 use crate::lock::Lock;
+use crate::os::{ProcessId, processes};
 use crate::report::{Finished, Stage};
 use crate::rollback;
 use crate::server;
@@ -146,7 +146,8 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
         }
     }
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
-    let unwatched = !same_boot || running.iter().flat_map(|r| &r.processes).any(|p| p.id != process && p.parent != Some(process.pid));
+    let unwatched = !same_boot
+        || running.iter().flat_map(|r| &r.processes).any(|p| p.id != process && p.parent != Some(process.pid));
     let with_data = match choice.data {
         Some(Data::Backup) => true,
         Some(Data::Keep) => false,
@@ -176,7 +177,10 @@ fn measure(value: &Option<serde_json::Value>) -> Result<Before> {
 /// One look, without waiting: it owns the ports and answers as well as it should.
 fn is_healthy(expected: &Before, running: &server::Running) -> bool {
     expected.ports.iter().all(|p| running.ports.contains(p))
-        && health::answers_as_well(expected, &health::measure(&running.listeners, expected.asked_port, Some(&expected.path), health::PATIENCE))
+        && health::answers_as_well(
+            expected,
+            &health::measure(&running.listeners, expected.asked_port, Some(&expected.path), health::PATIENCE),
+        )
 }
 
 /// Ends the new version that this update started: whatever of it still runs.
@@ -196,7 +200,9 @@ pub fn end_started(cx: &Context, journal: &Journal) -> Result<()> {
 
 /// Ends one process by identity, politely first. A reused pid is another process and is left alone.
 fn end_process(process: ProcessId, timeout: Duration) -> Result<()> {
-    let Some(handle) = processes::Handle::open(process).context("looking at the started server")? else { return Ok(()) };
+    let Some(handle) = processes::Handle::open(process).context("looking at the started server")? else {
+        return Ok(());
+    };
     handle.ask_to_end().context("ending the started server")?;
     if !handle.wait(timeout).context("waiting for the started server")? {
         handle.kill().context("ending the started server")?;
@@ -217,12 +223,17 @@ pub fn start_old(cx: &Context, journal: &Journal) -> Result<Option<health::Healt
     };
     let root = cx.root.path().display();
     let failed = |what: String| {
-        Failure::operator("old-not-started", format!("the files of the old version are whole, but its server does not come back: {what}"))
-            .at(&root)
-            .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
+        Failure::operator(
+            "old-not-started",
+            format!("the files of the old version are whole, but its server does not come back: {what}"),
+        )
+        .at(&root)
+        .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
     };
     if server::find(&cx.root)?.is_some() {
-        return Ok(Some(judge.judge(&before, &cx.root, &[], None, &mut || Ok(())).map_err(|e| failed(format!("{e:#}")))?));
+        return Ok(Some(
+            judge.judge(&before, &cx.root, &[], None, &mut || Ok(())).map_err(|e| failed(format!("{e:#}")))?,
+        ));
     }
     let held = processes::hold(launch).map_err(|e| failed(e.to_string()))?;
     let mut running = held.release().map_err(|e| failed(e.to_string()))?;

@@ -75,7 +75,13 @@ fn member(main: &RelPath, ending: &str) -> Result<RelPath> {
 
 /// A database and its log only make sense together: one changed member puts the whole set back, and
 /// the shared memory, which is rebuilt from them, is taken away.
-fn set_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record, main: &RelPath, after: &std::path::Path) -> Result<()> {
+fn set_back(
+    root: &InstallRoot,
+    dir: &std::path::Path,
+    record: &backup::Record,
+    main: &RelPath,
+    after: &std::path::Path,
+) -> Result<()> {
     let (mut changed, mut saved, mut extra) = (false, Vec::new(), Vec::new());
     for ending in ["", "-wal", "-journal"] {
         let path = member(main, ending)?;
@@ -116,7 +122,10 @@ fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, afte
     let copy = root.own().join("staging/data-back");
     fsx::remove_own_file(&copy)?;
     let saved = dir.join(line.path.to_path());
-    let facts = Facts { kind: line.facts.kind, ..files::facts(&saved).with_context(|| format!("looking at {}", saved.display()))? };
+    let facts = Facts {
+        kind: line.facts.kind,
+        ..files::facts(&saved).with_context(|| format!("looking at {}", saved.display()))?
+    };
     let sum = fsx::copy(&saved, &copy, &facts)?;
     anyhow::ensure!(sum == line.sha256, "the backup's {} is damaged", line.path);
     fsx::dress(&copy, &line.facts)?;

@@ -92,9 +92,12 @@ fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path
     };
     if files::facts(&to)?.owner != owner {
         files::set_owner(&to, owner).map_err(|e| {
-            Failure::failed("cannot-own", format!("{} cannot be given to its owner (user {}): {e}", entry.path, owner.uid))
-                .at(&entry.path)
-                .remedy("run the updater as the owner of the install, or as root")
+            Failure::failed(
+                "cannot-own",
+                format!("{} cannot be given to its owner (user {}): {e}", entry.path, owner.uid),
+            )
+            .at(&entry.path)
+            .remedy("run the updater as the owner of the install, or as root")
         })?;
     }
     if fsx::sha256_of(&to)? != sha256 {

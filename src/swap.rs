@@ -233,7 +233,8 @@ fn empty_made_folder(_root: &InstallRoot, path: &RelPath, folder: &Path, after: 
 /// Flushes every folder of the tree that the moves touch.
 fn flush(root: &InstallRoot, moves: &Moves) -> Result<()> {
     files::sync_folder(root.path()).context("flushing the install")?;
-    let folders: BTreeSet<RelPath> = moves.moves.iter().filter_map(|m| m.path.parent()).chain(moves.make.iter().cloned()).collect();
+    let folders: BTreeSet<RelPath> =
+        moves.moves.iter().filter_map(|m| m.path.parent()).chain(moves.make.iter().cloned()).collect();
     for folder in folders {
         let path = root.join(&folder);
         if fsx::facts(&path)?.is_some_and(|f| f.kind == Kind::Folder) {

@@ -46,15 +46,20 @@ pub fn arrived(
             (f.inode, f.size, f.mtime, f.kind) == (one.facts.inode, one.facts.size, one.facts.mtime, one.facts.kind)
         });
         if !same && (is.is_none() || fsx::sha256_of(&root.join(&one.path))? != one.sha256) {
-            return Err(Failure::failed("bad-file", format!("{} is not what was staged", one.path)).at(&one.path).into());
+            return Err(Failure::failed("bad-file", format!("{} is not what was staged", one.path))
+                .at(&one.path)
+                .into());
         }
     }
     for path in critical {
         if !fsx::exists(&root.join(path))? {
-            return Err(Failure::failed("critical-missing", format!("the critical file {path} is missing after the swap"))
-                .at(path)
-                .remedy("the bundle must hold it, or it must be taken out of [verify] critical")
-                .into());
+            return Err(Failure::failed(
+                "critical-missing",
+                format!("the critical file {path} is missing after the swap"),
+            )
+            .at(path)
+            .remedy("the bundle must hold it, or it must be taken out of [verify] critical")
+            .into());
         }
     }
     for line in data.iter().filter(|l| l.data && !merged.contains(&l.path)) {
@@ -119,7 +124,8 @@ fn differs_in_settings_alone(
 /// Files inside the version's folders that the receipt does not know.
 fn unknown(root: &InstallRoot, receipt: &Receipt, preserve: &Preserve) -> Result<Vec<RelPath>> {
     let known: BTreeSet<&RelPath> = receipt.files.iter().map(|l| &l.path).collect();
-    let tops: BTreeSet<RelPath> = receipt.files.iter().filter(|l| l.path.parent().is_some()).map(|l| l.path.top()).collect();
+    let tops: BTreeSet<RelPath> =
+        receipt.files.iter().filter(|l| l.path.parent().is_some()).map(|l| l.path.top()).collect();
     let mut unknown = Vec::new();
     for top in tops {
         let mut walk = walkdir::WalkDir::new(root.join(&top)).follow_root_links(false).sort_by_file_name().into_iter();
@@ -190,11 +196,10 @@ fn examine(clone: &Path, tables: &[String]) -> Result<BTreeMap<String, i64>> {
     anyhow::ensure!(verdict == "ok", "{verdict}");
     let mut counts = BTreeMap::new();
     for table in tables {
-        let there: i64 = db.query_row(
-            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?1",
-            [table],
-            |row| row.get(0),
-        )?;
+        let there: i64 =
+            db.query_row("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?1", [table], |row| {
+                row.get(0)
+            })?;
         if there > 0 {
             let quoted = table.replace('"', "\"\"");
             let rows = db.query_row(&format!("SELECT count(*) FROM \"{quoted}\""), [], |row| row.get(0))?;

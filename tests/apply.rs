@@ -32,19 +32,10 @@ fn a_good_bundle_updates_the_running_server_on_its_port_with_its_environment() {
     assert_eq!(finished["pid"], after["pid"]);
     assert!(finished["downtime_ms"].as_u64().is_some(), "{finished}");
     assert_eq!(install.read("app/core.py"), "# core of 2.0\n");
-    assert!(
-        !install.exists("app/old.py"),
-        "a file that the release dropped is still there"
-    );
+    assert!(!install.exists("app/old.py"), "a file that the release dropped is still there");
     let backup = finished["backup"].as_str().unwrap();
-    assert_eq!(
-        install.read(&format!("backups/{backup}/app/core.py")),
-        "# core of 1.0\n"
-    );
-    assert_eq!(
-        install.read(&format!("backups/{backup}/app/old.py")),
-        "# gone in 2.0\n"
-    );
+    assert_eq!(install.read(&format!("backups/{backup}/app/core.py")), "# core of 1.0\n");
+    assert_eq!(install.read(&format!("backups/{backup}/app/old.py")), "# gone in 2.0\n");
     assert!(install.exists(&format!("backups/{backup}/backup.json")));
 }
 
@@ -93,9 +84,7 @@ fn preserved_data_stays_and_nothing_of_a_database_set_is_added() {
 #[test]
 fn the_application_settings_get_new_keys_and_keep_their_values() {
     let install = Install::running();
-    let bundle = install
-        .bundle("2.0")
-        .file("app_config.json", "{\"name\": \"shipped\", \"added\": 1}\n");
+    let bundle = install.bundle("2.0").file("app_config.json", "{\"name\": \"shipped\", \"added\": 1}\n");
     install.apply(&bundle).expect(0);
     let merged: Value = serde_json::from_str(&install.read("app_config.json")).unwrap();
     assert_eq!(merged, json!({"name": "mine", "added": 1}));
@@ -105,9 +94,7 @@ fn the_application_settings_get_new_keys_and_keep_their_values() {
 fn the_port_of_the_start_file_is_carried_and_its_line_ends_stay() {
     let install = Install::new();
     let text = |port: u16, version: &str| {
-        format!(
-            "# start\r\nPORT = {port}  # port\r\nVERSION = \"{version}\"\r\nREQUIRE = \"app/core.py\"\r\n"
-        )
+        format!("# start\r\nPORT = {port}  # port\r\nVERSION = \"{version}\"\r\nREQUIRE = \"app/core.py\"\r\n")
     };
     install.write("run.py", text(install.port, "1.0"));
     install.start_with(&[]);
@@ -122,14 +109,8 @@ fn a_setting_given_on_the_command_line_is_written() {
     let install = Install::running();
     install.write("run.py", kit::script("1.0", "USE_POSTGRES = False\n"));
     let bundle = install.save(&Bundle::release("2.0", "USE_POSTGRES = False\n"));
-    install
-        .apply_with(&bundle, &["--set", "USE_POSTGRES=True"])
-        .expect(0);
-    assert!(
-        install.read("run.py").contains("USE_POSTGRES = True\n"),
-        "{}",
-        install.read("run.py")
-    );
+    install.apply_with(&bundle, &["--set", "USE_POSTGRES=True"]).expect(0);
+    assert!(install.read("run.py").contains("USE_POSTGRES = True\n"), "{}", install.read("run.py"));
     assert_eq!(install.version(), "2.0");
 }
 
@@ -170,9 +151,7 @@ fn data_that_a_failed_version_altered_is_put_back_and_what_it_added_stays() {
                 WRITE = \"uploads/b.txt=added\"\n\
                 ANSWER = 500\n";
     let bundle = install.save(&Bundle::release("2.0", more));
-    install
-        .apply_with(&bundle, &["--health-timeout", "3s"])
-        .expect(3);
+    install.apply_with(&bundle, &["--health-timeout", "3s"]).expect(3);
     assert_eq!(install.version(), "1.0");
     assert_eq!(install.note(), "old row");
     assert_eq!(install.read("uploads/a.txt"), "old upload\n");
@@ -201,23 +180,13 @@ fn a_truncated_bundle_is_refused_and_nothing_changes() {
 #[test]
 fn a_bundle_with_a_second_top_level_name_is_refused_and_the_name_is_told() {
     let output = assert_refused(&Bundle::release("2.0", "").raw("stray.txt", "x").bytes());
-    assert!(
-        output.finished()["error"].to_string().contains("stray.txt"),
-        "{output:?}"
-    );
+    assert!(output.finished()["error"].to_string().contains("stray.txt"), "{output:?}");
 }
 
 #[test]
 fn a_bundle_that_climbs_out_of_the_root_is_refused_and_the_entry_is_told() {
-    let output = assert_refused(
-        &Bundle::release("2.0", "")
-            .file("../../evil.txt", "x")
-            .bytes(),
-    );
-    assert!(
-        output.finished()["error"].to_string().contains("evil.txt"),
-        "{output:?}"
-    );
+    let output = assert_refused(&Bundle::release("2.0", "").file("../../evil.txt", "x").bytes());
+    assert!(output.finished()["error"].to_string().contains("evil.txt"), "{output:?}");
 }
 
 #[test]
@@ -231,9 +200,7 @@ fn a_bundle_without_the_start_file_is_refused() {
 fn a_bundle_that_does_not_exist_fails_before_anything_changes() {
     let install = Install::running();
     let pid = install.pid();
-    install
-        .apply_with(&install.scratch().join("none.zip"), &[])
-        .expect(1);
+    install.apply_with(&install.scratch().join("none.zip"), &[]).expect(1);
     assert_eq!(install.pid(), pid);
 }
 
@@ -262,12 +229,7 @@ fn a_foreign_owner_of_the_port_is_refused_and_lives_on() {
     let pid = stranger.pid();
     let output = install.apply(&install.bundle("2.0")).expect(1);
     assert_eq!(output.error_code(), "port-foreign");
-    assert!(
-        output.finished()["error"]
-            .to_string()
-            .contains(&pid.to_string()),
-        "{output:?}"
-    );
+    assert!(output.finished()["error"].to_string().contains(&pid.to_string()), "{output:?}");
     assert_eq!(stranger.pid(), pid);
     assert_same(&install, &before);
 }
@@ -293,8 +255,7 @@ fn an_update_started_by_the_server_itself_is_refused_before_any_change() {
     let updater = env!("CARGO_BIN_EXE_updater");
     let root = install.root.to_str().unwrap();
     let argv = [updater, "--root", root, "apply", bundle.to_str().unwrap()];
-    let answer =
-        run_as_child_of(install.port, &argv).expect("the server was ended by its own child");
+    let answer = run_as_child_of(install.port, &argv).expect("the server was ended by its own child");
     assert_eq!(answer["code"], 1, "{answer}");
     assert_eq!(install.pid(), pid);
     assert_same(&install, &before);
@@ -307,40 +268,23 @@ fn a_plan_changes_nothing_and_counts_what_it_would_do() {
     let install = Install::running();
     let (before, pid) = (install.tree(), install.pid());
     let bundle = install.save(&install.bundle("2.0").file("uploads/a.txt", "shipped\n"));
-    let plan = install
-        .updater(&["plan", bundle.to_str().unwrap(), "--json"])
-        .expect(0)
-        .object();
+    let plan = install.updater(&["plan", bundle.to_str().unwrap(), "--json"]).expect(0).object();
     assert_eq!(plan["schema"], 1);
     let expected = json!({
         "add": 1, "replace": 2, "remove": 1, "keep": 1, "merge": 0, "carry": 0, "unchanged": 1,
     });
     let counts = &plan["counts"];
     // The start file is counted as carried or as replaced; either way it is counted once.
-    let changed =
-        |counts: &Value| counts["replace"].as_u64().unwrap() + counts["carry"].as_u64().unwrap();
+    let changed = |counts: &Value| counts["replace"].as_u64().unwrap() + counts["carry"].as_u64().unwrap();
     assert_eq!(changed(counts), changed(&expected), "{counts}");
     for name in ["add", "remove", "keep", "merge", "unchanged"] {
         assert_eq!(counts[name], expected[name], "{name} of {counts}");
     }
-    for field in [
-        "bundle",
-        "actions",
-        "held_back",
-        "server",
-        "launch",
-        "escape",
-        "space",
-        "problems",
-        "warnings",
-    ] {
+    for field in ["bundle", "actions", "held_back", "server", "launch", "escape", "space", "problems", "warnings"] {
         assert!(plan.get(field).is_some(), "no {field} in {plan}");
     }
     assert_eq!(plan["problems"], json!([]));
-    assert!(
-        !install.exists(".updater"),
-        "a reading command made .updater"
-    );
+    assert!(!install.exists(".updater"), "a reading command made .updater");
     assert_eq!(install.pid(), pid);
     assert_same(&install, &before);
 }
@@ -409,10 +353,7 @@ fn recover_has_nothing_to_do_on_a_whole_install() {
 fn events_are_numbered_without_a_gap_and_name_each_stage_once() {
     let install = Install::running();
     check_stream(&install.apply(&install.bundle("2.0")).expect(0), 100);
-    check_stream(
-        &install.apply(&Bundle::release("3.0", BROKEN)).expect(3),
-        99,
-    );
+    check_stream(&install.apply(&Bundle::release("3.0", BROKEN)).expect(3), 99);
 }
 
 fn check_stream(output: &Output, most: u64) {
@@ -425,23 +366,14 @@ fn check_stream(output: &Output, most: u64) {
         assert_eq!(event["seq"], index as u64 + 1, "{event}");
         assert_eq!(&event["update_id"], id, "{event}");
         if let Some(now) = event["percent"].as_u64() {
-            assert!(
-                now >= percent && now <= most,
-                "percent {now} after {percent}: {event}"
-            );
+            assert!(now >= percent && now <= most, "percent {now} after {percent}: {event}");
             percent = now;
         }
         if event["event"] == "stage" && event["state"] != "started" {
             ended.push(event["stage"].as_str().unwrap().to_string());
         }
     }
-    assert_eq!(
-        events
-            .iter()
-            .filter(|event| event["event"] == "finished")
-            .count(),
-        1
-    );
+    assert_eq!(events.iter().filter(|event| event["event"] == "finished").count(), 1);
     assert_eq!(events.last().unwrap()["event"], "finished");
     let mut once = ended.clone();
     once.sort();

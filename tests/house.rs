@@ -14,12 +14,7 @@ impl Source {
     /// The top-level module the file belongs to.
     fn module(&self) -> String {
         let first = self.path.iter().next().unwrap();
-        Path::new(first)
-            .file_stem()
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_string()
+        Path::new(first).file_stem().unwrap().to_str().unwrap().to_string()
     }
 
     /// Code lines with their numbers: comments out, everything from the unit tests on out.
@@ -36,17 +31,10 @@ impl Source {
 fn sources() -> Vec<Source> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = Vec::new();
-    for entry in walkdir::WalkDir::new(&src)
-        .sort_by_file_name()
-        .into_iter()
-        .map(Result::unwrap)
-    {
+    for entry in walkdir::WalkDir::new(&src).sort_by_file_name().into_iter().map(Result::unwrap) {
         if entry.path().extension().is_some_and(|ext| ext == "rs") {
             let text = fs::read_to_string(entry.path()).unwrap();
-            sources.push(Source {
-                path: entry.path().strip_prefix(&src).unwrap().to_path_buf(),
-                text,
-            });
+            sources.push(Source { path: entry.path().strip_prefix(&src).unwrap().to_path_buf(), text });
         }
     }
     assert!(sources.len() > 10, "the sources were not found");
@@ -61,25 +49,12 @@ fn layers() -> BTreeMap<String, (usize, String)> {
     for line in lib.lines() {
         if let Some(title) = line.strip_prefix("// ") {
             section = title.to_string();
-        } else if let Some(name) = line
-            .strip_prefix("pub mod ")
-            .and_then(|rest| rest.strip_suffix(';'))
-        {
+        } else if let Some(name) = line.strip_prefix("pub mod ").and_then(|rest| rest.strip_suffix(';')) {
             layers.insert(name.to_string(), (layers.len(), section.clone()));
         }
     }
-    for known in [
-        "ground",
-        "records on disk",
-        "pure rules",
-        "stages, in pipeline order",
-        "commands",
-        "entry",
-    ] {
-        assert!(
-            layers.values().any(|(_, section)| section == known),
-            "lib.rs has no section {known:?}"
-        );
+    for known in ["ground", "records on disk", "pure rules", "stages, in pipeline order", "commands", "entry"] {
+        assert!(layers.values().any(|(_, section)| section == known), "lib.rs has no section {known:?}");
     }
     layers
 }
@@ -120,9 +95,7 @@ fn top_level_names(list: &str) -> Vec<String> {
 }
 
 fn name_at(text: &str) -> String {
-    text.chars()
-        .take_while(|c| c.is_alphanumeric() || *c == '_')
-        .collect()
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
 #[test]
@@ -142,10 +115,7 @@ fn a_module_imports_only_what_lib_rs_declares_before_it() {
             };
             let os_is_ground = (module == "os" || name == "os") && section == "ground";
             if name != module && other > position && !os_is_ground {
-                wrong.push(format!(
-                    "{}: {module} uses {name}, which lib.rs declares later",
-                    source.path.display()
-                ));
+                wrong.push(format!("{}: {module} uses {name}, which lib.rs declares later", source.path.display()));
             }
         }
     }
@@ -158,11 +128,7 @@ fn every_module_of_src_is_declared_in_lib_rs() {
     for source in sources() {
         let module = source.module();
         let known = ["lib", "main"].contains(&module.as_str()) || layers.contains_key(&module);
-        assert!(
-            known,
-            "{} is declared nowhere in lib.rs",
-            source.path.display()
-        );
+        assert!(known, "{} is declared nowhere in lib.rs", source.path.display());
     }
 }
 
@@ -171,18 +137,11 @@ fn systems_differ_only_under_src_os() {
     let mut wrong = Vec::new();
     for source in sources().iter().filter(|source| source.module() != "os") {
         for (number, line) in source.code() {
-            let attribute =
-                line.contains("cfg(") || line.contains("cfg!(") || line.contains("cfg_attr(");
-            let system = ["windows", "unix", "target_os"]
-                .iter()
-                .any(|word| line.contains(word));
+            let attribute = line.contains("cfg(") || line.contains("cfg!(") || line.contains("cfg_attr(");
+            let system = ["windows", "unix", "target_os"].iter().any(|word| line.contains(word));
             let select = line.contains("cfg_select!") || line.contains("std::os::");
             if attribute && system || select {
-                wrong.push(format!(
-                    "{}:{number}: {}",
-                    source.path.display(),
-                    line.trim()
-                ));
+                wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
             }
         }
     }
@@ -192,11 +151,7 @@ fn systems_differ_only_under_src_os() {
 #[test]
 fn every_file_opens_by_saying_what_it_is_for() {
     for source in sources() {
-        assert!(
-            source.text.starts_with("//! "),
-            "{} has no //! header",
-            source.path.display()
-        );
+        assert!(source.text.starts_with("//! "), "{} has no //! header", source.path.display());
     }
 }
 
@@ -204,12 +159,7 @@ fn every_file_opens_by_saying_what_it_is_for() {
 fn the_sources_are_ascii() {
     for source in sources() {
         let line = source.text.lines().position(|line| !line.is_ascii());
-        assert_eq!(
-            line,
-            None,
-            "{} holds other characters (line counted from 0)",
-            source.path.display()
-        );
+        assert_eq!(line, None, "{} holds other characters (line counted from 0)", source.path.display());
     }
 }
 
@@ -219,11 +169,7 @@ fn nothing_unwraps_outside_of_tests() {
     for source in sources() {
         for (number, line) in source.code() {
             if line.contains(".unwrap()") {
-                wrong.push(format!(
-                    "{}:{number}: {}",
-                    source.path.display(),
-                    line.trim()
-                ));
+                wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
             }
         }
     }

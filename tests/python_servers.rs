@@ -12,8 +12,7 @@ use kit::{Bundle, Install};
 use serde_json::Value;
 
 fn venv() -> PathBuf {
-    let path = std::env::var_os("UPDATER_TEST_VENV")
-        .expect("UPDATER_TEST_VENV is not set: run scripts/test");
+    let path = std::env::var_os("UPDATER_TEST_VENV").expect("UPDATER_TEST_VENV is not set: run scripts/test");
     PathBuf::from(path)
 }
 
@@ -52,31 +51,15 @@ fn release(version: &str, waitress: bool) -> Bundle {
 }
 
 fn run_to_end(command: &mut Command) {
-    let output = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn make_certificate(install: &Install) {
     std::fs::create_dir(install.root.join("ssl")).unwrap();
     run_to_end(
         Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=localhost",
-            ])
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
             .args(["-keyout", "ssl/key.pem", "-out", "ssl/cert.pem"])
             .current_dir(&install.root),
     );
@@ -84,11 +67,7 @@ fn make_certificate(install: &Install) {
 
 /// A venv inside the install that sees the packages of the test environment.
 fn make_venv(install: &Install) -> PathBuf {
-    run_to_end(
-        Command::new("python3")
-            .args(["-m", "venv", "--without-pip", ".venv"])
-            .current_dir(&install.root),
-    );
+    run_to_end(Command::new("python3").args(["-m", "venv", "--without-pip", ".venv"]).current_dir(&install.root));
     let packages = site_packages(&venv());
     let link = site_packages(&install.root.join(".venv")).join("packages.pth");
     std::fs::write(link, format!("{}\n", packages.display())).unwrap();
@@ -97,18 +76,13 @@ fn make_venv(install: &Install) -> PathBuf {
 
 fn site_packages(venv: &Path) -> PathBuf {
     let versions = std::fs::read_dir(venv.join("lib")).unwrap();
-    versions
-        .map(|entry| entry.unwrap().path().join("site-packages"))
-        .find(|path| path.is_dir())
-        .unwrap()
+    versions.map(|entry| entry.unwrap().path().join("site-packages")).find(|path| path.is_dir()).unwrap()
 }
 
 fn start(install: &Install, python: &Path, scheme: &str) -> Value {
     let mut command = Command::new(python);
     command.args(["run.py", "--flag", "two words"]);
-    command
-        .env("PORT", install.port.to_string())
-        .env("STANDIN_MARK", "kept");
+    command.env("PORT", install.port.to_string()).env("STANDIN_MARK", "kept");
     install.spawn(&mut command);
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -116,10 +90,7 @@ fn start(install: &Install, python: &Path, scheme: &str) -> Value {
             return answer;
         }
         let log = install.read("instance/server.log");
-        assert!(
-            Instant::now() < deadline,
-            "the server does not answer: {log}"
-        );
+        assert!(Instant::now() < deadline, "the server does not answer: {log}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -129,10 +100,7 @@ fn ask(install: &Install, scheme: &str) -> Option<Value> {
     let code = "import ssl, sys, urllib.request as r; \
                 print(r.urlopen(sys.argv[1], timeout=5, context=ssl._create_unverified_context()).read().decode())";
     let url = format!("{scheme}://127.0.0.1:{}/api/sync/ping", install.port);
-    let output = Command::new("python3")
-        .args(["-c", code, &url])
-        .output()
-        .unwrap();
+    let output = Command::new("python3").args(["-c", code, &url]).output().unwrap();
     serde_json::from_slice(&output.stdout).ok()
 }
 
@@ -142,11 +110,7 @@ fn update_keeps(scheme: &str, waitress: bool, own_venv: bool) {
     if !waitress {
         make_certificate(&install);
     }
-    let python = if own_venv {
-        make_venv(&install)
-    } else {
-        venv().join("bin/python")
-    };
+    let python = if own_venv { make_venv(&install) } else { venv().join("bin/python") };
     let before = start(&install, &python, scheme);
     install.apply(&release("2.0", waitress)).expect(0);
 
@@ -158,10 +122,7 @@ fn update_keeps(scheme: &str, waitress: bool, own_venv: bool) {
         assert_eq!(after[same], before[same], "{same}");
     }
     if own_venv {
-        assert_eq!(
-            after["prefix"].as_str().map(Path::new),
-            Some(install.root.join(".venv").as_path())
-        );
+        assert_eq!(after["prefix"].as_str().map(Path::new), Some(install.root.join(".venv").as_path()));
     }
 }
 
@@ -185,19 +146,10 @@ fn a_stopped_server_is_started_from_the_venv_of_the_install() {
     let install = Install::new();
     install.write("run.py", script("1.0", true));
     make_venv(&install);
-    install.write(
-        "updater.toml",
-        format!(
-            "[server]\nport = {0}\nenv = {{ PORT = \"{0}\" }}\n",
-            install.port
-        ),
-    );
+    install.write("updater.toml", format!("[server]\nport = {0}\nenv = {{ PORT = \"{0}\" }}\n", install.port));
     install.apply(&release("2.0", true)).expect(0);
     let after = ask(&install, "http").expect("the server was not started");
-    assert_eq!(
-        after["prefix"].as_str().map(Path::new),
-        Some(install.root.join(".venv").as_path())
-    );
+    assert_eq!(after["prefix"].as_str().map(Path::new), Some(install.root.join(".venv").as_path()));
 }
 
 #[test]
@@ -206,11 +158,6 @@ fn a_release_that_fails_to_import_is_rolled_back() {
     install.write("run.py", script("1.0", true));
     start(&install, &venv().join("bin/python"), "http");
     let broken = format!("import no_such_module\n{}", script("2.0", true));
-    install
-        .apply(&Bundle::release("2.0", "").file("run.py", broken))
-        .expect(3);
-    assert_eq!(
-        ask(&install, "http").expect("the old server is gone")["version"],
-        "1.0"
-    );
+    install.apply(&Bundle::release("2.0", "").file("run.py", broken)).expect(3);
+    assert_eq!(ask(&install, "http").expect("the old server is gone")["version"], "1.0");
 }

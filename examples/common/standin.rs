@@ -25,18 +25,11 @@ impl Script {
     }
 
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.assignments
-            .iter()
-            .filter(move |(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.assignments.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     fn last(&self, name: &str) -> Option<&str> {
-        self.assignments
-            .iter()
-            .rev()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.assignments.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     fn number(&self, name: &str) -> Option<u64> {
@@ -82,16 +75,10 @@ pub fn serve(script: &Path) -> ! {
 fn run(path: &Path) -> Result<std::convert::Infallible, String> {
     let bytes = std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     let script = Script::parse(&String::from_utf8_lossy(&bytes));
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = folder.canonicalize().map_err(|e| e.to_string())?;
 
-    if let Some(missing) = script
-        .all("REQUIRE")
-        .find(|name| !root.join(name).is_file())
-    {
+    if let Some(missing) = script.all("REQUIRE").find(|name| !root.join(name).is_file()) {
         return Err(format!("ImportError: {missing} is missing"));
     }
     if let Some(code) = script.number("EXIT") {
@@ -103,27 +90,18 @@ fn run(path: &Path) -> Result<std::convert::Infallible, String> {
         std::fs::write(root.join(name), text).map_err(|e| format!("cannot write {name}: {e}"))?;
     }
     let _database = open_database(&root, &script).map_err(|e| format!("database: {e}"))?;
-    std::thread::sleep(Duration::from_millis(
-        script.number("DELAY_MS").unwrap_or(0),
-    ));
+    std::thread::sleep(Duration::from_millis(script.number("DELAY_MS").unwrap_or(0)));
 
-    let from_env = std::env::var("PORT")
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let from_env = std::env::var("PORT").ok().and_then(|text| text.parse().ok());
     let port = from_env.or(script.number("PORT")).unwrap_or(8080) as u16;
-    let listener = TcpListener::bind(("127.0.0.1", port))
-        .map_err(|e| format!("cannot listen on {port}: {e}"))?;
+    let listener = TcpListener::bind(("127.0.0.1", port)).map_err(|e| format!("cannot listen on {port}: {e}"))?;
     let server = Arc::new(Server {
         status: script.number("ANSWER").unwrap_or(200) as u16,
         version: script.last("VERSION").unwrap_or("0").to_string(),
         root,
     });
     // A dead stdout must not end a server.
-    let _ = writeln!(
-        std::io::stdout(),
-        "serving {} on 127.0.0.1:{port}",
-        server.version
-    );
+    let _ = writeln!(std::io::stdout(), "serving {} on 127.0.0.1:{port}", server.version);
     loop {
         if let Ok((stream, _)) = listener.accept() {
             let server = Arc::clone(&server);
@@ -140,8 +118,7 @@ fn open_database(root: &Path, script: &Script) -> rusqlite::Result<Option<rusqli
     }
     let database = rusqlite::Connection::open(folder.join("app.db"))?;
     database.pragma_update(None, "journal_mode", "WAL")?;
-    database
-        .execute_batch("CREATE TABLE IF NOT EXISTS notes(id INTEGER PRIMARY KEY, text TEXT)")?;
+    database.execute_batch("CREATE TABLE IF NOT EXISTS notes(id INTEGER PRIMARY KEY, text TEXT)")?;
     for sql in script.all("SQL") {
         database.execute_batch(sql)?;
     }

@@ -19,25 +19,15 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// A free port, given by the system.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The example server, which `cargo test` builds beside the tests.
 pub fn standin() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let profile = exe.parent().and_then(Path::parent).unwrap();
-    let standin = profile
-        .join("examples")
-        .join(format!("standin{}", std::env::consts::EXE_SUFFIX));
-    assert!(
-        standin.is_file(),
-        "no {}: run `cargo build --example standin`",
-        standin.display()
-    );
+    let standin = profile.join("examples").join(format!("standin{}", std::env::consts::EXE_SUFFIX));
+    assert!(standin.is_file(), "no {}: run `cargo build --example standin`", standin.display());
     standin
 }
 
@@ -60,11 +50,7 @@ impl Install {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap().join("site");
         fs::create_dir(&root).unwrap();
-        let install = Install {
-            scratch,
-            root,
-            port: free_port(),
-        };
+        let install = Install { scratch, root, port: free_port() };
         install.write("run.py", script("1.0", ""));
         install.write("app/__init__.py", "# package\n");
         install.write("app/core.py", "# core of 1.0\n");
@@ -105,8 +91,7 @@ impl Install {
     }
 
     pub fn read(&self, path: &str) -> String {
-        String::from_utf8(fs::read(self.root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}")))
-            .unwrap()
+        String::from_utf8(fs::read(self.root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))).unwrap()
     }
 
     pub fn exists(&self, path: &str) -> bool {
@@ -123,8 +108,7 @@ impl Install {
             }
         }
         let db = rusqlite::Connection::open(copy.path().join("app.db")).unwrap();
-        db.query_row("SELECT text FROM notes WHERE id = 1", [], |row| row.get(0))
-            .unwrap()
+        db.query_row("SELECT text FROM notes WHERE id = 1", [], |row| row.get(0)).unwrap()
     }
 
     /// Starts the example server with the install's port in its environment.
@@ -134,10 +118,7 @@ impl Install {
 
     pub fn start_with(&self, env: &[(&str, &str)]) -> u32 {
         let mut command = Command::new(standin());
-        command
-            .arg("run.py")
-            .env_remove("PORT")
-            .envs(env.iter().copied());
+        command.arg("run.py").env_remove("PORT").envs(env.iter().copied());
         self.start_command(command)
     }
 
@@ -172,9 +153,7 @@ impl Install {
 
     /// What the server answers now; panics when nothing serves.
     pub fn answer(&self) -> Value {
-        ping(self.port)
-            .unwrap_or_else(|| panic!("nothing serves on port {}", self.port))
-            .1
+        ping(self.port).unwrap_or_else(|| panic!("nothing serves on port {}", self.port)).1
     }
 
     pub fn version(&self) -> String {
@@ -193,11 +172,7 @@ impl Install {
         }
         let deadline = Instant::now() + Duration::from_secs(10);
         while ping(self.port).is_some() {
-            assert!(
-                Instant::now() < deadline,
-                "the server on port {} does not end",
-                self.port
-            );
+            assert!(Instant::now() < deadline, "the server on port {} does not end", self.port);
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -218,10 +193,7 @@ impl Install {
 
     /// Writes `bundle` beside the install.
     pub fn save(&self, bundle: &Bundle) -> PathBuf {
-        let path = self.scratch().join(format!(
-            "bundle-{}.zip",
-            fs::read_dir(self.scratch()).unwrap().count()
-        ));
+        let path = self.scratch().join(format!("bundle-{}.zip", fs::read_dir(self.scratch()).unwrap().count()));
         fs::write(&path, bundle.bytes()).unwrap();
         path
     }
@@ -243,10 +215,7 @@ impl Install {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_updater"));
         command.arg("--root").arg(&self.root).args(arguments);
-        command
-            .env_remove("PORT")
-            .env_remove("UPDATER_ROOT")
-            .current_dir(self.scratch());
+        command.env_remove("PORT").env_remove("UPDATER_ROOT").current_dir(self.scratch());
         command
     }
 
@@ -276,9 +245,7 @@ fn servers_of(root: &Path) -> Vec<u32> {
     };
     processes
         .flatten()
-        .filter(|entry| {
-            fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(root))
-        })
+        .filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(root)))
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
 }
@@ -287,11 +254,7 @@ pub fn kill(pid: u32) {
     use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
     let pid = Pid::from_u32(pid);
     let mut system = System::new().unwrap();
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        true,
-        ProcessRefreshKind::nothing(),
-    );
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, ProcessRefreshKind::nothing());
     if let Some(process) = system.process(pid) {
         process.kill();
     }
@@ -309,33 +272,22 @@ impl Output {
     pub fn events(&self) -> Vec<Value> {
         self.stdout
             .lines()
-            .map(|line| {
-                serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}\n{self:?}"))
-            })
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}\n{self:?}")))
             .collect()
     }
 
     pub fn finished(&self) -> Value {
-        let last = self
-            .events()
-            .pop()
-            .unwrap_or_else(|| panic!("no event: {self:?}"));
+        let last = self.events().pop().unwrap_or_else(|| panic!("no event: {self:?}"));
         assert_eq!(last["event"], "finished", "{self:?}");
         last
     }
 
     pub fn outcome(&self) -> String {
-        self.finished()["outcome"]
-            .as_str()
-            .unwrap_or_default()
-            .to_string()
+        self.finished()["outcome"].as_str().unwrap_or_default().to_string()
     }
 
     pub fn error_code(&self) -> String {
-        self.finished()["error"]["code"]
-            .as_str()
-            .unwrap_or_default()
-            .to_string()
+        self.finished()["error"]["code"].as_str().unwrap_or_default().to_string()
     }
 
     pub fn object(&self) -> Value {
@@ -345,10 +297,7 @@ impl Output {
     #[track_caller]
     pub fn expect(self, code: i32) -> Output {
         assert_eq!(self.code, code, "{self:#?}");
-        assert!(
-            self.stdout.is_ascii() && self.stderr.is_ascii(),
-            "not ASCII: {self:?}"
-        );
+        assert!(self.stdout.is_ascii() && self.stderr.is_ascii(), "not ASCII: {self:?}");
         self
     }
 }
@@ -358,9 +307,7 @@ pub fn run(mut command: Command) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let (out, err) = (folder.path().join("out"), folder.path().join("err"));
     command.stdin(Stdio::null());
-    command
-        .stdout(fs::File::create(&out).unwrap())
-        .stderr(fs::File::create(&err).unwrap());
+    command.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap());
     let mut child = command.spawn().unwrap();
     let deadline = Instant::now() + LIMIT;
     let status = loop {
@@ -369,19 +316,12 @@ pub fn run(mut command: Command) -> Output {
         }
         if Instant::now() > deadline {
             child.kill().unwrap();
-            panic!(
-                "{command:?} does not end: {}",
-                String::from_utf8_lossy(&fs::read(&out).unwrap())
-            );
+            panic!("{command:?} does not end: {}", String::from_utf8_lossy(&fs::read(&out).unwrap()));
         }
         std::thread::sleep(Duration::from_millis(10));
     };
     let text = |path| String::from_utf8(fs::read(path).unwrap()).unwrap();
-    Output {
-        code: status.code().unwrap_or(-1),
-        stdout: text(&out),
-        stderr: text(&err),
-    }
+    Output { code: status.code().unwrap_or(-1), stdout: text(&out), stderr: text(&err) }
 }
 
 /// The files of a bundle to be, under one top folder.
@@ -394,10 +334,7 @@ pub struct Bundle {
 impl Bundle {
     /// A release like the install's own program; `more` goes to its start file.
     pub fn release(version: &str, more: &str) -> Bundle {
-        let bundle = Bundle {
-            top: format!("site-{version}/"),
-            files: BTreeMap::new(),
-        };
+        let bundle = Bundle { top: format!("site-{version}/"), files: BTreeMap::new() };
         bundle
             .file("run.py", script(version, more))
             .file("app/__init__.py", "# package\n")
@@ -406,8 +343,7 @@ impl Bundle {
     }
 
     pub fn file(mut self, name: &str, bytes: impl AsRef<[u8]>) -> Bundle {
-        self.files
-            .insert(format!("{}{name}", self.top), bytes.as_ref().to_vec());
+        self.files.insert(format!("{}{name}", self.top), bytes.as_ref().to_vec());
         self
     }
 
@@ -446,17 +382,9 @@ impl Tree {
         let mut files = BTreeMap::new();
         let walk = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
         for entry in walk.filter(|entry| !entry.file_type().is_dir()) {
-            let name = entry
-                .path()
-                .strip_prefix(root)
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .replace('\\', "/");
+            let name = entry.path().strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
             let own = name.starts_with(".updater/") || name.starts_with("backups/");
-            let log = name == "instance/update_log.txt"
-                || name.ends_with(".log")
-                || name.ends_with("-shm");
+            let log = name == "instance/update_log.txt" || name.ends_with(".log") || name.ends_with("-shm");
             if !own && !log {
                 files.insert(name, File::of(entry.path()));
             }
@@ -469,24 +397,12 @@ impl File {
     fn of(path: &Path) -> File {
         let metadata = fs::symlink_metadata(path).unwrap();
         let bytes = match metadata.is_symlink() {
-            true => fs::read_link(path)
-                .unwrap()
-                .to_string_lossy()
-                .into_owned()
-                .into_bytes(),
+            true => fs::read_link(path).unwrap().to_string_lossy().into_owned().into_bytes(),
             false => fs::read(path).unwrap(),
         };
-        let hash = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let (mode, owner) = mode_and_owner(&metadata);
-        File {
-            hash,
-            mode,
-            owner,
-            modified: metadata.modified().unwrap(),
-        }
+        File { hash, mode, owner, modified: metadata.modified().unwrap() }
     }
 }
 
@@ -509,18 +425,13 @@ pub fn ping(port: u16) -> Option<(u16, Value)> {
 /// Has the example server run `argv` as its own child and waits for the end.
 pub fn run_as_child_of(port: u16, argv: &[&str]) -> Option<Value> {
     let body = json!(argv).to_string();
-    let text = format!(
-        "POST /run HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
+    let text = format!("POST /run HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     request(port, &text).map(|(_, answer)| answer)
 }
 
 fn request(port: u16, text: &str) -> Option<(u16, Value)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
     stream.write_all(text.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
