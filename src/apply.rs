@@ -243,7 +243,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             {
                 return Err(foreign.into());
             }
-            let start = launch.as_ref().map_or_else(|| default_start_file(), |l| start_file(root, l));
+            let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
             let before = Before {
                 running: false,
                 ports: port.into_iter().collect(),
@@ -285,8 +285,8 @@ fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> R
         let bytes = std::fs::read(cx.root.path().join(name)).ok()?;
         if name == ".env" {
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            let line = text.lines().filter_map(|l| l.trim().trim_start_matches("export ").split_once('='));
-            return line.filter(|(k, _)| k.trim() == key).last()?.1.trim().trim_matches(['"', '\'']).parse().ok();
+            let mut line = text.lines().filter_map(|l| l.trim().trim_start_matches("export ").split_once('='));
+            return line.rfind(|(k, _)| k.trim() == key)?.1.trim().trim_matches(['"', '\'']).parse().ok();
         }
         carry::assignment(&bytes, key)?.trim().parse().ok()
     };

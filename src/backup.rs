@@ -71,12 +71,11 @@ pub fn new_id(backups: &Path) -> Result<String> {
 /// that is a link to a folder counts as that folder.
 pub fn data_files(root: &InstallRoot, preserve: &Preserve, skip: &Preserve) -> Result<Vec<(RelPath, Facts)>> {
     let mut all = Vec::new();
-    collect(root, root.path(), None, preserve, skip, &mut all)?;
+    collect(root.path(), None, preserve, skip, &mut all)?;
     Ok(all)
 }
 
 fn collect(
-    root: &InstallRoot,
     folder: &Path,
     at: Option<&RelPath>,
     preserve: &Preserve,
@@ -105,8 +104,8 @@ fn collect(
         }
         let linked = at.is_none() && class == Some(Class::Data) && facts.kind == Kind::Link && name.path().is_dir();
         match facts.kind {
-            Kind::Folder => collect(root, &name.path(), Some(&path), preserve, skip, all)?,
-            _ if linked => collect(root, &name.path(), Some(&path), preserve, skip, all)?,
+            Kind::Folder => collect(&name.path(), Some(&path), preserve, skip, all)?,
+            _ if linked => collect(&name.path(), Some(&path), preserve, skip, all)?,
             Kind::Other => {}
             _ if class == Some(Class::Data) => all.push((path, facts)),
             _ => {}

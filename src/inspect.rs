@@ -52,7 +52,7 @@ fn interrupted(cx: &Context) -> Result<(Value, Option<ErrorRecord>)> {
 pub fn status(cx: &Context) -> Result<Value> {
     let receipt = receipt::load(&cx.own())?;
     let kept = history::read_status(&cx.own()).unwrap_or(Value::Null);
-    let under_way = Some(kept["under_way"].clone()).filter(|u| is_alive(u)).unwrap_or(Value::Null);
+    let under_way = Some(kept["under_way"].clone()).filter(is_alive).unwrap_or(Value::Null);
     let (interrupted, problem) = if under_way.is_null() { interrupted(cx)? } else { (Value::Null, None) };
     let server = server::find(&cx.root);
     let mut warnings: Vec<ErrorRecord> = problem.into_iter().collect();
