@@ -26,7 +26,7 @@ use crate::staging::{self, Staged};
 use crate::swap;
 use crate::verify;
 use anyhow::{Context as _, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -130,6 +130,9 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
     cx.start(Stage::Preflight, "checking the bundle and the install");
     let mut prepared = preflight(cx, request, &survey)?;
     finished.to_version = Some(prepared.bundle.version.clone());
+    if prepared.plan.left_out > 0 {
+        cx.report.warning("own-left-out", &left_out(&prepared.plan), None);
+    }
     cx.done(Stage::Preflight, &counted(&prepared.plan));
     cx.check_signals()?;
 
@@ -193,6 +196,11 @@ fn described(survey: &Survey) -> String {
         }
         None => "the server is not running".into(),
     }
+}
+
+/// The one warning about bundle entries in the updater's own places.
+pub fn left_out(plan: &Plan) -> String {
+    format!("{} files of the bundle lie in the updater's own places and are left out", plan.left_out)
 }
 
 fn counted(plan: &Plan) -> String {
@@ -400,7 +408,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
         .into());
     }
     if !request.force_data {
-        for main in verify::databases(data.iter().map(|(path, _)| path)) {
+        for main in cx.databases(&data)? {
             check_before(cx, &main)?;
         }
     }
@@ -422,7 +430,7 @@ fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
                 format!("the database {main} is damaged already, before the update"),
             )
             .at(main)
-            .remedy("mend it first, or go on all the same with --force-data")
+            .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite")
             .into());
         }
     }
@@ -588,9 +596,11 @@ fn update(
         Err(e) => return Err(roll_back(cx, &survey, journal, started, e, finished, stopped_at)),
     }
 
-    // Committed: nothing below may fail the update.
+    // Committed: nothing below may fail the update. A journal that stays is closed by the next command.
     cx.start(Stage::Commit, "closing");
-    close(cx, journal)?;
+    if let Err(e) = close(cx, journal) {
+        cx.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
+    }
     cx.done(Stage::Commit, &format!("the old version is in {}/{}", cx.settings.backup.dir, saved.id));
     Ok(())
 }
@@ -629,15 +639,17 @@ fn stage_and_seed(cx: &mut Context, survey: &Survey, prepared: &mut Prepared) ->
 /// Writes the receipt-to-be and keeps the bundle beside it; the commit puts both in place.
 fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepared, staged: &[Staged]) -> Result<()> {
     let mut lines = Vec::new();
+    let preserve = cx.preserve()?;
+    let staged: BTreeMap<&RelPath, &Staged> = staged.iter().map(|s| (&s.path, s)).collect();
     for planned in &prepared.plan.actions {
         let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
         // Data belongs to the users once it is there.
         if matches!(planned.action, Action::Keep | Action::Merge | Action::Remove)
-            || cx.preserve()?.class_of(&planned.path, false).is_some()
+            || preserve.class_of(&planned.path, false).is_some()
         {
             continue;
         }
-        let arriving = staged.iter().find(|s| s.path == planned.path);
+        let arriving = staged.get(&planned.path);
         let facts = match (arriving, planned.live) {
             (Some(staged), _) => staged.facts,
             (None, Some(live)) => live,

@@ -3,13 +3,15 @@
 
 use crate::error::Failure;
 use crate::history;
+use crate::os::Facts;
 use crate::os::processes::Signals;
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{Preserve, Rules};
+use crate::preserve::{Class, Preserve, Rules, database_set};
 use crate::report::{Reporter, Stage};
 use crate::settings::Settings;
 use anyhow::Result;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub struct Context {
@@ -43,6 +45,13 @@ impl Context {
     /// What `[backup] skip` keeps in place without saving it.
     pub fn skipped(&self) -> Result<Preserve> {
         Preserve::new(false, &self.settings.backup.skip, false)
+    }
+
+    /// The main files of the databases that `[verify] sqlite` names, among preserved files.
+    pub fn databases(&self, data: &[(RelPath, Facts)]) -> Result<BTreeSet<RelPath>> {
+        let named = Preserve::new(false, &self.settings.verify.sqlite, false)?;
+        let mains = data.iter().filter_map(|(path, _)| database_set(path));
+        Ok(mains.filter(|main| named.class_of(main, false) == Some(Class::Data)).collect())
     }
 
     pub fn rules(&self, set: &[(String, String)]) -> Result<Rules> {

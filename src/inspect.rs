@@ -122,8 +122,8 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
     let volume = cx.root.path().display().to_string();
     let free = crate::os::files::free_space(cx.root.path()).ok();
     let mut warnings = Vec::new();
-    if let Some(n) = plan.map(|p| p.left_out).filter(|n| *n > 0) {
-        warnings.push(json!({"code": "own-left-out", "message": format!("{n} files of the bundle lie in the updater's own places and are left out"), "path": null}));
+    if let Some(plan) = plan.filter(|p| p.left_out > 0) {
+        warnings.push(json!({"code": "own-left-out", "message": apply::left_out(plan), "path": null}));
     }
     let object = json!({
         "bundle": bundle.map(|b| json!({
@@ -157,7 +157,7 @@ pub fn verify(cx: &Context) -> Result<(Value, bool)> {
     let mut databases = Vec::new();
     let data = backup::data_files(&cx.root, &rules.preserve, &cx.skipped()?)?;
     let scratch = std::env::temp_dir().join(format!("updater-verify-{}", std::process::id()));
-    for main in verify::databases(data.iter().map(|(path, _)| path)) {
+    for main in cx.databases(&data)? {
         databases.push(verify::check_database(&cx.root, &main, &cx.settings.verify.tables, &scratch)?);
     }
     let whole = found.is_whole() && databases.iter().all(|d| d.ok);

@@ -8,7 +8,7 @@ use crate::error::Failure;
 use crate::fsx;
 use crate::os::{Kind, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{Preserve, database_set};
+use crate::preserve::Preserve;
 use crate::receipt::{Line, Receipt};
 use crate::staging::Staged;
 use anyhow::{Context, Result};
@@ -151,11 +151,6 @@ pub struct Database {
     pub path: RelPath,
     pub ok: bool,
     pub tables: BTreeMap<String, i64>,
-}
-
-/// The main files of all database sets among `paths`.
-pub fn databases<'a>(paths: impl Iterator<Item = &'a RelPath>) -> BTreeSet<RelPath> {
-    paths.filter_map(database_set).collect()
 }
 
 /// Clones a database (main file, write-ahead log and rollback journal, never the shared memory) below

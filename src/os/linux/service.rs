@@ -3,14 +3,45 @@
 
 use std::io;
 
-/// The systemd service of a process (`nginx.service`), of the system's or of a user's manager. None: no
-/// service (a session, a scope, a bare user manager), or the process is gone.
+/// The unit that would be stopped to stop this process, or None.
+///
+/// The cgroup alone does not tell: what cron or sshd started lies in their unit, too, and outlives it
+/// (`KillMode=process`), and so does what a unit left behind. So the service manager is asked for the
+/// unit's main process. Where it runs but does not answer, the unit counts.
 pub fn unit_of(pid: u32) -> io::Result<Option<String>> {
-    match std::fs::read_to_string(format!("/proc/{pid}/cgroup")) {
-        Ok(text) => Ok(unit_in(&text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) => Ok(None),
-        Err(error) => Err(error),
+    let text = match std::fs::read_to_string(format!("/proc/{pid}/cgroup")) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(unit) = unit_in(&text) else { return Ok(None) };
+    // sd_booted(3): this folder exists where systemd is the service manager.
+    if !std::path::Path::new("/run/systemd/system").exists() {
+        return Ok(None);
     }
+    let mut ask = std::process::Command::new("systemctl");
+    if text.contains("/user@") {
+        ask.arg("--user");
+    }
+    let answer = ask.args(["show", "--property=MainPID", "--property=KillMode", &unit]).output()?;
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+    let field = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let Some(main) = field("MainPID").and_then(|pid| pid.parse::<u32>().ok()) else { return Ok(Some(unit)) };
+    let owns = pid == main || (field("KillMode") != Some("process") && descends(pid, main)?);
+    Ok(owns.then_some(unit))
+}
+
+fn descends(pid: u32, ancestor: u32) -> io::Result<bool> {
+    let mut at = pid;
+    // A circle can only come from a reused pid; no real tree is this deep.
+    for _ in 0..64 {
+        match super::processes::parent(at)? {
+            Some(parent) if parent == ancestor => return Ok(true),
+            Some(parent) => at = parent,
+            None => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 /// The unit in the text of `/proc/PID/cgroup`: of the unified hierarchy or systemd's own, no other.
