@@ -25,6 +25,7 @@ use crate::server::{self, Running};
 use crate::staging::{self, Staged};
 use crate::swap;
 use crate::verify;
+use crate::version;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -39,6 +40,9 @@ pub struct Request {
     pub wait: Option<Duration>,
     pub reinstall: bool,
     pub partial: bool,
+    pub allow_downgrade: bool,
+    /// Skip a bundle that failed here twice by its own fault.
+    pub unattended: bool,
     pub no_start: bool,
     pub stop_foreign: bool,
     pub force_data: bool,
@@ -54,6 +58,8 @@ pub struct Request {
 /// What detection found, by reading alone.
 pub struct Survey {
     pub server: Option<Running>,
+    /// A stranger on the port that `--stop-foreign` allows to stop. It is not started again.
+    pub foreign: Option<Running>,
     /// How it starts again; None with `--no-start` where nothing runs.
     pub launch: Option<LaunchSpec>,
     pub start_file: RelPath,
@@ -79,6 +85,13 @@ pub fn apply(cx: &mut Context, request: &Request) -> Finished {
     conclude(cx, &mut finished, outcome);
     finished
 }
+
+/// How often a bundle may fail by its own fault before an unattended run skips it.
+const MOST_FAILURES: u64 = 2;
+
+/// The failures that the bundle itself caused, by their codes.
+const OWN_FAULT: [&str; 6] =
+    ["health-exited", "health-timeout", "health-status", "health-port", "cannot-start", "critical-missing"];
 
 /// Turns the end of a run into its `finished` record.
 pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
@@ -135,6 +148,12 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
     }
     cx.done(Stage::Preflight, &counted(&prepared.plan));
     cx.check_signals()?;
+
+    if request.unattended && history::failures(&cx.own(), &prepared.bundle.content_id) >= MOST_FAILURES {
+        let message = "this bundle failed here twice by its own fault; --retry-failed tries it again";
+        cx.report.warning("known-bad", message, None);
+        return Ok("skipped");
+    }
 
     let same = survey.receipt.as_ref().is_some_and(|r| r.content_id == prepared.bundle.content_id);
     if prepared.plan.is_empty() || (same && !request.reinstall && !prepared.plan.set_changes && is_whole(cx, &survey)?)
@@ -218,7 +237,10 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     let root = &cx.root;
     let receipt = receipt::load(&cx.own())?;
     let server = server::find(root)?;
-    let health = request.health_url.as_deref().or(cx.settings.server.health.as_deref());
+    let mut foreign = None;
+    let target = request.health_url.as_ref().or(cx.settings.server.health.as_ref());
+    let target = target.map(|text| health::Target::parse(text)).transpose()?;
+    let health = target.as_ref().map(|t| t.path.as_str());
     let (launch, start_file, before) = match &server {
         Some(running) => {
             let ids: Vec<ProcessId> = running.processes.iter().map(|p| p.id).collect();
@@ -240,16 +262,21 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             }
             server::may_stop(running)?;
             let start = start_file(root, &running.launch);
-            let before = health::measure(&running.listeners, request.port, health, health::PATIENCE);
+            // `--port` says which port health asks only where the server listens on it.
+            let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
+            let before = health::measure(&running.listeners, asked, health, health::PATIENCE);
             (Some(running.launch.clone()), start, before)
         }
         None => {
             let port = stopped_port(cx, request, receipt.as_ref())?;
             let launch = if request.no_start { None } else { Some(stopped_launch(cx, port)?) };
             if let (Some(port), false) = (port, request.no_start)
-                && let Some(foreign) = server::foreign_owner(port, root)?
+                && let Some(failure) = server::foreign_owner(port, root)?
             {
-                return Err(foreign.into());
+                if !request.stop_foreign {
+                    return Err(failure.into());
+                }
+                foreign = server::owner_tree(port, root)?;
             }
             let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
             let before = Before {
@@ -264,7 +291,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
         }
     };
     let (launch, expected) = with_set(launch, &before, &request.set)?;
-    Ok(Survey { server, launch, start_file, before, expected, receipt })
+    Ok(Survey { server, foreign, launch, start_file, before, expected, receipt })
 }
 
 fn default_start_file() -> RelPath {
@@ -374,9 +401,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
         }
     }
     let mut bundle = Bundle::open(&path, &survey.start_file, &limits)?;
-    if !request.partial {
-        same_program(cx, &bundle)?;
-    }
+    judge_origin(cx, request, survey, &bundle)?;
     let owner = fsx::owner_of(cx.root.path())?;
     let me = processes::own_credentials().context("finding out who we are")?;
     if me.uid != 0 && owner.uid != me.uid {
@@ -433,6 +458,35 @@ fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
             .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite")
             .into());
         }
+    }
+    Ok(())
+}
+
+/// Whether the bundle is for this program, and no older than what is installed.
+fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<()> {
+    if let (Some(wanted), Some(is)) = (&cx.settings.bundle.app, &bundle.app)
+        && wanted != is
+    {
+        return Err(Failure::refused(
+            "other-app",
+            format!("the bundle is of the program {is}, and this install is of {wanted}"),
+        )
+        .at(request.bundle.display())
+        .remedy("check that this is the right bundle")
+        .into());
+    }
+    if !request.partial {
+        same_program(cx, bundle)?;
+    }
+    let from = survey.receipt.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
+    if !request.allow_downgrade && version::is_downgrade(from, &bundle.version) {
+        return Err(Failure::refused(
+            "downgrade",
+            format!("the bundle is version {}, and {from} is installed", bundle.version),
+        )
+        .at(request.bundle.display())
+        .remedy("to go back on purpose, add --allow-downgrade")
+        .into());
     }
     Ok(())
 }
@@ -581,6 +635,7 @@ fn update(
     };
     finished.backup = Some(saved.id.clone());
 
+    cx.is_down = true;
     let stopped_at = Instant::now();
     let mut started = None;
     let result = down(cx, request, &survey, prepared, &staged, &mut saved, &mut journal, &mut started);
@@ -593,7 +648,13 @@ fn update(
                 finished.pid = None;
             }
         }
-        Err(e) => return Err(roll_back(cx, &survey, journal, started, e, finished, stopped_at)),
+        Err(e) => {
+            if OWN_FAULT.contains(&code_of(&e)) {
+                // Going back matters more than counting.
+                let _ = history::count_failure(&own, &prepared.bundle.content_id);
+            }
+            return Err(roll_back(cx, &survey, journal, started, e, finished, stopped_at));
+        }
     }
 
     // Committed: nothing below may fail the update. A journal that stays is closed by the next command.
@@ -734,6 +795,9 @@ fn down(
     if let Some(server) = survey.server.as_ref().filter(|_| !request.in_place) {
         server::stop(server, cx.settings.server.stop_timeout, &mut || cx.check_signals_after_stop())?;
     }
+    if let Some(foreign) = &survey.foreign {
+        server::stop(foreign, cx.settings.server.stop_timeout, &mut || cx.check_signals_after_stop())?;
+    }
     cx.done(Stage::Stop, if survey.server.is_some() { "the port is free" } else { "nothing ran" });
 
     cx.start(Stage::BackupFinal, "saving what changed since");
@@ -849,6 +913,9 @@ fn roll_back(
 ) -> anyhow::Error {
     let record = error::record(&cause);
     cx.report.fail_current(&record.message);
+    if started.is_some() {
+        show_log(cx, &journal);
+    }
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
     let was_started = started.is_some();
     let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, was_started));
@@ -877,6 +944,21 @@ fn roll_back(
         Err(e) => {
             cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
             needs_operator(cx, &record, &e)
+        }
+    }
+}
+
+/// The end of what the new version itself said.
+fn show_log(cx: &mut Context, journal: &Journal) {
+    let Some(launch) = &journal.begin.launch else { return };
+    let files = BTreeSet::from([&launch.stdout, &launch.stderr]);
+    for file in files {
+        let lines = health::tail(file, 0, 20).unwrap_or_default();
+        if !lines.is_empty() {
+            cx.report.note(&format!("the last lines of {}:", file.display()));
+        }
+        for line in lines {
+            cx.report.note(&format!("  {line}"));
         }
     }
 }

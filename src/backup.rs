@@ -231,10 +231,20 @@ pub fn list(backups: &Path) -> Result<Vec<(PathBuf, Record)>> {
     Ok(all)
 }
 
-/// Deletes the oldest whole backups beyond `keep`; the newest one always stays. Returns their ids.
+/// Marks the backup of an update that was rolled back: its version was never left. What is not whole is left alone.
+pub fn mark_failed(dir: &Path) -> Result<()> {
+    let Ok(record) = load(dir) else { return Ok(()) };
+    let record = Record { kind: "failed".into(), ..record };
+    fsx::write_atomic(&dir.join("backup.json"), &serde_json::to_vec_pretty(&record)?)
+}
+
+/// Deletes the oldest whole backups beyond `keep`, those of failed updates counted apart, so that no
+/// number of failures costs a good one; the newest always stays. Returns their ids.
 pub fn prune(backups: &Path, keep: u32) -> Result<Vec<String>> {
     let mut gone = Vec::new();
-    for (dir, record) in list(backups)?.into_iter().skip(keep.max(1) as usize) {
+    let (failed, good): (Vec<_>, Vec<_>) = list(backups)?.into_iter().partition(|(_, record)| record.kind == "failed");
+    let beyond = keep.max(1) as usize;
+    for (dir, record) in good.into_iter().skip(beyond).chain(failed.into_iter().skip(beyond)) {
         // Without its record a half-deleted backup never counts as whole.
         fs_err::remove_file(dir.join("backup.json"))?;
         files::sync_folder(&dir).with_context(|| format!("flushing {}", dir.display()))?;

@@ -43,6 +43,8 @@ pub struct Bundle {
     /// SHA-256 over the sorted paths, reduced modes and hashes of all entries.
     pub content_id: String,
     pub version: String,
+    /// The program that the manifest names.
+    pub app: Option<String>,
     /// How many files were passed over (`.git`, `__MACOSX`, compiled Python and the like).
     pub skipped: usize,
 }
@@ -50,6 +52,7 @@ pub struct Bundle {
 #[derive(Deserialize)]
 struct Manifest {
     version: Option<String>,
+    app: Option<String>,
 }
 
 const MANIFEST: &str = "updater-manifest.json";
@@ -89,8 +92,15 @@ impl Bundle {
                 format!("{name} holds {} entries, more than [bundle] max_files", archive.len()),
             ));
         }
-        let mut bundle =
-            Self { archive, raw, entries: Vec::new(), content_id: String::new(), version: String::new(), skipped: 0 };
+        let mut bundle = Self {
+            archive,
+            raw,
+            entries: Vec::new(),
+            content_id: String::new(),
+            version: String::new(),
+            app: None,
+            skipped: 0,
+        };
         let names = bundle.names()?;
         let kept = bundle.layout(&names, start_file, &name)?;
         bundle.check_conflicts(&kept)?;
@@ -280,6 +290,7 @@ impl Bundle {
             let bytes = self.read_entry(at)?;
             let manifest: Manifest = serde_json::from_slice(&bytes)
                 .map_err(|e| refused("bad-manifest", MANIFEST, format!("the manifest cannot be read: {e}")))?;
+            self.app = manifest.app;
             return Ok(manifest.version.unwrap_or_default());
         }
         if let Some(at) = self.entries.iter().position(|e| e.path.as_bytes() == b"VERSION" && e.size < 256) {

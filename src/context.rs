@@ -22,6 +22,10 @@ pub struct Context {
     pub update_id: String,
     /// The update under way, for `status.json`.
     pub under_way: Option<UnderWay>,
+    /// The server was stopped: one SIGINT no longer ends the run.
+    pub is_down: bool,
+    /// That was said.
+    pub has_said: bool,
 }
 
 pub struct UnderWay {
@@ -73,6 +77,12 @@ impl Context {
     /// A stage begins: said to people and programs, and kept in `status.json`.
     pub fn start(&mut self, stage: Stage, message: &str) {
         self.report.stage_started(stage, message);
+        if self.is_down && !self.has_said && self.signals.interrupts() == 1 {
+            self.has_said = true;
+            let message =
+                "the server is stopped, so the update goes on; interrupt once more to go back to the old version";
+            self.report.warning("interrupted", message, None);
+        }
         self.keep_status();
     }
 

@@ -110,7 +110,16 @@ fn context(cli: &Cli, report: Reporter, cwd: &std::path::Path) -> Result<Context
     let strict = !matches!(cli.command, Command::Recover(_));
     let (settings, warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
-    let mut cx = Context { root, settings, report, signals, update_id: history::new_update_id(), under_way: None };
+    let mut cx = Context {
+        root,
+        settings,
+        report,
+        signals,
+        update_id: history::new_update_id(),
+        under_way: None,
+        is_down: false,
+        has_said: false,
+    };
     for warning in warnings {
         cx.report.warning("bad-settings", &warning, Some("updater.toml"));
     }
@@ -190,6 +199,9 @@ fn request(args: &cli::Apply, cwd: &std::path::Path) -> Result<Request> {
         wait: args.run.wait,
         reinstall: args.reinstall,
         partial: args.partial,
+        allow_downgrade: args.allow_downgrade,
+        unattended: args.unattended && !args.retry_failed,
+        stop_foreign: args.run.stop_foreign,
         no_start: args.run.no_start,
         force_data: args.run.force_data,
         health_url: args.run.health_url.clone(),

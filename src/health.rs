@@ -71,6 +71,34 @@ pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, t
     before
 }
 
+/// Where health is asked, as the operator wrote it: a path, or a URL of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub path: String,
+    pub port: Option<u16>,
+}
+
+impl Target {
+    /// Errors (exit 2): it is neither a path nor an http or https URL.
+    pub fn parse(text: &str) -> anyhow::Result<Target> {
+        if text.starts_with('/') {
+            return Ok(Target { path: text.to_string(), port: None });
+        }
+        let bad = || {
+            Failure::usage("bad-health-url", format!("'{text}' is neither a path nor an http or https URL"))
+                .remedy("write it as /path or as http://127.0.0.1:8081/path")
+        };
+        let url: ureq::http::Uri = text.parse().map_err(|_| bad())?;
+        let usual = match url.scheme_str() {
+            Some("http") => 80,
+            Some("https") => 443,
+            _ => return Err(bad().into()),
+        };
+        let path = url.path_and_query().map_or("/", |p| p.as_str()).to_string();
+        Ok(Target { path, port: Some(url.port_u16().unwrap_or(usual)) })
+    }
+}
+
 /// How good a status is: 2xx and 3xx, then 4xx, then 5xx, then none.
 fn rank(status: Option<u16>) -> u8 {
     match status {
@@ -350,6 +378,17 @@ pub fn tail(path: &Path, from: u64, lines: usize) -> anyhow::Result<Vec<String>>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_is_a_path_or_a_url() {
+        let target = |text| Target::parse(text).ok();
+        let some = |path: &str, port| Some(Target { path: path.into(), port });
+        assert_eq!(target("/up?x=1"), some("/up?x=1", None));
+        assert_eq!(target("http://127.0.0.1:81/up"), some("/up", Some(81)));
+        assert_eq!(target("https://localhost"), some("/", Some(443)));
+        assert_eq!(target("up"), None);
+        assert_eq!(target("ftp://x/y"), None);
+    }
     use std::process::{Child, Command, Stdio};
 
     /// Answers every request with the status in `STATUS`, or never where that is 0.

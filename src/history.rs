@@ -43,6 +43,18 @@ impl Last {
     }
 }
 
+/// How often this content failed here by its own fault.
+pub fn failures(own: &Path, content_id: &str) -> u64 {
+    read(own, "failures.json").and_then(|all| all[content_id].as_u64()).unwrap_or(0)
+}
+
+/// Counts one more failure of this content.
+pub fn count_failure(own: &Path, content_id: &str) -> anyhow::Result<()> {
+    let mut all = read(own, "failures.json").filter(Value::is_object).unwrap_or_else(|| serde_json::json!({}));
+    all[content_id] = (failures(own, content_id) + 1).into();
+    replace(own, "failures.json", &all)
+}
+
 /// Removes all but the `keep` newest files of `events/` and of `log/` (their names begin with the time).
 /// What cannot be removed stays.
 pub fn prune(own: &Path, keep: usize) {

@@ -21,6 +21,7 @@ pub mod history;
 pub mod carry;
 pub mod merge;
 pub mod preserve;
+pub mod version;
 // what every command is given
 pub mod context;
 // stages, in pipeline order

@@ -152,6 +152,7 @@ pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
         fsx::sync_parent(&own.join("receipt.json"))?;
     } else {
         backup::discard_unfinished(&backup_dir(root, &journal))?;
+        backup::mark_failed(&backup_dir(root, &journal))?;
     }
     fsx::remove_own_tree(&staging::trash(&own))?;
     staging::clear(&own)?;

@@ -66,7 +66,6 @@ struct Entry {
     argv: Vec<String>,
     cwd: Option<PathBuf>,
     exe: Option<PathBuf>,
-    env: Vec<(String, String)>,
     /// Whole seconds: good enough to tell a parent from a later process of its pid.
     started: u64,
 }
@@ -98,8 +97,7 @@ impl Table {
         let what = ProcessRefreshKind::nothing()
             .with_cmd(UpdateKind::Always)
             .with_cwd(UpdateKind::Always)
-            .with_exe(UpdateKind::Always)
-            .with_environ(UpdateKind::Always);
+            .with_exe(UpdateKind::Always);
         system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
         let mut all = HashMap::new();
         for (pid, process) in system.processes() {
@@ -108,18 +106,11 @@ impl Table {
                 continue;
             }
             let text = |part: &std::ffi::OsString| part.to_string_lossy().into_owned();
-            let env = process.environ().iter().map(text);
-            let pairs = env.filter_map(|pair| {
-                // Windows keeps hidden variables such as `=C:=C:\x`: the first character belongs to the name.
-                let at = pair.char_indices().skip(1).find(|(_, c)| *c == '=')?.0;
-                Some((pair[..at].to_string(), pair[at + 1..].to_string()))
-            });
             let entry = Entry {
                 parent: process.parent().map(Pid::as_u32),
                 argv: process.cmd().iter().map(text).collect(),
                 cwd: process.cwd().map(Path::to_path_buf),
                 exe: process.exe().map(Path::to_path_buf),
-                env: pairs.collect(),
                 started: process.start_time(),
             };
             all.insert(pid.as_u32(), entry);
@@ -471,6 +462,14 @@ impl Table {
     }
 }
 
+/// The tree of the stranger that holds `port`. None: nobody does. Errors: the system does not tell.
+pub fn owner_tree(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
+    let listeners = ports::listeners()?;
+    let table = Table::read(&listeners)?;
+    let owner = listeners.iter().filter(|l| l.port == port).flat_map(|l| &l.pids).find(|pid| table.is_fair(**pid));
+    owner.map_or(Ok(None), |pid| gather(&table, listeners.clone(), *pid, root))
+}
+
 /// How the process was started, from what the system still knows.
 fn captured_launch(table: &Table, pid: u32, root: &InstallRoot) -> anyhow::Result<LaunchSpec> {
     let entry = table.all.get(&pid).with_context(|| format!("process {pid} has ended"))?;
@@ -478,19 +477,26 @@ fn captured_launch(table: &Table, pid: u32, root: &InstallRoot) -> anyhow::Resul
         Failure::failed("launch-hidden", format!("the {what} of the server (pid {pid}) cannot be read"))
             .remedy("run as the user of the server, or as the administrator")
     };
-    if entry.argv.is_empty() {
-        return Err(hidden("command line").into());
-    }
     let cwd = entry.cwd.clone().ok_or_else(|| hidden("working folder"))?;
-    if entry.env.is_empty() && processes::credentials(pid).ok() != processes::own_credentials().ok() {
-        return Err(hidden("environment").into());
+    let read = match processes::command_of(pid) {
+        Ok(read) => read,
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            let message = format!("the server (pid {pid}) cannot be started again exactly as it was: {e}");
+            return Err(Failure::failed("launch-not-text", message)
+                .remedy("start the server with a plain command line and environment, then try again")
+                .into());
+        }
+        Err(_) => return Err(hidden("command line or environment").into()),
+    };
+    if read.argv.is_empty() {
+        return Err(hidden("command line").into());
     }
     let [out_default, err_default] = default_outputs(root);
     let [out, err] = processes::outputs(pid);
     Ok(LaunchSpec {
-        argv: entry.argv.clone(),
+        argv: read.argv,
         cwd,
-        env: entry.env.clone(),
+        env: read.env,
         stdout: out.unwrap_or(out_default),
         stderr: err.unwrap_or(err_default),
         credentials: Some(processes::credentials(pid).with_context(|| format!("reading the user of process {pid}"))?),
@@ -809,7 +815,7 @@ mod tests {
 
     fn entry(parent: u32, cwd: &str, argv: &[&str]) -> Entry {
         let argv = argv.iter().map(|part| part.to_string()).collect();
-        Entry { parent: Some(parent), argv, cwd: Some(cwd.into()), exe: None, env: Vec::new(), started: 1 }
+        Entry { parent: Some(parent), argv, cwd: Some(cwd.into()), exe: None, started: 1 }
     }
 
     fn listener(pids: &[u32]) -> Listener {

@@ -72,6 +72,14 @@ pub struct Credentials {
     pub user: String,
 }
 
+/// The command line and environment of a running process, word for word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    pub argv: Vec<String>,
+    /// In order; hidden Windows variables such as `=C:` included.
+    pub env: Vec<(String, String)>,
+}
+
 /// How a server is started: what it was, captured before the stop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchSpec {

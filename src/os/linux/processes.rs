@@ -6,7 +6,7 @@
 //! It prepares everything, says `ready`, waits for one byte and turns into the server by exec, so that pid and
 //! start time stay. The end of its stdin (our death) ends it.
 
-use crate::os::{Credentials, LaunchSpec, ProcessId};
+use crate::os::{CommandLine, Credentials, LaunchSpec, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::convert::Infallible;
@@ -173,6 +173,26 @@ fn user_name(uid: u32) -> Option<String> {
         let (name, _, number) = (parts.next()?, parts.next()?, parts.next()?);
         (number.parse() == Ok(uid)).then(|| name.to_string())
     })
+}
+
+/// Its command line and environment. Errors: they may not be read, or a part is no UTF-8 and could not be
+/// given back as it is (`InvalidData`, naming the part).
+pub fn command_of(pid: u32) -> io::Result<CommandLine> {
+    let words = |what: &str| -> io::Result<Vec<String>> {
+        let bytes = std::fs::read(format!("/proc/{pid}/{what}"))?;
+        let whole = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
+        if whole.is_empty() && bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let text = |word: &[u8]| {
+            let name = String::from_utf8_lossy(word).into_owned();
+            let error = || io::Error::new(io::ErrorKind::InvalidData, format!("'{name}' is not UTF-8"));
+            String::from_utf8(word.to_vec()).map_err(|_| error())
+        };
+        whole.split(|b| *b == 0).map(text).collect()
+    };
+    let pair = |word: String| word.split_once('=').map(|(name, value)| (name.to_string(), value.to_string()));
+    Ok(CommandLine { argv: words("cmdline")?, env: words("environ")?.into_iter().filter_map(pair).collect() })
 }
 
 /// Where its standard output and error go, each where it is a regular file that still has its name.
@@ -509,6 +529,33 @@ mod tests {
         assert_eq!(own.uid, rustix::process::geteuid().as_raw());
         assert!(!own.user.is_empty() && own.umask <= 0o777);
         assert_eq!(boot_id().unwrap(), boot_id().unwrap());
+    }
+
+    #[test]
+    fn a_command_line_is_read_word_for_word() {
+        let mut command = Command::new("sleep");
+        let mut child = command.args(["30", "0"]).env_clear().env("A", "x=y z").env("E", "").spawn().unwrap();
+        let read = loop {
+            let read = command_of(child.id()).unwrap();
+            if read.argv.first().is_some_and(|first| first == "sleep") {
+                break read;
+            }
+        };
+        assert_eq!(read.argv, ["sleep", "30", "0"]);
+        assert_eq!(read.env, [("A".into(), "x=y z".into()), ("E".into(), String::new())]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut child = Command::new("sh").args(["-c", "read x", "", ""]).stdin(Stdio::piped()).spawn().unwrap();
+        // spawn returns a moment before the kernel shows the new command line.
+        let read = loop {
+            let read = command_of(child.id()).unwrap();
+            if read.argv.first().is_some_and(|first| first == "sh") {
+                break read;
+            }
+        };
+        assert_eq!(read.argv, ["sh", "-c", "read x", "", ""]);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

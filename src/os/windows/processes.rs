@@ -6,7 +6,7 @@
 //! closes (our death); the release clears that limit and lets it run.
 
 use super::files::{check, is_one_of, wide};
-use crate::os::{Credentials, LaunchSpec, ProcessId};
+use crate::os::{CommandLine, Credentials, LaunchSpec, ProcessId};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -232,6 +232,31 @@ pub fn credentials(pid: u32) -> io::Result<Credentials> {
 /// Under which user we run.
 pub fn own_credentials() -> io::Result<Credentials> {
     credentials(std::process::id())
+}
+
+/// Its command line and environment. Errors: they may not be read, or a part is no Unicode and could not be
+/// given back as it is (`InvalidData`, naming the part).
+pub fn command_of(pid: u32) -> io::Result<CommandLine> {
+    use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
+    let mut system = System::new().map_err(io::Error::other)?;
+    let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always).with_environ(UpdateKind::Always);
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[Pid::from_u32(pid)]), true, what);
+    let process = system.process(Pid::from_u32(pid)).ok_or(io::ErrorKind::NotFound)?;
+    let text = |part: &std::ffi::OsString| {
+        let error =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("'{}' is not Unicode", part.to_string_lossy()));
+        part.to_str().map(str::to_string).ok_or_else(error)
+    };
+    let argv = process.cmd().iter().map(text).collect::<io::Result<_>>()?;
+    let mut env = Vec::new();
+    for part in process.environ() {
+        let pair = text(part)?;
+        // Hidden variables such as `=C:=C:\x`: the first character belongs to the name.
+        if let Some((at, _)) = pair.char_indices().skip(1).find(|(_, c)| *c == '=') {
+            env.push((pair[..at].to_string(), pair[at + 1..].to_string()));
+        }
+    }
+    Ok(CommandLine { argv, env })
 }
 
 /// Where its standard output and error go: the system does not tell, not even of a process that we may open.
