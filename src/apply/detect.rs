@@ -1,0 +1,192 @@
+//! Detect: the server, how it answers, how it starts. Reading only.
+//! Refuses what cannot end well: a stranger on the port, a server whose end would be ours.
+
+use super::Request;
+use crate::carry;
+use crate::context::Context;
+use crate::error::Failure;
+use crate::health::{self, Before};
+use crate::net::Protocol;
+use crate::os::{self, LaunchSpec, ProcessId};
+use crate::path::{InstallRoot, RelPath};
+use crate::receipt::{self, Receipt};
+use crate::server::{self, Running};
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+
+/// What detection found, by reading alone.
+pub struct Survey {
+    pub server: Option<Running>,
+    /// A stranger on the port that `--stop-foreign` allows to stop. It is not started again.
+    pub foreign: Option<Running>,
+    /// How it starts again; None with `--no-start` where nothing runs.
+    pub launch: Option<LaunchSpec>,
+    pub start_file: RelPath,
+    /// How it answers now: the measure of the old version.
+    pub before: Before,
+    /// How it must answer afterwards.
+    pub expected: Before,
+    pub receipt: Option<Receipt>,
+}
+
+/// Finds the server, how it answers and how it starts. Reads only.
+pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
+    let root = &cx.root;
+    let receipt = receipt::load(&cx.own())?;
+    let server = server::find(root)?;
+    let mut foreign = None;
+    let target = request.health_url.as_ref().or(cx.settings.server.health.as_ref());
+    let target = target.map(|text| health::Target::parse(text)).transpose()?;
+    let health = target.as_ref().map(|t| t.path.as_str());
+    let (launch, start_file, before) = match &server {
+        Some(running) => {
+            let ids: Vec<ProcessId> = running.processes.iter().map(|p| p.id).collect();
+            if let Some(tie) = os::escape::tied_to(&ids).context("finding out what ties us to the server")? {
+                return Err(Failure::failed(
+                    "would-end-us",
+                    format!("stopping the server would end this updater: {tie}"),
+                )
+                .remedy("start the updater from outside the server: from a shell of your own, or a scheduled task")
+                .into());
+            }
+            if let Some(unit) = &running.managed_by {
+                return Err(Failure::failed(
+                    "managed",
+                    format!("the server belongs to the service {unit}, which would start it again in the middle"),
+                )
+                .remedy(format!("stop it first, update, and start it: systemctl stop {unit}"))
+                .into());
+            }
+            server::may_stop(running)?;
+            let start = start_file(root, &running.launch);
+            // `--port` says which port health asks only where the server listens on it.
+            let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
+            let before = health::measure(&running.listeners, asked, health, health::PATIENCE);
+            (Some(running.launch.clone()), start, before)
+        }
+        None => {
+            let port = stopped_port(cx, request, receipt.as_ref())?;
+            let launch = if request.no_start { None } else { Some(stopped_launch(cx, port)?) };
+            if let (Some(port), false) = (port, request.no_start)
+                && let Some(failure) = server::foreign_owner(port, root)?
+            {
+                if !request.stop_foreign {
+                    return Err(failure.into());
+                }
+                foreign = server::owner_tree(port, root)?;
+            }
+            let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
+            let before = Before {
+                running: false,
+                ports: port.into_iter().collect(),
+                asked_port: port,
+                protocol: None,
+                path: health.unwrap_or("/api/sync/ping").to_string(),
+                status: None,
+            };
+            (launch, start, before)
+        }
+    };
+    let (launch, expected) = with_set(launch, &before, &request.set)?;
+    Ok(Survey { server, foreign, launch, start_file, before, expected, receipt })
+}
+
+pub(super) fn default_start_file() -> RelPath {
+    RelPath::parse("run.py").unwrap_or_else(|_| unreachable!("a constant name"))
+}
+
+/// The script of the launch spec that lies in the install; else the executable; else the default.
+pub(super) fn start_file(root: &InstallRoot, launch: &LaunchSpec) -> RelPath {
+    let inside = |text: &String| {
+        let full = fsx_canonical(&launch.cwd.join(text))?;
+        RelPath::from_disk(full.strip_prefix(root.path()).ok()?)
+    };
+    let scripts = launch.argv.iter().skip(1).filter(|a| !a.starts_with('-')).find_map(inside);
+    let program = || launch.argv.first().filter(|a| a.contains(['/', '\\'])).and_then(inside);
+    scripts.or_else(program).unwrap_or_else(default_start_file)
+}
+
+pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {
+    let full = std::fs::canonicalize(path).ok()?;
+    full.is_file().then_some(full)
+}
+
+/// The order of belief when nothing listens: `--port`, settings, last receipt, `.env`, `run.py`.
+pub(super) fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> Result<Option<u16>> {
+    let from_file = |name: &str, key: &str| -> Option<u16> {
+        let bytes = std::fs::read(cx.root.path().join(name)).ok()?;
+        if name == ".env" {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let mut line = text.lines().filter_map(|l| l.trim().trim_start_matches("export ").split_once('='));
+            return line.rfind(|(k, _)| k.trim() == key)?.1.trim().trim_matches(['"', '\'']).parse().ok();
+        }
+        carry::assignment(&bytes, key)?.trim().parse().ok()
+    };
+    let port = request
+        .port
+        .or(cx.settings.server.port)
+        .or_else(|| cx.settings.server.env.get("PORT")?.parse().ok())
+        .or_else(|| receipt?.ports.first().copied())
+        .or_else(|| from_file(".env", "PORT"))
+        .or_else(|| from_file("run.py", "PORT"));
+    if port.is_none() && !request.no_start {
+        return Err(Failure::failed(
+            "no-port",
+            "no server of this install runs, and nothing says on which port it belongs",
+        )
+        .remedy("name the port with --port N, or update without starting with --no-start")
+        .into());
+    }
+    Ok(port)
+}
+
+pub(super) fn stopped_launch(cx: &Context, port: Option<u16>) -> Result<LaunchSpec> {
+    let mut env = cx.settings.server.env.clone();
+    if let Some(port) = port {
+        env.entry("PORT".into()).or_insert_with(|| port.to_string());
+    }
+    server::guess_launch(&cx.root, cx.settings.server.command.as_deref(), &env)
+}
+
+/// What `--set` of a port or protocol changes in what is started and expected.
+pub(super) fn with_set(
+    launch: Option<LaunchSpec>,
+    before: &Before,
+    set: &[(String, String)],
+) -> Result<(Option<LaunchSpec>, Before)> {
+    let (mut launch, mut expected) = (launch, before.clone());
+    for (name, value) in set {
+        match name.as_str() {
+            "PORT" => {
+                let port: u16 = value.parse().map_err(|_| {
+                    Failure::usage("bad-port", format!("--set PORT={value}: {value} is no port"))
+                        .remedy("give a number from 1 to 65535")
+                })?;
+                expected.ports = vec![port];
+                expected.asked_port = Some(port);
+                for (key, old) in launch.iter_mut().flat_map(|l| &mut l.env) {
+                    if key == "PORT" {
+                        old.clone_from(value);
+                    }
+                }
+            }
+            "USE_WAITRESS" => {
+                expected.protocol =
+                    Some(if value.eq_ignore_ascii_case("true") { Protocol::Http } else { Protocol::Https });
+            }
+            _ => {}
+        }
+    }
+    Ok((launch, expected))
+}
+
+pub(super) fn described(survey: &Survey) -> String {
+    match &survey.server {
+        Some(server) => {
+            let pid = server.processes.first().map_or(0, |p| p.id.pid);
+            let ports: Vec<String> = server.ports.iter().map(u16::to_string).collect();
+            format!("the server is process {pid} on port {}", ports.join(", "))
+        }
+        None => "the server is not running".into(),
+    }
+}

@@ -1,0 +1,434 @@
+//! `apply`: the pipeline, read from top to bottom. While the server serves: detect, preflight, stage,
+//! backup. While it is down: stop, backup-final, swap, verify, relaunch. Then health and commit, or
+//! the rollback.
+//! Refuses to go on after any error: before the stop it ends, after it it rolls back.
+
+mod detect;
+mod preflight;
+mod record;
+mod way_back;
+
+pub use detect::{Survey, detect};
+pub use preflight::{Prepared, kept_bundle, left_out, preflight};
+
+use crate::backup::{self, Backup};
+use crate::context::{Context, UnderWay};
+use crate::error::{self, Class, Failure};
+use crate::fsx;
+use crate::health::{self, Before};
+use crate::history;
+use crate::journal::{Journal, Record};
+use crate::lock::Lock;
+use crate::os::{LaunchSpec, ProcessId, files, processes};
+use crate::path::RelPath;
+use crate::recover;
+use crate::report::{Finished, Stage};
+use crate::rollback;
+use crate::server::{self};
+use crate::staging::{self, Staged};
+use crate::swap;
+use crate::verify;
+use anyhow::{Context as _, Result};
+use detect::described;
+use preflight::{counted, is_whole, no_bundle};
+use record::{finish_backup, open_journal, write_receipt};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use way_back::{code_of, roll_back};
+
+/// What `apply` and `plan` are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    pub bundle: PathBuf,
+    pub port: Option<u16>,
+    pub set: Vec<(String, String)>,
+    pub wait: Option<Duration>,
+    pub reinstall: bool,
+    pub partial: bool,
+    pub allow_downgrade: bool,
+    /// Skip a bundle that failed here twice by its own fault.
+    pub unattended: bool,
+    pub no_start: bool,
+    pub stop_foreign: bool,
+    pub force_data: bool,
+    pub health_url: Option<String>,
+    pub health_timeout: Option<Duration>,
+    pub sha256: Option<String>,
+    /// Heals only: nothing is removed (`verify --repair`).
+    pub heal: bool,
+    /// The server is neither stopped nor started (`verify --repair --no-restart`).
+    pub in_place: bool,
+}
+
+/// Runs the update. The `Finished` says how it ended, whatever happened.
+pub fn apply(cx: &mut Context, request: &Request) -> Finished {
+    let mut finished = Finished::default();
+    let outcome = run(cx, request, &mut finished);
+    conclude(cx, &mut finished, outcome);
+    finished
+}
+
+/// How often a bundle may fail by its own fault before an unattended run skips it.
+const MOST_FAILURES: u64 = 2;
+
+/// The failures that the bundle itself caused, by their codes.
+const OWN_FAULT: [&str; 6] =
+    ["health-exited", "health-timeout", "health-status", "health-port", "cannot-start", "critical-missing"];
+
+/// Turns the end of a run into its `finished` record.
+pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
+    match outcome {
+        Ok(word) => {
+            finished.outcome = word.to_string();
+            finished.exit_code = 0;
+        }
+        Err(e) => {
+            let class = error::class(&e);
+            finished.exit_code = class as u8;
+            finished.error = Some(error::record(&e));
+            finished.outcome = match class {
+                Class::Refused => "refused",
+                Class::RolledBack => "rolled-back",
+                Class::NeedsOperator => "needs-operator",
+                _ => "failed",
+            }
+            .to_string();
+            cx.report.fail_current(&format!("{e:#}"));
+        }
+    }
+    cx.report.finished(finished);
+}
+
+/// The pipeline without its last word, for `verify --repair`.
+pub fn apply_quietly(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
+    run(cx, request, finished)
+}
+
+fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
+    let path = std::path::absolute(&request.bundle).context("finding the bundle")?;
+    if !path.is_file() {
+        return Err(no_bundle(&path).into());
+    }
+    let _lock = begin(cx, request.wait)?;
+    recover_first(cx)?;
+    cx.start(Stage::Fetch, "opening the bundle");
+    cx.done(Stage::Fetch, "the bundle is a local file");
+
+    cx.start(Stage::Detect, "looking for the server");
+    let survey = detect(cx, request)?;
+    finished.from_version = survey.receipt.as_ref().map(|r| r.version.clone());
+    finished.port = survey.before.asked_port.or(survey.expected.asked_port);
+    finished.pid = survey.server.as_ref().and_then(|s| s.processes.first()).map(|p| p.id.pid);
+    cx.done(Stage::Detect, &described(&survey));
+    cx.check_signals()?;
+
+    cx.start(Stage::Preflight, "checking the bundle and the install");
+    let mut prepared = preflight(cx, request, &survey)?;
+    finished.to_version = Some(prepared.bundle.version.clone());
+    if prepared.plan.left_out > 0 {
+        cx.report.warning("own-left-out", &left_out(&prepared.plan), None);
+    }
+    cx.done(Stage::Preflight, &counted(&prepared.plan));
+    cx.check_signals()?;
+
+    if request.unattended && history::failures(&cx.own(), &prepared.bundle.content_id) >= MOST_FAILURES {
+        let message = "this bundle failed here twice by its own fault; --retry-failed tries it again";
+        cx.report.warning("known-bad", message, None);
+        return Ok("skipped");
+    }
+
+    let same = survey.receipt.as_ref().is_some_and(|r| r.content_id == prepared.bundle.content_id);
+    if prepared.plan.is_empty() || (same && !request.reinstall && !prepared.plan.set_changes && is_whole(cx, &survey)?)
+    {
+        return unchanged(cx, request, survey, prepared, finished);
+    }
+    let repaired = same && !request.reinstall && !prepared.plan.set_changes;
+    update(cx, request, survey, &mut prepared, finished)?;
+    Ok(if repaired { "repaired" } else { "applied" })
+}
+
+/// Takes the lock and opens the logs of this run.
+pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
+    let own = cx.own();
+    files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
+    fsx::adopt(&own)?;
+    let lock = Lock::take(&own, wait)?;
+    let id = cx.update_id.clone();
+    for name in ["events", "log"] {
+        files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
+    }
+    cx.report.events_to(&own.join(format!("events/{id}.jsonl")));
+    cx.report.log_to(&own.join(format!("log/{id}.log")));
+    let human = cx.root.path().join("instance");
+    if human.is_dir() {
+        let log = human.join("update_log.txt");
+        // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced.
+        if let Ok(file) = std::fs::OpenOptions::new().write(true).create(true).truncate(true).open(&log) {
+            drop(file);
+            let _ = fsx::adopt(&log);
+        }
+        cx.report.log_to(&log);
+    }
+    cx.under_way = Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string() });
+    history::prune(&own, 20);
+    Ok(lock)
+}
+
+/// Finishes or undoes what an earlier run left, before any work of this one.
+pub fn recover_first(cx: &mut Context) -> Result<()> {
+    if let Some(done) = recover::settle(cx, recover::Choice::default())? {
+        cx.report.recovered(&done.interrupted_id, done.direction);
+    }
+    Ok(())
+}
+
+/// The content is installed already: the server is not touched, but started where it is stopped.
+fn unchanged(
+    cx: &mut Context,
+    request: &Request,
+    survey: Survey,
+    mut prepared: Prepared,
+    finished: &mut Finished,
+) -> Result<&'static str> {
+    for stage in
+        [Stage::Stage, Stage::Backup, Stage::Stop, Stage::BackupFinal, Stage::Swap, Stage::Verify, Stage::Hooks]
+    {
+        cx.report.stage_skipped(stage, "nothing to change");
+    }
+    if survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
+        fs_err::create_dir_all(cx.own().join("staging"))?;
+        write_receipt(cx, &survey, &mut prepared, &[])?;
+        for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
+            files::rename_over(&cx.own().join(from), &cx.own().join(to)).with_context(|| format!("placing {to}"))?;
+        }
+        staging::clear(&cx.own())?;
+    }
+    match (&survey.server, &survey.launch) {
+        (None, Some(launch)) if !request.no_start => {
+            cx.start(Stage::Relaunch, "starting the server");
+            let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+            let mut running = held.release().map_err(|e| cannot_start(launch, &e))?;
+            cx.done(Stage::Relaunch, "started");
+            cx.start(Stage::Health, "waiting for its answer");
+            let healthy = judge(cx, request, &survey.expected, &[], &mut running)?;
+            (finished.pid, finished.port) = (Some(healthy.pid), Some(healthy.port));
+            cx.done(Stage::Health, "healthy");
+        }
+        _ => {
+            cx.report.stage_skipped(Stage::Relaunch, "the server was not stopped");
+            cx.report.stage_skipped(Stage::Health, "the server was not stopped");
+        }
+    }
+    cx.start(Stage::Commit, "closing");
+    fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?)?;
+    cx.done(Stage::Commit, "this content is installed already");
+    Ok("already-current")
+}
+
+fn cannot_start(launch: &LaunchSpec, e: &std::io::Error) -> Failure {
+    let program = launch.argv.first().map_or("", String::as_str);
+    Failure::failed("cannot-start", format!("{program} cannot be started: {e}"))
+        .at(launch.cwd.display())
+        .remedy("set [server] command in updater.toml to the command that starts the server")
+}
+
+pub fn judge(
+    cx: &Context,
+    request: &Request,
+    expected: &Before,
+    old: &[ProcessId],
+    running: &mut processes::Running,
+) -> Result<health::Healthy> {
+    let timeout = request.health_timeout.unwrap_or(cx.settings.server.health_timeout);
+    let judge = health::Judge { timeout, soak: cx.settings.server.soak };
+    judge.judge(expected, &cx.root, old, Some(running), &mut || cx.check_signals_after_stop())
+}
+
+/// From staging to the commit. Any error after the stop comes back as a rollback's outcome.
+fn update(
+    cx: &mut Context,
+    request: &Request,
+    survey: Survey,
+    prepared: &mut Prepared,
+    finished: &mut Finished,
+) -> Result<()> {
+    let own = cx.own();
+    cx.start(Stage::Stage, "writing the new files");
+    // Without a journal nothing refers to what an earlier run may have left here.
+    staging::clear(&own)?;
+    fsx::remove_own_tree(&staging::trash(&own))?;
+    let before_stop = stage_and_seed(cx, &survey, prepared);
+    let (staged, mut saved) = match before_stop {
+        Ok(done) => done,
+        Err(e) => {
+            staging::clear(&own)?;
+            return Err(e);
+        }
+    };
+    finished.bytes_staged = staged.iter().map(|s| s.facts.size).sum();
+    finished.files_changed = prepared.plan.changes().count() as u64;
+
+    let ready = cx.check_signals().and_then(|()| open_journal(cx, request, &survey, prepared, &saved));
+    let mut journal = match ready {
+        Ok(journal) => journal,
+        Err(e) => {
+            saved.discard()?;
+            staging::clear(&own)?;
+            return Err(e);
+        }
+    };
+    finished.backup = Some(saved.id.clone());
+
+    cx.is_down = true;
+    let stopped_at = Instant::now();
+    let mut started = None;
+    let result = down(cx, request, &survey, prepared, &staged, &mut saved, &mut journal, &mut started);
+    match result {
+        Ok(healthy) => {
+            if let Some(healthy) = healthy {
+                (finished.pid, finished.port) = (Some(healthy.pid), Some(healthy.port));
+                finished.downtime_ms = survey.server.as_ref().map(|_| millis(healthy.first_answer - stopped_at));
+            } else {
+                finished.pid = None;
+            }
+        }
+        Err(e) => {
+            if OWN_FAULT.contains(&code_of(&e)) {
+                // Going back matters more than counting.
+                let _ = history::count_failure(&own, &prepared.bundle.content_id);
+            }
+            return Err(roll_back(cx, &survey, journal, started, e, finished, stopped_at));
+        }
+    }
+
+    // Committed: nothing below may fail the update. A journal that stays is closed by the next command.
+    cx.start(Stage::Commit, "closing");
+    if let Err(e) = close(cx, journal) {
+        cx.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
+    }
+    cx.done(Stage::Commit, &format!("the old version is in {}/{}", cx.settings.backup.dir, saved.id));
+    Ok(())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn stage_and_seed(cx: &mut Context, survey: &Survey, prepared: &mut Prepared) -> Result<(Vec<Staged>, Backup)> {
+    let report = &mut cx.report;
+    let mut progress = |done, total| report.progress(Stage::Stage, done, total, "files");
+    let staged = staging::write(&cx.root, &mut prepared.bundle, &prepared.plan, &survey.start_file, &mut progress)?;
+    write_receipt(cx, survey, prepared, &staged)?;
+    swap::make_trash(&cx.own())?;
+    cx.done(Stage::Stage, &format!("{} files wait", staged.len()));
+    cx.check_signals()?;
+    cx.start(Stage::Backup, "saving the installed version and the data");
+    let backups = cx.backups();
+    fsx::make_folders(&backups)?;
+    let dir = backups.join(backup::new_id(&backups)?);
+    let report = &mut cx.report;
+    let mut progress = |done, total| report.progress(Stage::Backup, done, total, "files");
+    let saved = backup::seed(&cx.root, &dir, &prepared.plan, &prepared.data, &mut progress);
+    match saved {
+        Ok(saved) => {
+            cx.done(Stage::Backup, &format!("first pass into {}", saved.id));
+            Ok((staged, saved))
+        }
+        Err(e) => {
+            backup::discard_unfinished(&dir)?;
+            Err(e)
+        }
+    }
+}
+
+/// Everything that happens while the server is down, and the new version's start.
+#[allow(clippy::too_many_arguments)]
+fn down(
+    cx: &mut Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &Prepared,
+    staged: &[Staged],
+    saved: &mut Backup,
+    journal: &mut Journal,
+    started: &mut Option<processes::Running>,
+) -> Result<Option<health::Healthy>> {
+    let preserve = cx.preserve()?;
+    cx.start(Stage::Stop, "stopping the server");
+    journal.append(Record::Stopping)?;
+    if let Some(server) = survey.server.as_ref().filter(|_| !request.in_place) {
+        server::stop(server, cx.settings.server.stop_timeout, &mut || cx.check_signals_after_stop())?;
+    }
+    if let Some(foreign) = &survey.foreign {
+        server::stop(foreign, cx.settings.server.stop_timeout, &mut || cx.check_signals_after_stop())?;
+    }
+    cx.done(Stage::Stop, if survey.server.is_some() { "the port is free" } else { "nothing ran" });
+
+    cx.start(Stage::BackupFinal, "saving what changed since");
+    let record = finish_backup(cx, survey, prepared, saved, &preserve)?;
+    journal.append(Record::BackupWhole)?;
+    cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
+    cx.check_signals_after_stop()?;
+
+    cx.start(Stage::Swap, "moving the new version in");
+    if let Some(again) = server::find(&cx.root)?.filter(|_| !request.in_place) {
+        let pid = again.processes.first().map_or(0, |p| p.id.pid);
+        return Err(Failure::failed("server-returned", format!("something started the server again (process {pid})"))
+            .remedy("stop what respawns it, then update")
+            .into());
+    }
+    let moves = swap::intend(&cx.root, &prepared.plan, staged, &preserve)?;
+    journal.append(Record::Swapping { moves: moves.clone() })?;
+    swap::carry_out(&cx.root, &moves, &survey.start_file)?;
+    journal.append(Record::Swapped)?;
+    cx.done(Stage::Swap, &format!("{} moves", moves.moves.len()));
+
+    cx.start(Stage::Verify, "checking what arrived");
+    let merged: BTreeSet<RelPath> = staged.iter().map(|s| s.path.clone()).collect();
+    let critical = critical(cx)?;
+    verify::arrived(&cx.root, staged, &critical, &record.files, &merged)?;
+    cx.done(Stage::Verify, "whole");
+    cx.report.stage_skipped(Stage::Hooks, "none");
+    cx.check_signals_after_stop()?;
+
+    let launch = match &survey.launch {
+        Some(launch) if !request.no_start && !request.in_place => launch,
+        _ => {
+            cx.report.stage_skipped(Stage::Relaunch, "the server stays stopped");
+            cx.report.stage_skipped(Stage::Health, "the server stays stopped");
+            journal.append(Record::Committed)?;
+            return Ok(None);
+        }
+    };
+    cx.start(Stage::Relaunch, "starting the new version");
+    let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+    let boot = processes::boot_id().context("reading the boot id")?;
+    journal.append(Record::Starting { boot, process: held.id() })?;
+    let running = started.insert(held.release().map_err(|e| cannot_start(launch, &e))?);
+    cx.done(Stage::Relaunch, &format!("process {}", running.id().pid));
+
+    cx.start(Stage::Health, "waiting for its answer");
+    let old: Vec<ProcessId> = survey.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
+    let healthy = judge(cx, request, &survey.expected, &old, running)?;
+    journal.append(Record::Committed)?;
+    cx.done(Stage::Health, "it answers as well as before");
+    Ok(Some(healthy))
+}
+
+fn critical(cx: &Context) -> Result<Vec<RelPath>> {
+    let parse = |name: &String| {
+        RelPath::parse(name)
+            .map_err(|e| Failure::usage("bad-settings", format!("[verify] critical {name}: {e}")).into())
+    };
+    cx.settings.verify.critical.iter().map(parse).collect()
+}
+
+/// After the commit: receipt and kept bundle in place, trash and journal gone, old backups pruned.
+pub fn close(cx: &mut Context, journal: Journal) -> Result<()> {
+    rollback::clean_up(&cx.root, journal)?;
+    backup::prune(&cx.backups(), cx.settings.backup.keep)?;
+    let owner = fsx::owner_of(cx.root.path())?;
+    fsx::give_tree(&cx.own(), owner)?;
+    fsx::adopt(&cx.backups())
+}

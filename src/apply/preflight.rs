@@ -1,0 +1,193 @@
+//! Preflight: the bundle judged, the plan made, every obstacle found. Reading only.
+//! Refuses to leave anything to be found out after the stop that can be found out before it.
+
+use super::{Request, Survey};
+use crate::backup::{self};
+use crate::bundle::{Bundle, Limits};
+use crate::context::Context;
+use crate::error::Failure;
+use crate::fsx;
+use crate::os::{self, files, processes};
+use crate::path::RelPath;
+use crate::plan::{self, Plan};
+use crate::receipt::Receipt;
+use crate::verify;
+use crate::version;
+use anyhow::{Context as _, Result};
+use std::collections::BTreeSet;
+
+/// What preflight decided.
+pub struct Prepared {
+    pub bundle: Bundle,
+    pub plan: Plan,
+    pub data: Vec<(RelPath, os::Facts)>,
+    pub needed: u64,
+}
+
+/// Opens and judges the bundle, makes the plan, and finds every problem. Reads only.
+pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Prepared> {
+    let limits = Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
+    let path = std::path::absolute(&request.bundle)?;
+    if !path.is_file() {
+        return Err(no_bundle(&path).into());
+    }
+    if let Some(wanted) = &request.sha256 {
+        let is = fsx::sha256_of(&path)?;
+        if !is.eq_ignore_ascii_case(wanted) {
+            return Err(Failure::refused("bad-checksum", format!("the bundle's SHA-256 is {is}, not {wanted}"))
+                .at(path.display())
+                .into());
+        }
+    }
+    let mut bundle = Bundle::open(&path, &survey.start_file, &limits)?;
+    judge_origin(cx, request, survey, &bundle)?;
+    let owner = fsx::owner_of(cx.root.path())?;
+    let me = processes::own_credentials().context("finding out who we are")?;
+    if me.uid != 0 && owner.uid != me.uid {
+        return Err(Failure::failed(
+            "not-owner",
+            format!("the install belongs to user {}, and we run as {}", owner.uid, me.user),
+        )
+        .at(cx.root.path().display())
+        .remedy("run the updater as the owner of the install, or as root")
+        .into());
+    }
+    let mut plan = plan::build(&cx.root, &mut bundle, survey.receipt.as_ref(), &cx.rules(&request.set)?)?;
+    if request.heal {
+        plan.keep_unknown();
+    }
+    let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
+    let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
+    let saved: u64 = plan.live.values().map(|l| l.facts.size).chain(data.iter().map(|(_, f)| f.size)).sum();
+    let bundle_size = files::facts(&path).map(|f| f.size).unwrap_or(0);
+    let needed = arriving + saved + bundle_size + journal_size(&plan);
+    let free = files::free_space(cx.root.path()).context("asking for free space")?;
+    if free < needed {
+        return Err(Failure::failed(
+            "no-space",
+            format!("{} bytes are needed and {free} are free: {} are missing", needed, needed - free),
+        )
+        .at(cx.root.path().display())
+        .remedy("free space on the volume of the install, or lower [backup] keep")
+        .into());
+    }
+    if !request.force_data {
+        for main in cx.databases(&data)? {
+            check_before(cx, &main)?;
+        }
+    }
+    Ok(Prepared { bundle, plan, data, needed })
+}
+
+/// A database that is damaged already must not be blamed on the update. A busy one may be cloned in
+/// the middle of a write, so only a verdict on a file that stood still counts.
+pub(super) fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
+    let scratch = std::env::temp_dir().join(format!("updater-check-{}", std::process::id()));
+    for _ in 0..3 {
+        let was = fsx::facts(&cx.root.join(main))?;
+        if verify::check_database(&cx.root, main, &[], &scratch)?.ok {
+            return Ok(());
+        }
+        if was == fsx::facts(&cx.root.join(main))? {
+            return Err(Failure::failed(
+                "database-damaged",
+                format!("the database {main} is damaged already, before the update"),
+            )
+            .at(main)
+            .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite")
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether the bundle is for this program, and no older than what is installed.
+pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<()> {
+    if let (Some(wanted), Some(is)) = (&cx.settings.bundle.app, &bundle.app)
+        && wanted != is
+    {
+        return Err(Failure::refused(
+            "other-app",
+            format!("the bundle is of the program {is}, and this install is of {wanted}"),
+        )
+        .at(request.bundle.display())
+        .remedy("check that this is the right bundle")
+        .into());
+    }
+    if !request.partial {
+        same_program(cx, bundle)?;
+    }
+    let from = survey.receipt.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
+    if !request.allow_downgrade && version::is_downgrade(from, &bundle.version) {
+        return Err(Failure::refused(
+            "downgrade",
+            format!("the bundle is version {}, and {from} is installed", bundle.version),
+        )
+        .at(request.bundle.display())
+        .remedy("to go back on purpose, add --allow-downgrade")
+        .into());
+    }
+    Ok(())
+}
+
+/// The bundle of another program shares no folder with the installed one.
+pub(super) fn same_program(cx: &Context, bundle: &Bundle) -> Result<()> {
+    let folders: BTreeSet<RelPath> =
+        bundle.entries.iter().filter(|e| e.path.parent().is_some()).map(|e| e.path.top()).collect();
+    let preserve = cx.preserve()?;
+    let mut own: Vec<&RelPath> = folders.iter().filter(|f| preserve.class_of(f, true).is_none()).collect();
+    own.retain(|f| cx.root.join(f).is_dir());
+    let has_folders = folders.iter().any(|f| preserve.class_of(f, true).is_none());
+    if has_folders && own.is_empty() {
+        return Err(Failure::refused("other-app", "the bundle shares no folder with the installed program")
+            .at(cx.root.path().display())
+            .remedy("check that this is the right bundle; --partial accepts it all the same")
+            .into());
+    }
+    Ok(())
+}
+
+/// Room for every move that the journal may have to name.
+pub(super) fn journal_size(plan: &Plan) -> u64 {
+    let names: u64 = plan.actions.iter().map(|p| p.path.as_bytes().len() as u64 + 256).sum();
+    names * 2 + 64 * 1024
+}
+
+pub(super) fn is_whole(cx: &Context, survey: &Survey) -> Result<bool> {
+    let Some(receipt) = &survey.receipt else { return Ok(false) };
+    let rules = cx.rules(&[])?;
+    let mut kept = None;
+    let quick = verify::installed(&cx.root, receipt, &rules.preserve, &rules.carry, &mut kept, true)?;
+    // A file whose settings alone were changed by the operator is whole; that needs the kept bundle.
+    if quick.is_whole() {
+        return Ok(true);
+    }
+    let mut kept = kept_bundle(cx, receipt)?;
+    Ok(verify::installed(&cx.root, receipt, &rules.preserve, &rules.carry, &mut kept, true)?.is_whole())
+}
+
+/// The installed bundle, kept for repairs.
+pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
+    let path = cx.own().join("bundle.zip");
+    let limits = Limits { max_size: u64::MAX, max_files: u64::MAX };
+    Ok(Bundle::open(&path, &receipt.start_file, &limits).ok().filter(|b| b.content_id == receipt.content_id))
+}
+
+pub(super) fn no_bundle(path: &std::path::Path) -> Failure {
+    Failure::failed("no-bundle", format!("{} does not exist or is no file", path.display()))
+        .at(path.display())
+        .remedy("give the path of a bundle (a zip file)")
+}
+
+/// The one warning about bundle entries in the updater's own places.
+pub fn left_out(plan: &Plan) -> String {
+    format!("{} files of the bundle lie in the updater's own places and are left out", plan.left_out)
+}
+
+pub(super) fn counted(plan: &Plan) -> String {
+    let c = plan.counts();
+    format!(
+        "{} to add, {} to replace, {} to remove, {} to carry, {} to merge, {} kept, {} unchanged",
+        c.add, c.replace, c.remove, c.carry, c.merge, c.keep, c.unchanged
+    )
+}

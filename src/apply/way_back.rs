@@ -1,0 +1,90 @@
+//! The way back from a failure after the stop, and what is said of it.
+//! Refuses to call anything whole that was not brought back.
+
+use super::{Survey, millis};
+use crate::context::Context;
+use crate::error::{self, Class, Failure};
+use crate::fsx;
+use crate::health::{self};
+use crate::journal::Journal;
+use crate::os::processes;
+use crate::recover;
+use crate::report::{Finished, Stage};
+use crate::rollback;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// Undoes the update and starts the old version again. Returns the failure that the run ends with:
+/// class 3 when the old version is whole and the server as before, else 4.
+pub(super) fn roll_back(
+    cx: &mut Context,
+    survey: &Survey,
+    mut journal: Journal,
+    started: Option<processes::Running>,
+    cause: anyhow::Error,
+    finished: &mut Finished,
+    stopped_at: Instant,
+) -> anyhow::Error {
+    let record = error::record(&cause);
+    cx.report.fail_current(&record.message);
+    if started.is_some() {
+        show_log(cx, &journal);
+    }
+    cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
+    let was_started = started.is_some();
+    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, was_started));
+    drop(started);
+    if let Err(e) = undone {
+        cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
+        return needs_operator(cx, &record, &e);
+    }
+    let healthy = recover::start_old(cx, &journal);
+    let cleaned =
+        rollback::clean_up(&cx.root, journal).and_then(|()| fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?));
+    match healthy.and_then(|h| cleaned.map(|()| h)) {
+        Ok(healthy) => {
+            cx.report.stage_done(Stage::Rollback, "the old version is back");
+            finished.pid = healthy.as_ref().map(|h| h.pid);
+            finished.downtime_ms =
+                healthy.filter(|_| survey.server.is_some()).map(|h| millis(h.first_answer - stopped_at));
+            anyhow::Error::new(Failure {
+                class: Class::RolledBack,
+                code: code_of(&cause),
+                message: format!("{}; the old version is back and the server is as it was before", record.message),
+                path: record.path,
+                remedy: record.remedy.or_else(|| Some("mend the bundle, then apply it again".into())),
+            })
+        }
+        Err(e) => {
+            cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
+            needs_operator(cx, &record, &e)
+        }
+    }
+}
+
+/// The end of what the new version itself said.
+pub(super) fn show_log(cx: &mut Context, journal: &Journal) {
+    let Some(launch) = &journal.begin.launch else { return };
+    let files = BTreeSet::from([&launch.stdout, &launch.stderr]);
+    for file in files {
+        let lines = health::tail(file, 0, 20).unwrap_or_default();
+        if !lines.is_empty() {
+            cx.report.note(&format!("the last lines of {}:", file.display()));
+        }
+        for line in lines {
+            cx.report.note(&format!("  {line}"));
+        }
+    }
+}
+
+pub(super) fn code_of(cause: &anyhow::Error) -> &'static str {
+    cause.downcast_ref::<Failure>().map_or("io", |f| f.code)
+}
+
+pub(super) fn needs_operator(cx: &Context, cause: &error::ErrorRecord, e: &anyhow::Error) -> anyhow::Error {
+    let code = e.downcast_ref::<Failure>().map_or("rollback-failed", |f| f.code);
+    Failure::operator(code, format!("the update failed ({}) and going back did not succeed: {e:#}", cause.message))
+        .at(cx.root.path().display())
+        .remedy(format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display()))
+        .into()
+}
