@@ -107,6 +107,8 @@ fn collect(
             Kind::Folder => collect(&name.path(), Some(&path), preserve, skip, all)?,
             _ if linked => collect(&name.path(), Some(&path), preserve, skip, all)?,
             Kind::Other => {}
+            // The shared memory of a database is rebuilt from its log; an old one would only mislead.
+            _ if path.text().to_lowercase().ends_with("-shm") && database_set(&path).is_some() => {}
             _ if class == Some(Class::Data) => all.push((path, facts)),
             _ => {}
         }

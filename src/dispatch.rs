@@ -223,11 +223,6 @@ fn end(cx: &mut Context, finished: &Finished) -> u8 {
             cx.close_status(&status);
         }
     }
-    if !cx.report.options().json {
-        for line in inspect::finished_text(finished) {
-            cx.report.line(&line);
-        }
-    }
     finished.exit_code
 }
 

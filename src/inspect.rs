@@ -334,31 +334,3 @@ pub fn verify_text(found: &Value) -> Vec<String> {
     lines.extend(problem_lines(found, "problems"));
     lines
 }
-
-/// The end of an update in words.
-pub fn finished_text(finished: &Finished) -> Vec<String> {
-    if finished.exit_code != 0 {
-        return Vec::new();
-    }
-    let mut lines = vec![match finished.outcome.as_str() {
-        "already-current" => "this version is installed already; the server was not touched".to_string(),
-        word => format!(
-            "{word}: {} -> {}",
-            finished.from_version.as_deref().unwrap_or("unknown"),
-            finished.to_version.as_deref().unwrap_or("unknown")
-        ),
-    }];
-    if finished.files_changed > 0 {
-        lines.push(format!("  files changed: {}", finished.files_changed));
-    }
-    if let Some(ms) = finished.downtime_ms {
-        lines.push(format!("  the server was down for {}.{:02} s", ms / 1000, ms % 1000 / 10));
-    }
-    if let (Some(port), Some(pid)) = (finished.port, finished.pid) {
-        lines.push(format!("  it listens on port {port} as process {pid}"));
-    }
-    if let Some(backup) = &finished.backup {
-        lines.push(format!("  the version before is in the backup {backup}"));
-    }
-    lines
-}

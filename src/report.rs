@@ -229,7 +229,7 @@ impl Reporter {
         self.stages = stages.to_vec();
         if !self.options.json && !self.options.quiet && !stages.is_empty() && std::io::stderr().is_terminal() {
             let bar = indicatif::ProgressBar::with_draw_target(Some(100), indicatif::ProgressDrawTarget::stderr());
-            if let Ok(style) = indicatif::ProgressStyle::with_template("[{bar:30}] {pos:>3}% {msg}") {
+            if let Ok(style) = indicatif::ProgressStyle::with_template("[{bar:30}] {pos:>3}% {wide_msg}") {
                 bar.set_style(style.progress_chars("=> "));
             }
             self.bar = Some(bar);
@@ -362,13 +362,12 @@ impl Reporter {
         if let Some(events) = &self.events {
             let _ = events.sync_all();
         }
-        let versions = match (&finished.from_version, &finished.to_version) {
-            (Some(from), Some(to)) if from != to => format!(": {} -> {}", one_line(from), one_line(to)),
-            (_, Some(to)) => format!(": {}", one_line(to)),
-            _ => String::new(),
-        };
-        let down = finished.downtime_ms.map(|ms| format!(" (down for {ms} ms)")).unwrap_or_default();
-        self.say(&format!("{}{versions}{down}", one_line(&finished.outcome)));
+        for line in finished_words(finished) {
+            self.say(&ascii(&line));
+        }
+        if let Some(error) = finished.error.as_ref().filter(|_| !self.options.json) {
+            self.error(error);
+        }
     }
 
     /// A line of a human result, to stdout.
@@ -581,6 +580,32 @@ fn append(path: &Path) -> Option<File> {
     let mut file = os::files::open_private(path).ok()?;
     file.seek(SeekFrom::End(0)).ok()?;
     Some(file)
+}
+
+/// The end of a run in words.
+fn finished_words(finished: &Finished) -> Vec<String> {
+    let from_to = || {
+        let version = |v: &Option<String>| v.as_deref().map_or("unknown".to_string(), one_line);
+        format!("{} -> {}", version(&finished.from_version), version(&finished.to_version))
+    };
+    let mut lines = vec![match finished.outcome.as_str() {
+        "already-current" => "already-current: this version is installed; nothing was changed".to_string(),
+        word if finished.to_version.is_none() => word.to_string(),
+        word => format!("{word}: {}", from_to()),
+    }];
+    if finished.files_changed > 0 {
+        lines.push(format!("  files changed: {}", finished.files_changed));
+    }
+    if let Some(ms) = finished.downtime_ms {
+        lines.push(format!("  the server was down for {}.{:02} s", ms / 1000, ms % 1000 / 10));
+    }
+    if let (Some(port), Some(pid)) = (finished.port, finished.pid) {
+        lines.push(format!("  it listens on port {port} as process {pid}"));
+    }
+    if let Some(backup) = &finished.backup {
+        lines.push(format!("  the version before is in the backup {backup}"));
+    }
+    lines
 }
 
 #[cfg(test)]
