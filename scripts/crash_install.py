@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """crash_install.py WORK prepare|setup|recover|check|stop - the small install of scripts/crash-test.
 
-`check` prints OLD, NEW or BROKEN first: the tree by hash, the row of the database, the server by ping.
+`check` prints OLD, NEW or BROKEN first: the tree by hash, the row of the database, the server by ping, what
+the updater left lying about, and whether a second recover finds nothing to do.
+SCENARIO=bad: the new version rewrites the row, alters one upload, adds another and answers 500, so that the
+rollback and its data are what is killed; then only OLD is right.
 """
 import hashlib, json, os, shutil, signal, socket, sqlite3, subprocess, sys, time, urllib.request, zipfile
 from pathlib import Path
@@ -9,17 +12,26 @@ from pathlib import Path
 work = Path(sys.argv[1]).resolve()
 site, bundle, port_file = work / 'site', work / 'bundle.zip', work / 'port'
 OWN = ('.updater', 'backups', 'instance', '__pycache__')
+bad = os.environ.get('SCENARIO') == 'bad'
+DAMAGE = """SQL = "UPDATE notes SET text = 'rewritten'"
+WRITE = "uploads/a.txt=altered"
+WRITE = "uploads/b.txt=added"
+ANSWER = 500
+"""
 
 
 def code(version):
     files = {'run.py': f'PORT = 8080\nVERSION = "{version}"\nREQUIRE = "app/core.py"\n',
              'app/__init__.py': '# package\n', 'app/core.py': f'# core of {version}\n'}
     files |= {'app/old.py': '# old\n'} if version == '1.0' else {'app/new/new.py': '# new\n'}
+    if bad and version == '2.0':
+        files['run.py'] += DAMAGE
     return files
 
 
 def data():
-    return {'uploads/a.txt': 'an upload\n', '.env': 'SECRET=1\n', 'config/c.json': '{}\n'}
+    return {'uploads/a.txt': 'an upload\n', '.env': 'SECRET=1\n', 'config/c.json': '{}\n',
+            'updater.toml': '[server]\nsoak = "50ms"\nhealth_timeout = "10s"\n'}
 
 
 def port():
@@ -97,6 +109,15 @@ def recover():
     sys.exit(done.returncode)
 
 
+def recover_again():
+    """What a second recover does that it should not; the first one has settled everything."""
+    done = subprocess.run([os.environ['UPDATER'], '--root', str(site), 'recover', '--json'], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    idle = [e for e in events if e['event'] == 'stage' and e['state'] == 'skipped']
+    return None if done.returncode == 0 and idle else done.stdout + done.stderr
+
+
 def tree():
     found = {}
     for path in site.rglob('*'):
@@ -109,22 +130,38 @@ def tree():
 def check():
     def hashed(files):
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    if again := recover_again():
+        return print('BROKEN: a second recover did something:', repr(again))
     now = tree()
+    added = bad and now.pop('uploads/b.txt', None)
+    if added and (site / 'uploads/b.txt').read_text() != 'added':
+        return print('BROKEN: the added upload')
     verdict = next((word for word, version in (('OLD', '1.0'), ('NEW', '2.0'))
                     if now == hashed(code(version) | data())), None)
     if not verdict:
-        print('BROKEN tree:', *sorted(now))
-        return
-    with sqlite3.connect(site / 'instance/app.db') as db:
+        return print('BROKEN tree:', *sorted(now))
+    if bad and verdict == 'NEW':
+        return print('BROKEN: a version that answers 500 stands')
+    if os.environ.get('CP_RC') == '0' and verdict == 'OLD':
+        return print('BROKEN: success was reported, and the old version stands')
+    stray = [name for name in ('journal', 'staging', 'trash') if (site / '.updater' / name).exists()]
+    if stray:
+        return print('BROKEN: left in .updater:', *stray)
+    # A clone: SQLite would write beside the live one.
+    clone = work / 'clone'
+    shutil.rmtree(clone, ignore_errors=True)
+    clone.mkdir()
+    for name in ('app.db', 'app.db-wal'):
+        if (site / 'instance' / name).exists():
+            shutil.copy(site / 'instance' / name, clone / name)
+    with sqlite3.connect(clone / 'app.db') as db:
         rows = db.execute('SELECT * FROM notes').fetchall()
     db.close()
     if rows != [(1, 'a row')]:
-        print('BROKEN database:', rows)
-        return
+        return print('BROKEN database:', rows)
     answer, wanted = wait(), {'OLD': '1.0', 'NEW': '2.0'}[verdict]
     if not answer or answer['version'] != wanted:
-        print('BROKEN server:', answer, 'on the tree', verdict)
-        return
+        return print('BROKEN server:', answer, 'on the tree', verdict)
     print(verdict)
 
 

@@ -11,6 +11,7 @@ use crate::os::{ProcessId, processes};
 use crate::report::{Finished, Stage};
 use crate::rollback;
 use crate::server;
+use crate::staging;
 use anyhow::{Context as _, Result};
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
     }
     let _lock = Lock::take(&cx.own(), wait)?;
     if matches!(Journal::find(&cx.own())?, Found::Nothing) {
+        // What was killed before its journal began: nothing refers to it.
+        staging::clear(&cx.own())?;
+        crate::fsx::remove_own_tree(&staging::trash(&cx.own()))?;
         cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(());
     }
