@@ -1,6 +1,7 @@
 //! What an install remembers of its updates: `status.json`, the last outcome, events and logs of the newest runs.
 //! Refuses to decide anything: none of these files is needed to mend an install.
 
+use crate::fsx;
 use crate::os;
 use crate::report::ascii_json;
 use serde_json::Value;
@@ -81,9 +82,9 @@ fn replace(own: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
         .and_then(|()| file.write_all(format!("{}\n", ascii_json(value)).as_bytes()))
         .and_then(|()| file.sync_all());
     drop(file);
-    if let Err(error) = written {
+    if let Err(error) = written.map_err(anyhow::Error::new).and_then(|()| fsx::adopt(&new)) {
         let _ = fs_err::remove_file(&new);
-        return Err(anyhow::Error::new(error).context(format!("writing {}", new.display())));
+        return Err(error.context(format!("writing {}", new.display())));
     }
     os::files::rename_over(&new, &own.join(name))?;
     Ok(())

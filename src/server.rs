@@ -4,6 +4,7 @@
 //! neither are we, our children, or the processes above us (unless they are the server that started us).
 
 use crate::error::Failure;
+use crate::os::files;
 use crate::os::processes::{self, Handle};
 use crate::os::{self, Credentials, LaunchSpec, ProcessId};
 use crate::path::InstallRoot;
@@ -492,14 +493,16 @@ fn captured_launch(table: &Table, pid: u32, root: &InstallRoot) -> anyhow::Resul
         return Err(hidden("command line").into());
     }
     let [out_default, err_default] = default_outputs(root);
-    let [out, err] = processes::outputs(pid);
+    let credentials = processes::credentials(pid).with_context(|| format!("reading the user of process {pid}"))?;
+    // A log that another user opened for the server (a shell of root's) cannot be opened by it again.
+    let [out, err] = processes::outputs(pid).map(|log| log.filter(|path| files::may_write(path, &credentials)));
     Ok(LaunchSpec {
         argv: read.argv,
         cwd,
         env: read.env,
         stdout: out.unwrap_or(out_default),
         stderr: err.unwrap_or(err_default),
-        credentials: Some(processes::credentials(pid).with_context(|| format!("reading the user of process {pid}"))?),
+        credentials: Some(credentials),
     })
 }
 

@@ -158,8 +158,15 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     for name in ["events", "log"] {
         files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
     }
-    cx.report.events_to(&own.join(format!("events/{id}.jsonl")));
-    cx.report.log_to(&own.join(format!("log/{id}.log")));
+    let (events, log) = (own.join(format!("events/{id}.jsonl")), own.join(format!("log/{id}.log")));
+    cx.report.events_to(&events);
+    cx.report.log_to(&log);
+    // Now, not at the end: a run that fails early leaves nothing of root's either.
+    for path in [own.join("events"), own.join("log"), events, log] {
+        if fsx::exists(&path)? {
+            fsx::adopt(&path)?;
+        }
+    }
     let human = cx.root.path().join("instance");
     if human.is_dir() {
         let log = human.join("update_log.txt");
@@ -226,6 +233,15 @@ fn unchanged(
     Ok("already-current")
 }
 
+/// A held start that is never released: user, folder, program and logs of the running server are proven
+/// before it is stopped.
+fn try_start(survey: &Survey) -> Result<()> {
+    if let Some(launch) = survey.launch.as_ref().filter(|_| survey.server.is_some()) {
+        drop(processes::hold(launch).map_err(|e| cannot_start(launch, &e))?);
+    }
+    Ok(())
+}
+
 fn cannot_start(launch: &LaunchSpec, e: &std::io::Error) -> Failure {
     let program = launch.argv.first().map_or("", String::as_str);
     Failure::failed("cannot-start", format!("{program} cannot be started: {e}"))
@@ -254,6 +270,7 @@ fn update(
     finished: &mut Finished,
 ) -> Result<()> {
     let own = cx.own();
+    try_start(&survey)?;
     cx.start(Stage::Stage, "writing the new files");
     // Without a journal nothing refers to what an earlier run may have left here.
     staging::clear(&own)?;

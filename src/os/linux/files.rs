@@ -2,7 +2,7 @@
 //! room on the volume, renames that say whether they replace.
 //! Refuses to follow a link at the end of a path, except where its target is asked for by an open file.
 
-use crate::os::{Facts, Kind, Owner};
+use crate::os::{Credentials, Facts, Kind, Owner};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -153,6 +153,22 @@ pub fn private_folder(path: &Path) -> io::Result<()> {
 pub fn open_private(path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW.bits() as i32;
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
+}
+
+/// Whether `user` may write to the file, by modes and owners alone: an access list may allow more.
+/// False where the system does not tell.
+pub fn may_write(path: &Path, user: &Credentials) -> bool {
+    let may = |path: &Path, bit: u32| {
+        std::fs::metadata(path).is_ok_and(|m| {
+            let shift = match () {
+                () if m.uid() == user.uid => 6,
+                () if m.gid() == user.gid || user.groups.contains(&m.gid()) => 3,
+                () => 0,
+            };
+            m.mode() >> shift & bit != 0
+        })
+    };
+    user.uid == 0 || may(path, 2) && path.ancestors().skip(1).all(|folder| may(folder, 1))
 }
 
 #[cfg(test)]

@@ -1,0 +1,143 @@
+//! Killed in the middle, then `recover`: what stands afterwards, for each way that the rules know.
+
+mod kit;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kit::{Bundle, Install, ping};
+
+/// A version that alters a row and an upload, adds another and answers 500.
+const DAMAGE: &str = "SQL = \"UPDATE notes SET text = 'new row'\"\n\
+                      WRITE = \"uploads/a.txt=altered\"\n\
+                      WRITE = \"uploads/b.txt=added\"\n\
+                      ANSWER = 500\n";
+
+/// An install whose health check lasts long enough to be killed in it. The soak is in the journal, so
+/// recovery has it, too.
+fn install() -> Install {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"4s\"\n");
+    install
+}
+
+/// Starts `apply` and kills it as soon as `now` says so.
+fn kill_apply(install: &Install, bundle: &Bundle, more: &[&str], now: &dyn Fn() -> bool) {
+    let bundle = install.save(bundle);
+    let mut arguments = vec!["apply", bundle.to_str().unwrap(), "--json"];
+    arguments.extend(more);
+    let mut command = install.command(&arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !now() {
+        assert!(Instant::now() < deadline, "the moment to kill never came");
+        assert!(child.try_wait().unwrap().is_none(), "apply ended before it was killed");
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn serves(install: &Install, version: &str, status: u16) -> bool {
+    ping(install.port).is_some_and(|(code, answer)| code == status && answer["version"] == version)
+}
+
+fn journal_says(install: &Install, state: &str) -> bool {
+    let text = fs::read(install.root.join(".updater/journal")).unwrap_or_default();
+    String::from_utf8_lossy(&text).contains(&format!("\"{state}\""))
+}
+
+/// No journal, no staging, no trash; a second recover finds nothing to do.
+fn assert_settled(install: &Install) {
+    for name in ["journal", "staging", "trash"] {
+        assert!(!install.exists(&format!(".updater/{name}")), "{name} is left");
+    }
+    let pid = install.pid();
+    let again = install.updater(&["recover", "--json"]).expect(0);
+    assert!(again.stdout.contains("nothing was interrupted"), "{again:?}");
+    assert_eq!(install.pid(), pid);
+}
+
+fn assert_old_data(install: &Install) {
+    assert_eq!(install.note(), "old row");
+    assert_eq!(install.read("uploads/a.txt"), "old upload\n");
+    assert_eq!(install.read("uploads/b.txt"), "added");
+}
+
+#[test]
+fn a_bad_version_killed_at_starting_is_undone_with_its_data() {
+    let install = install();
+    kill_apply(&install, &Bundle::release("2.0", DAMAGE), &[], &|| serves(&install, "2.0", 500));
+    assert!(journal_says(&install, "starting"));
+    let output = install.updater(&["recover", "--json"]).expect(0);
+    assert_eq!(output.outcome(), "recovered");
+    assert_eq!(install.version(), "1.0");
+    assert_old_data(&install);
+    assert_settled(&install);
+}
+
+#[test]
+fn a_healthy_version_killed_at_starting_is_committed_and_keeps_running() {
+    let install = install();
+    kill_apply(&install, &install.bundle("2.0"), &[], &|| serves(&install, "2.0", 200));
+    let pid = install.pid();
+    install.updater(&["recover", "--json"]).expect(0);
+    assert_eq!((install.version().as_str(), install.pid()), ("2.0", pid));
+    assert_settled(&install);
+    install.updater(&["verify"]).expect(0);
+}
+
+#[test]
+fn data_that_is_back_is_final() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
+    kill_apply(&install, &Bundle::release("2.0", DAMAGE), &[], &|| journal_says(&install, "data-restored"));
+    assert_old_data(&install);
+    // Whoever writes now writes after the restore: it must not be replaced by a second one.
+    install.write("uploads/a.txt", "written after the restore");
+    install.updater(&["recover", "--json"]).expect(0);
+    assert_eq!(install.version(), "1.0");
+    assert_eq!(install.read("uploads/a.txt"), "written after the restore");
+    assert_eq!(install.note(), "old row");
+    assert_settled(&install);
+}
+
+#[test]
+fn data_written_by_an_unwatched_start_is_not_replaced_until_a_person_decides() {
+    for (choice, row, upload) in [("keep", "new row", "altered"), ("backup", "old row", "old upload\n")] {
+        let install = install();
+        kill_apply(&install, &Bundle::release("2.0", DAMAGE), &[], &|| serves(&install, "2.0", 500));
+        // Somebody restarts the new version by hand.
+        install.stop();
+        let mut server = Command::new(kit::standin());
+        server.arg("run.py").env("PORT", install.port.to_string());
+        install.start_command(server);
+        let pid = install.pid();
+
+        let refused = install.updater(&["recover", "--json"]).expect(4);
+        assert_eq!(refused.error_code(), "data-undecided");
+        assert_eq!((install.pid(), install.note().as_str()), (pid, "new row"), "something was touched");
+        // Changing commands keep refusing, too.
+        install.apply(&install.bundle("3.0")).expect(4);
+
+        install.updater(&["recover", "--data", choice, "--json"]).expect(0);
+        assert_eq!(install.version(), "1.0");
+        assert_eq!(install.note(), row, "--data {choice}");
+        assert_eq!(install.read("uploads/a.txt"), upload, "--data {choice}");
+        assert_settled(&install);
+    }
+}
+
+#[test]
+fn a_killed_stop_leaves_the_old_version_and_the_next_apply_recovers_it_first() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
+    kill_apply(&install, &install.bundle("2.0"), &[], &|| journal_says(&install, "stopping"));
+    let output = install.apply(&install.bundle("3.0")).expect(0);
+    assert_eq!(output.outcome(), "applied");
+    assert_eq!(output.events().iter().filter(|e| e["event"] == "recovered").count(), 1, "{output:?}");
+    assert_eq!(install.version(), "3.0");
+    assert_settled(&install);
+}
