@@ -173,12 +173,6 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
 }
 
 fn request(args: &cli::Apply, cwd: &std::path::Path) -> Result<Request> {
-    let unsupported = [(args.unattended, "--unattended"), (args.run.stop_foreign, "--stop-foreign")];
-    if let Some((_, option)) = unsupported.iter().find(|(given, _)| *given) {
-        return Err(Failure::usage("unsupported-option", format!("{option} is not built yet"))
-            .remedy("leave it out")
-            .into());
-    }
     let Some(bundle) = &args.bundle else {
         return Err(Failure::usage("no-bundle", "no bundle was named")
             .remedy("give the path of a bundle: updater apply BUNDLE")

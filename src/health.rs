@@ -256,11 +256,15 @@ impl Judge {
     /// Fails at once when the started process ended badly, or ended and left nothing of the install.
     fn still_runs(&self, server: &mut dyn Started, root: &InstallRoot, old: &[ProcessId]) -> anyhow::Result<()> {
         let Some(how) = server.exited()? else { return Ok(()) };
-        let left_a_daemon = how == "exit code 0" && !Table::read(&ports::listeners()?)?.newcomers(root, old).is_empty();
-        if left_a_daemon {
-            return Ok(());
+        let ProcessId { pid, start } = server.id();
+        if how == "exit code 0" {
+            // A daemon that it left is born after it; whatever else stands in the install is none.
+            let newcomers = Table::read(&ports::listeners()?)?.newcomers(root, old);
+            let born = |pid: &u32| processes::identity(*pid).ok().flatten().map(|id| id.start);
+            if newcomers.iter().any(|new| *new != pid && born(new).is_some_and(|at| at >= start)) {
+                return Ok(());
+            }
         }
-        let pid = server.id().pid;
         Err(Failure::failed("health-exited", format!("the new server (pid {pid}) ended with {how}")).into())
     }
 

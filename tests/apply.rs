@@ -169,7 +169,59 @@ fn a_stopped_server_stays_stopped_after_a_rollback() {
     assert_same(&install, &before);
 }
 
+#[test]
+fn a_start_command_that_ends_at_once_with_success_is_no_server() {
+    let install = Install::new();
+    let port = install.port;
+    install.write("updater.toml", format!("[server]\nport = {port}\ncommand = ['python3', '-c', 'pass', 'run.py']\n"));
+    let output = install.apply(&install.bundle("2.0")).expect(3);
+    assert_eq!(output.error_code(), "health-exited");
+    assert_eq!(install.read("app/core.py"), "# core of 1.0\n");
+}
+
+#[test]
+fn an_unattended_run_skips_a_bundle_that_failed_here_twice_until_told_otherwise() {
+    let install = Install::running();
+    let bundle = install.save(&Bundle::release("2.0", BROKEN));
+    for _ in 0..2 {
+        install.apply_with(&bundle, &["--unattended"]).expect(3);
+    }
+    let pid = install.pid();
+    let skipped = install.apply_with(&bundle, &["--unattended"]).expect(0);
+    assert_eq!(skipped.outcome(), "skipped");
+    assert_eq!(install.pid(), pid);
+    install.apply_with(&bundle, &["--unattended", "--retry-failed"]).expect(3);
+    install.apply_with(&install.save(&install.bundle("2.1")), &["--unattended"]).expect(0);
+}
+
 // ---- refusals ----
+
+#[test]
+fn a_lower_version_is_refused_unless_it_is_wanted() {
+    let install = Install::running();
+    let of = |version: &str| {
+        let manifest = json!({"version": version}).to_string();
+        install.save(&install.bundle(version).file("updater-manifest.json", manifest))
+    };
+    install.apply_with(&of("2.10.0"), &[]).expect(0);
+    let refused = install.apply_with(&of("2.9.0"), &[]).expect(6);
+    assert_eq!(refused.error_code(), "downgrade");
+    assert_eq!(install.version(), "2.10.0");
+    install.apply_with(&of("2.9.0"), &["--allow-downgrade"]).expect(0);
+    assert_eq!(install.version(), "2.9.0");
+}
+
+#[test]
+fn health_may_be_asked_at_another_path_and_a_bad_url_is_a_usage_error() {
+    let install = Install::running();
+    let bundle = install.save(&install.bundle("2.0"));
+    let output = install.apply_with(&bundle, &["--health-url", "ftp://127.0.0.1/"]).expect(2);
+    assert_eq!(output.error_code(), "bad-health-url");
+    assert_eq!(install.version(), "1.0");
+    let url = format!("http://127.0.0.1:{}/api/sync/ping", install.port);
+    install.apply_with(&bundle, &["--health-url", &url]).expect(0);
+    assert_eq!(install.version(), "2.0");
+}
 
 #[test]
 fn a_truncated_bundle_is_refused_and_nothing_changes() {
@@ -232,6 +284,18 @@ fn a_foreign_owner_of_the_port_is_refused_and_lives_on() {
     assert!(output.finished()["error"].to_string().contains(&pid.to_string()), "{output:?}");
     assert_eq!(stranger.pid(), pid);
     assert_same(&install, &before);
+}
+
+#[test]
+fn a_foreign_owner_is_stopped_only_when_that_is_asked_for() {
+    let stranger = Install::running();
+    let mut install = Install::new();
+    install.port = stranger.port;
+    install.write_settings("");
+    install.apply_with(&install.save(&install.bundle("2.0")), &["--stop-foreign"]).expect(0);
+    let answer = install.answer();
+    assert_eq!(answer["root"].as_str(), install.root.to_str());
+    assert_eq!(answer["version"], "2.0");
 }
 
 #[test]
