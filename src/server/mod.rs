@@ -1,0 +1,316 @@
+//! The server of an install as processes: which ones belong to it, the tree they form, how it was
+//! started, and its end.
+//! Refuses to guess: a process that is not provably of the install is a bystander and is never signalled;
+//! neither are we, our children, or the processes above us (unless they are the server that started us).
+
+mod launch;
+mod stop;
+mod table;
+
+pub use launch::guess_launch;
+pub use stop::{may_stop, stop};
+pub use table::{Process, Table, belongs};
+
+use crate::error::Failure;
+use crate::os::processes::{self, Handle};
+use crate::os::{LaunchSpec, ProcessId, service};
+use crate::path::InstallRoot;
+use crate::ports::{self, Listener};
+use anyhow::Context;
+use launch::captured_launch;
+use std::collections::BTreeSet;
+use table::Tie;
+
+/// The running server of an install.
+#[derive(Debug)]
+pub struct Running {
+    /// The root of the tree first.
+    pub processes: Vec<Process>,
+    /// Ascending, each once.
+    pub ports: Vec<u16>,
+    pub listeners: Vec<Listener>,
+    pub launch: LaunchSpec,
+    pub managed_by: Option<String>,
+    /// One per process, held from detection to the kill.
+    pub handles: Vec<Handle>,
+}
+
+impl Running {
+    /// The identities of all its processes.
+    pub fn ids(&self) -> Vec<ProcessId> {
+        self.processes.iter().map(|process| process.id).collect()
+    }
+}
+
+/// The running server of the install. None: nothing of it listens. Errors: several servers run, or the
+/// system does not tell.
+pub fn find(root: &InstallRoot) -> anyhow::Result<Option<Running>> {
+    let listeners = ports::listeners()?;
+    let table = Table::read(&listeners)?;
+    match the_top(&table, root)? {
+        Some(top) => gather(&table, listeners, top, root),
+        None => Ok(None),
+    }
+}
+
+/// The tree of a server that is known by its identity (one that we started, listening or not).
+/// None: it has ended. Errors: the system does not tell.
+pub fn tree_of(id: ProcessId, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
+    let listeners = ports::listeners()?;
+    let table = Table::read(&listeners)?;
+    let now = processes::identity(id.pid).with_context(|| format!("reading process {}", id.pid))?;
+    if now == Some(id) { gather(&table, listeners, id.pid, root) } else { Ok(None) }
+}
+
+/// Holds the tree below `top`. None: it ended meanwhile.
+fn gather(table: &Table, listeners: Vec<Listener>, top: u32, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
+    let mut members = vec![top];
+    members.extend(table.below(top));
+    let mut found = Vec::new();
+    let mut handles = Vec::new();
+    for pid in &members {
+        let Some(process) = table.process(*pid)? else { continue };
+        if let Some(handle) = Handle::open(process.id).with_context(|| format!("holding process {pid}"))? {
+            found.push(process);
+            handles.push(handle);
+        }
+    }
+    if found.first().is_none_or(|first| first.id.pid != top) {
+        return Ok(None);
+    }
+    let of_tree: Vec<Listener> =
+        listeners.into_iter().filter(|l| l.pids.iter().any(|pid| members.contains(pid))).collect();
+    let ports: BTreeSet<u16> = of_tree.iter().map(|l| l.port).collect();
+    let launch = captured_launch(table, top, root)?;
+    let managed_by = service::unit_of(top).with_context(|| format!("finding the unit of process {top}"))?;
+    let ports = ports.into_iter().collect();
+    Ok(Some(Running { processes: found, ports, listeners: of_tree, launch, managed_by, handles }))
+}
+
+/// The top of the one tree that listens. A tree of the install's own program wins over what merely works
+/// in the folder.
+fn the_top(table: &Table, root: &InstallRoot) -> anyhow::Result<Option<u32>> {
+    let owners = table.listening.iter().copied().filter(|pid| table.is_fair(*pid));
+    let tied: Vec<(u32, Tie)> = owners.map(|pid| (pid, table.tie_with_parents(pid, root.path()))).collect();
+    let best = tied.iter().map(|(_, tie)| *tie).max().unwrap_or(Tie::None);
+    if best == Tie::None {
+        return Ok(None);
+    }
+    let chosen = tied.iter().filter(|(_, tie)| *tie == best);
+    let tops: BTreeSet<u32> = chosen.map(|(pid, _)| table.top(*pid, root.path())).collect();
+    let outer: Vec<u32> = tops.iter().copied().filter(|pid| !table.is_below_any(*pid, &tops)).collect();
+    match outer.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(*one)),
+        several => {
+            let named: Vec<String> = several.iter().map(|pid| table.describe(*pid)).collect();
+            let message = format!("several servers of this install run: {}", named.join("; "));
+            Err(Failure::failed("several-servers", message)
+                .at(root.path().display())
+                .remedy("end all but one of them, then try again")
+                .into())
+        }
+    }
+}
+
+/// The tree of the stranger that holds `port`. None: nobody does. Errors: the system does not tell.
+pub fn owner_tree(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
+    let listeners = ports::listeners()?;
+    let table = Table::read(&listeners)?;
+    let owner = listeners.iter().filter(|l| l.port == port).flat_map(|l| &l.pids).find(|pid| table.is_fair(**pid));
+    owner.map_or(Ok(None), |pid| gather(&table, listeners.clone(), *pid, root))
+}
+
+/// The failure that says who holds `port`, when that is not this install. None: it is free or ours.
+/// Errors: the system does not tell.
+pub fn foreign_owner(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Failure>> {
+    let listeners = ports::listeners()?;
+    let held: Vec<&Listener> = listeners.iter().filter(|l| l.port == port).collect();
+    if held.is_empty() {
+        return Ok(None);
+    }
+    let table = Table::read(&listeners)?;
+    let ours = the_top(&table, root).ok().flatten();
+    let is_ours = |pid: u32| belongs(&table, pid, root) || ours.is_some_and(|top| table.descends(pid, top));
+    let foreign = held.iter().find(|l| !l.pids.iter().any(|pid| is_ours(*pid)));
+    Ok(foreign.map(|listener| {
+        let owner = match listener.pids.first() {
+            Some(pid) => table.describe(*pid),
+            None => "a process that we may not see".to_string(),
+        };
+        Failure::failed("port-foreign", format!("port {port} is held by {owner}, which is not of this install"))
+            .at(root.path().display())
+            .remedy("end that process, name another port with --port, or allow its end with --stop-foreign")
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table::Entry;
+    use super::*;
+    use std::collections::{BTreeMap, HashMap};
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    const SERVE: &str = "import http.server,os\n\
+        http.server.ThreadingHTTPServer(('127.0.0.1',int(os.environ['PORT'])),http.server.SimpleHTTPRequestHandler)\
+        .serve_forever()\n";
+
+    /// A child that is ended with the test, by its own handle.
+    struct Ended(Child);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn install(text: &str) -> (tempfile::TempDir, InstallRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("app")).unwrap();
+        std::fs::create_dir(folder.path().join("instance")).unwrap();
+        std::fs::write(folder.path().join("run.py"), text).unwrap();
+        let root = InstallRoot::resolve(folder.path()).unwrap();
+        (folder, root)
+    }
+
+    fn free_port() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    fn start(root: &InstallRoot, command: &[&str], port: u16) -> Ended {
+        let mut child = Command::new(command[0]);
+        child.args(&command[1..]).current_dir(root.path()).env("PORT", port.to_string());
+        Ended(child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn wait_listening(port: u16) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while ports::is_free(port).unwrap() {
+            assert!(Instant::now() < until, "nothing listens on {port}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn the_server_is_found_and_stopped_and_bystanders_live() {
+        let (_a, ours) = install(SERVE);
+        let (_b, theirs) = install(SERVE);
+        let (port, other) = (free_port(), free_port());
+        let server = start(&ours, &["python3", "run.py"], port);
+        let mut bystander = start(&theirs, &["python3", "run.py"], other);
+        let mut reader = start(&ours, &["tail", "-f", "run.py"], port);
+        wait_listening(port);
+        wait_listening(other);
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+
+        let running = find(&ours).unwrap().unwrap();
+        assert_eq!(running.ids().iter().map(|id| id.pid).collect::<Vec<_>>(), [server.0.id()]);
+        assert_eq!(running.ports, [port]);
+        // The first one may be the program that a wrapper on PATH turned into.
+        assert_eq!(running.launch.argv[1..], ["run.py"]);
+        assert_eq!(running.launch.cwd, ours.path());
+        assert!(running.launch.env.contains(&("PORT".to_string(), port.to_string())));
+        assert!(foreign_owner(port, &ours).unwrap().is_none());
+        assert_eq!(foreign_owner(other, &ours).unwrap().unwrap().code, "port-foreign");
+        may_stop(&running).unwrap();
+
+        stop(&running, Duration::from_secs(10), &mut || Ok(())).unwrap();
+        assert!(ports::is_free(port).unwrap());
+        assert!(find(&ours).unwrap().is_none());
+        assert!(bystander.0.try_wait().unwrap().is_none());
+        assert!(reader.0.try_wait().unwrap().is_none());
+        assert!(find(&theirs).unwrap().is_some());
+        drop(client);
+    }
+
+    #[test]
+    fn the_children_of_a_server_that_ignores_the_polite_signal_end_too() {
+        let (_a, root) = install(&format!(
+            "import signal,subprocess\nsignal.signal(signal.SIGTERM,signal.SIG_IGN)\n\
+             subprocess.Popen(['sleep','600'],cwd='/')\n{SERVE}"
+        ));
+        let port = free_port();
+        let _server = start(&root, &["python3", "-u", "run.py"], port);
+        wait_listening(port);
+        let running = find(&root).unwrap().unwrap();
+        assert_eq!(running.processes.len(), 2);
+        stop(&running, Duration::from_millis(300), &mut || Ok(())).unwrap();
+        for handle in &running.handles {
+            assert!(!handle.is_alive().unwrap());
+        }
+    }
+
+    #[test]
+    fn two_servers_of_one_install_are_refused() {
+        let (_a, root) = install(SERVE);
+        let (first, second) = (free_port(), free_port());
+        let _one = start(&root, &["python3", "run.py"], first);
+        let _two = start(&root, &["python3", "run.py"], second);
+        wait_listening(first);
+        wait_listening(second);
+        let error = find(&root).unwrap_err();
+        assert_eq!(crate::error::record(&error).code, "several-servers");
+    }
+
+    fn entry(parent: u32, cwd: &str, argv: &[&str]) -> Entry {
+        let argv = argv.iter().map(|part| part.to_string()).collect();
+        Entry { parent: Some(parent), argv, cwd: Some(cwd.into()), exe: None, started: 1 }
+    }
+
+    fn listener(pids: &[u32]) -> Listener {
+        Listener { address: std::net::Ipv4Addr::LOCALHOST.into(), port: 1, pids: pids.to_vec() }
+    }
+
+    #[test]
+    fn shells_and_editors_above_a_server_are_left_alone() {
+        let (_a, root) = install("");
+        let here = root.path().to_str().unwrap().to_string();
+        let all = HashMap::from([
+            (10, entry(1, &here, &["vim", "run.py"])),
+            (11, entry(10, &here, &["bash"])),
+            (12, entry(11, &here, &["python3", "-W", "ignore", "run.py"])),
+            (13, entry(12, "/", &["worker"])),
+            (14, entry(12, &here, &["updater", "apply"])),
+            (15, entry(14, &here, &["unzip"])),
+        ]);
+        let table = Table::of(all, &[listener(&[12])], 14);
+        assert_eq!(the_top(&table, &root).unwrap(), Some(12));
+        assert_eq!(table.below(12), [13]);
+        assert!(!belongs(&table, 14, &root) && !belongs(&table, 11, &root));
+    }
+
+    #[test]
+    fn a_nested_or_foreign_install_is_not_ours() {
+        let (_a, root) = install("");
+        let (_b, other) = install("");
+        let nested = root.path().join("copy");
+        std::fs::create_dir_all(nested.join(".updater")).unwrap();
+        let (here, there) = (root.path().to_str().unwrap(), other.path().to_str().unwrap());
+        let all = HashMap::from([
+            (10, entry(1, nested.to_str().unwrap(), &["python3", "run.py"])),
+            (11, entry(1, there, &["python3", "run.py"])),
+            (12, entry(11, here, &["worker"])),
+            (13, entry(1, here, &["python3.12", "-m", "waitress"])),
+        ]);
+        let table = Table::of(all, &[listener(&[10, 11, 12, 13])], 99);
+        let ours: Vec<bool> = (10..14).map(|pid| belongs(&table, pid, &root)).collect();
+        assert_eq!(ours, [false, false, false, true]);
+    }
+
+    #[test]
+    fn the_guess_prefers_the_settings_then_the_venv() {
+        let (_a, root) = install("");
+        let env = BTreeMap::from([("PORT".to_string(), "81".to_string())]);
+        assert_eq!(guess_launch(&root, None, &env).unwrap().argv, ["python3", "run.py"]);
+        let python = root.path().join(".venv/bin/python");
+        std::fs::create_dir_all(python.parent().unwrap()).unwrap();
+        std::fs::write(&python, "").unwrap();
+        let guess = guess_launch(&root, None, &env).unwrap();
+        assert_eq!(guess.argv[0], python.to_str().unwrap());
+        assert!(guess.env.contains(&("PORT".to_string(), "81".to_string())));
+        let command = ["bin/serve".to_string(), "-x".to_string()];
+        let argv = guess_launch(&root, Some(&command), &env).unwrap().argv;
+        assert_eq!(argv, [root.path().join("bin/serve").to_str().unwrap(), "-x"]);
+    }
+}
