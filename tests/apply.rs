@@ -160,6 +160,42 @@ fn data_that_a_failed_version_altered_is_put_back_and_what_it_added_stays() {
 }
 
 #[test]
+fn a_version_without_a_file_that_the_settings_call_critical_is_rolled_back_before_it_starts() {
+    let install = Install::running();
+    install.write("updater.toml", "[verify]\ncritical = [\"app/old.py\"]\n");
+    let before = install.tree();
+    let output = install.apply(&install.bundle("2.0")).expect(3);
+    assert_eq!(output.error_code(), "critical-missing");
+    assert!(output.finished()["error"].to_string().contains("app/old.py"), "{output:?}");
+    assert!(!output.stdout.contains("\"stage\":\"relaunch\",\"state\":\"done\""), "{output:?}");
+    assert_eq!(install.version(), "1.0");
+    assert_same(&install, &before);
+}
+
+#[test]
+fn as_many_backups_are_kept_as_the_settings_say_and_a_failure_costs_no_good_one() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"0s\"\n[backup]\nkeep = 2\n");
+    for version in ["2.0", "2.1", "2.2"] {
+        install.apply(&install.bundle(version)).expect(0);
+    }
+    let last = install.apply(&install.bundle("2.3")).expect(0).finished();
+    let list = || {
+        let mut ids: Vec<String> = fs::read_dir(install.root.join("backups"))
+            .unwrap()
+            .map(|item| item.unwrap().file_name().into_string().unwrap())
+            .collect();
+        ids.sort();
+        ids
+    };
+    let good = list();
+    assert_eq!(good.len(), 2, "{good:?}");
+    assert!(good.contains(&last["backup"].as_str().unwrap().to_string()));
+    install.apply(&Bundle::release("3.0", BROKEN)).expect(3);
+    assert!(good.iter().all(|id| list().contains(id)), "{good:?} {:?}", list());
+}
+
+#[test]
 fn a_stopped_server_stays_stopped_after_a_rollback() {
     let install = Install::new();
     install.write_settings("");
@@ -246,6 +282,19 @@ fn a_bundle_without_the_start_file_is_refused() {
     let mut bundle = Bundle::release("2.0", "");
     bundle.files.retain(|name, _| !name.ends_with("/run.py"));
     assert_refused(&bundle.bytes());
+}
+
+#[test]
+fn a_bundle_of_another_program_is_refused_unless_it_is_taken_for_a_part() {
+    let install = Install::running();
+    let mut other = Bundle::release("2.0", "");
+    other.files.retain(|name, _| !name.contains("/app/"));
+    let other = install.save(&other.file("blog/core.py", "# a blog\n"));
+    let output = install.apply_with(&other, &[]).expect(6);
+    assert_eq!(output.error_code(), "other-app");
+    assert_eq!(install.version(), "1.0");
+    install.apply_with(&other, &["--partial"]).expect(0);
+    assert_eq!((install.version().as_str(), install.exists("app/core.py")), ("2.0", true));
 }
 
 #[test]
