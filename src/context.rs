@@ -2,14 +2,15 @@
 //! Refuses to hold state of an update; that is the journal's.
 
 use crate::error::Failure;
+use crate::fsx;
 use crate::history;
-use crate::os::Facts;
 use crate::os::processes::Signals;
+use crate::os::{Facts, files};
 use crate::path::{InstallRoot, RelPath};
 use crate::preserve::{Class, Preserve, Rules, database_set};
 use crate::report::{Reporter, Stage};
 use crate::settings::Settings;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -72,6 +73,18 @@ impl Context {
             carry,
             set: set.to_vec(),
         })
+    }
+
+    /// Where databases are cloned: on the install's own volume, where there is room for them, unless nothing
+    /// may be written there.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        if self.under_way.is_none() {
+            return Ok(std::env::temp_dir());
+        }
+        let folder = self.own().join("staging");
+        files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        fsx::adopt(&folder)?;
+        Ok(folder)
     }
 
     /// A stage begins: said to people and programs, and kept in `status.json`.

@@ -156,7 +156,7 @@ pub fn verify(cx: &Context) -> Result<(Value, bool)> {
     let found = verify::installed(&cx.root, &receipt, &rules.preserve, &rules.carry, &mut kept, false)?;
     let mut databases = Vec::new();
     let data = backup::data_files(&cx.root, &rules.preserve, &cx.skipped()?)?;
-    let scratch = std::env::temp_dir().join(format!("updater-verify-{}", std::process::id()));
+    let scratch = cx.scratch()?;
     for main in cx.databases(&data)? {
         databases.push(verify::check_database(&cx.root, &main, &cx.settings.verify.tables, &scratch)?);
     }

@@ -6,7 +6,7 @@ use crate::backup;
 use crate::carry;
 use crate::error::Failure;
 use crate::fsx;
-use crate::os::{Kind, files};
+use crate::os::Kind;
 use crate::path::{InstallRoot, RelPath};
 use crate::preserve::Preserve;
 use crate::receipt::{Line, Receipt};
@@ -153,8 +153,8 @@ pub struct Database {
     pub tables: BTreeMap<String, i64>,
 }
 
-/// Clones a database (main file, write-ahead log and rollback journal, never the shared memory) below
-/// `scratch`, runs `quick_check` and counts the rows of `tables`; the clone is deleted.
+/// Clones a database (main file, write-ahead log and rollback journal, never the shared memory) into a
+/// private folder of its own in `scratch`, runs `quick_check` and counts the rows of `tables`; the clone is deleted.
 /// A file that is no database at all (empty or another format) counts as damaged unless it is empty.
 pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scratch: &Path) -> Result<Database> {
     let mut found = Database { path: main.clone(), ok: true, tables: BTreeMap::new() };
@@ -163,9 +163,9 @@ pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scr
         Some(facts) if facts.size > 0 && facts.kind == Kind::File => {}
         _ => return Ok(found),
     }
-    fs_err::create_dir_all(scratch)?;
-    files::private_folder(scratch).with_context(|| format!("preparing {}", scratch.display()))?;
-    let clone = scratch.join("clone.db");
+    let folder = tempfile::Builder::new().prefix("updater-check-").tempdir_in(scratch);
+    let folder = folder.with_context(|| format!("making a folder in {}", scratch.display()))?;
+    let clone = folder.path().join("clone.db");
     for ending in ["", "-wal", "-journal"] {
         let (mut from, mut to) = (live.clone().into_os_string(), clone.clone().into_os_string());
         from.push(ending);
@@ -180,7 +180,7 @@ pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scr
         Ok(counts) => found.tables = counts,
         Err(_) => found.ok = false,
     }
-    fsx::remove_own_tree(scratch)?;
+    folder.close().context("removing the clone of a database")?;
     Ok(found)
 }
 

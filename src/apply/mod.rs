@@ -124,7 +124,10 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
     cx.check_signals()?;
 
     cx.start(Stage::Preflight, "checking the bundle and the install");
-    let mut prepared = preflight(cx, request, &survey)?;
+    let prepared = preflight(cx, request, &survey);
+    // What databases were cloned into.
+    staging::clear(&cx.own())?;
+    let mut prepared = prepared?;
     finished.to_version = Some(prepared.bundle.version.clone());
     if prepared.plan.left_out > 0 {
         cx.report.warning("own-left-out", &left_out(&prepared.plan), None);

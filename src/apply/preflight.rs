@@ -82,7 +82,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
 /// A database that is damaged already must not be blamed on the update. A busy one may be cloned in
 /// the middle of a write, so only a verdict on a file that stood still counts.
 pub(super) fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
-    let scratch = std::env::temp_dir().join(format!("updater-check-{}", std::process::id()));
+    let scratch = cx.scratch()?;
     for _ in 0..3 {
         let was = fsx::facts(&cx.root.join(main))?;
         if verify::check_database(&cx.root, main, &[], &scratch)?.ok {
