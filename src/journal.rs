@@ -57,6 +57,9 @@ pub struct Intent {
     pub old: bool,
     /// What arrives from staging.
     pub new: Option<Arrival>,
+    /// It is data of the users (a restore puts it back, a bundle adds or merges it).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub data: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,9 +9,8 @@ use crate::journal::{self, Found, Journal, Record};
 use crate::lock::Lock;
 use crate::os::{ProcessId, processes};
 use crate::report::{Finished, Stage};
-use crate::rollback;
+use crate::rollback::{self, DataBack};
 use crate::server;
-use crate::staging;
 use anyhow::{Context as _, Result};
 use std::time::Duration;
 
@@ -72,8 +71,7 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
     let _lock = Lock::take(&cx.own(), wait)?;
     if matches!(Journal::find(&cx.own())?, Found::Nothing) {
         // What was killed before its journal began: nothing refers to it.
-        staging::clear(&cx.own())?;
-        crate::fsx::remove_own_tree(&staging::trash(&cx.own()))?;
+        rollback::sweep(&cx.own())?;
         cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(());
     }
@@ -138,7 +136,7 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     });
     let restored = journal.has(|r| matches!(r, Record::DataRestored));
     let Some((boot, process)) = starting.filter(|_| !restored) else {
-        rollback::undo(&cx.root, journal, false)?;
+        rollback::undo(&cx.root, journal, DataBack::Untouched)?;
         return Ok("old");
     };
     let running = server::find(&cx.root)?;
@@ -152,9 +150,9 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
     let unwatched = !same_boot
         || running.iter().flat_map(|r| &r.processes).any(|p| p.id != process && p.parent != Some(process.pid));
-    let with_data = match choice.data {
-        Some(Data::Backup) => true,
-        Some(Data::Keep) => false,
+    let data = match choice.data {
+        Some(Data::Backup) => DataBack::Restored,
+        Some(Data::Keep) => DataBack::Kept,
         None if unwatched => {
             let root = cx.root.path().display();
             return Err(Failure::operator(
@@ -167,10 +165,10 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
             ))
             .into());
         }
-        None => true,
+        None => DataBack::Restored,
     };
     end_started(cx, journal)?;
-    rollback::undo(&cx.root, journal, with_data)?;
+    rollback::undo(&cx.root, journal, data)?;
     Ok("old")
 }
 

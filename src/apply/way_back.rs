@@ -10,7 +10,7 @@ use crate::journal::Journal;
 use crate::os::processes;
 use crate::recover;
 use crate::report::{Finished, Stage};
-use crate::rollback;
+use crate::rollback::{self, DataBack};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -31,8 +31,8 @@ pub(super) fn roll_back(
         show_log(cx, &journal);
     }
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
-    let was_started = started.is_some();
-    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, was_started));
+    let data = if started.is_some() { DataBack::Restored } else { DataBack::Untouched };
+    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, data));
     drop(started);
     if let Err(e) = undone {
         cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
