@@ -126,18 +126,32 @@ fn data_goes_back_only_when_asked_and_what_is_newer_stays() {
 #[test]
 fn a_log_that_the_saved_database_did_not_have_is_not_replayed_into_it() {
     let install = install();
+    // A database that the server knows nothing of, so that no empty log lies beside it.
+    let place = install.root.join("instance/own.db");
+    let open = || rusqlite::Connection::open(&place).unwrap();
+    open().execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(a); INSERT INTO t VALUES('saved')").unwrap();
     let backup = backup_of(&install.apply(&release("2.0")).expect(0));
-    // A writer that keeps the database open leaves its log beside it.
-    let writer = rusqlite::Connection::open(install.root.join("instance/app.db")).unwrap();
-    writer.execute_batch("UPDATE notes SET text = 'in the log'").unwrap();
-    let log = fs::read(install.root.join("instance/app.db-wal")).unwrap();
-    assert!(!log.is_empty());
+    assert!(!install.exists("instance/own.db-wal"));
+    let writer = open();
+    writer.execute_batch("UPDATE t SET a = 'in the log'").unwrap();
+    assert!(install.exists("instance/own.db-wal"));
+    // As a killed writer leaves it.
     std::mem::forget(writer);
+    let value = || {
+        let copy = tempfile::tempdir().unwrap();
+        for name in ["own.db", "own.db-wal"].into_iter().filter(|n| install.exists(&format!("instance/{n}"))) {
+            fs::copy(install.root.join("instance").join(name), copy.path().join(name)).unwrap();
+        }
+        let db = rusqlite::Connection::open(copy.path().join("own.db")).unwrap();
+        db.query_row("SELECT a FROM t", [], |row| row.get::<_, String>(0)).unwrap()
+    };
+    assert_eq!(value(), "in the log");
 
     let done = restore(&install, &[&backup, "--data"]).expect(0);
-    assert_eq!(install.note(), "old row");
+    assert_eq!(value(), "saved");
+    assert!(!install.exists("instance/own.db-wal") && !install.exists("instance/own.db-shm"));
     restore(&install, &[&backup_of(&done), "--data"]).expect(0);
-    assert_eq!(install.note(), "in the log");
+    assert_eq!(value(), "in the log");
 }
 
 #[test]
