@@ -3,6 +3,7 @@
 //! the rollback.
 //! Refuses to go on after any error: before the stop it ends, after it it rolls back.
 
+mod databases;
 mod detect;
 mod preflight;
 mod record;
@@ -95,8 +96,16 @@ pub fn apply(cx: &mut Context, request: &Request) -> Finished {
 const MOST_FAILURES: u64 = 2;
 
 /// The failures that the bundle itself caused, by their codes.
-const OWN_FAULT: [&str; 6] =
-    ["health-exited", "health-timeout", "health-status", "health-port", "cannot-start", "critical-missing"];
+const OWN_FAULT: [&str; 8] = [
+    "health-exited",
+    "health-timeout",
+    "health-status",
+    "health-port",
+    "cannot-start",
+    "critical-missing",
+    "database-damaged",
+    "rows-lost",
+];
 
 /// Turns the end of a run into its `finished` record.
 pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
@@ -414,6 +423,7 @@ fn down(
     cx.start(Stage::BackupFinal, "saving what changed since");
     let record = finish_backup(cx, request, survey, prepared, saved, &preserve)?;
     journal.append(Record::BackupWhole)?;
+    let databases = databases::at_the_stop(cx, prepared)?;
     cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
     cx.check_signals_after_stop()?;
 
@@ -459,6 +469,7 @@ fn down(
     cx.start(Stage::Health, "waiting for its answer");
     let old: Vec<ProcessId> = survey.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
     let healthy = judge(cx, request, &survey.expected, &old, running)?;
+    databases::kept(cx, &databases)?;
     journal.append(Record::Committed)?;
     cx.done(Stage::Health, "it answers as well as before");
     Ok(Some(healthy))
