@@ -149,7 +149,7 @@ def prepare():
 
 
 def cut_in_the_swap():
-    """Kills an update at its fourth rename of the swap: some files are away, some are new."""
+    """Kills an update at its fifth rename of the swap: the old files are away, one new one is there."""
     sys.path.insert(0, str(Path(__file__).parent))
     import crashpoints
     settings = SimpleNamespace(root=[str(site)], norm=re.compile(NORM), errno=None, sticky=False, at='before', kill='proc',
@@ -157,12 +157,13 @@ def cut_in_the_swap():
                                detach_exec=re.compile('standin'), command=updater('apply', str(bundle)))
     crashpoints.libc.prctl(36, 1, 0, 0, 0)
     counted = crashpoints.Run(settings).go()
-    moves = [e for e in counted.events if e['call'].startswith('rename') and '/trash/' in ''.join(e['paths'])]
-    if len(moves) < 4:
+    moved = [e for e in counted.events if e['call'].startswith('rename')]
+    moves = [e for e in moved if any(place in ''.join(e['paths']) for place in ('/trash/', '/staging/tree/'))]
+    if len(moves) < 6:
         sys.exit('the swap was not found')
     make_site()
     start()
-    if not crashpoints.Run(settings, moves[3]).go().fired:
+    if not crashpoints.Run(settings, moves[4]).go().fired:
         sys.exit('the swap was not cut')
 
 
