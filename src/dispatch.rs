@@ -156,6 +156,11 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
             Ok(u8::from(!whole))
         }
         Command::Recover(args) => {
+            if args.boot && args.data.is_some() {
+                return Err(Failure::usage("usage", "--boot mends files only, so there is no --data to decide with it")
+                    .remedy("decide it without --boot: updater recover --data keep or --data backup")
+                    .into());
+            }
             let choice = recover::Choice {
                 data: args.data.map(|d| match d {
                     cli::Data::Keep => recover::Data::Keep,
@@ -164,9 +169,13 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
                 boot: args.boot,
                 by_hand: !args.boot && !args.if_needed,
             };
+            if args.if_needed && !cx.report.options().json && !recover::is_needed(cx)? {
+                return Ok(0);
+            }
             cx.report.begin(cx.update_id.clone(), &[Stage::Rollback]);
             let finished = recover::recover(cx, choice, args.run.wait);
-            Ok(end(cx, &finished))
+            // At boot the service manager waits for us: it must not be asked who runs.
+            Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })
         }
         Command::Launch(_) => Err(Failure::usage("usage", "this command is the updater's own").into()),
     }
@@ -214,6 +223,19 @@ fn end(cx: &mut Context, finished: &Finished) -> u8 {
         if let Ok(mut status) = inspect::status(cx) {
             status["schema"] = json!(1);
             status["under_way"] = Value::Null;
+            cx.close_status(&status);
+        }
+    }
+    finished.exit_code
+}
+
+/// The same without a look at the server.
+fn end_unasked(cx: &mut Context, finished: &Finished) -> u8 {
+    if let Some(last) = cx.report.last_finished().filter(|_| cx.own().is_dir() && finished.exit_code != 5) {
+        let _ = history::Last::write(&cx.own(), &last);
+        if let Some(mut status) = history::read_status(&cx.own()) {
+            status["under_way"] = Value::Null;
+            status["last"] = last;
             cx.close_status(&status);
         }
     }

@@ -37,6 +37,8 @@ pub struct Settled {
     pub interrupted_id: String,
     /// `old` or `new`.
     pub direction: &'static str,
+    /// False after `--boot`: the files are whole, the journal waits for the proof of health.
+    pub is_proven: bool,
     pub pid: Option<u32>,
     pub backup: Option<String>,
     pub from_version: Option<String>,
@@ -79,7 +81,8 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
     }
     cx.start(Stage::Rollback, "settling an interrupted update");
     if let Some(done) = settle(cx, choice)? {
-        cx.done(Stage::Rollback, &format!("the {} version stands", done.direction));
+        let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
+        cx.done(Stage::Rollback, &format!("the {} version stands{proven}", done.direction));
         cx.report.recovered(&done.interrupted_id, done.direction);
         finished.pid = done.pid;
         finished.backup = done.backup;
@@ -98,6 +101,9 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
         Found::Open(journal) => *journal,
     };
     journal.trim()?;
+    if choice.boot && is_whole(&journal) {
+        return boot(cx, journal).map(Some);
+    }
     if journal.attempts() >= TRIES && !choice.by_hand {
         return Err(Failure::operator("recovery-failed", format!("recovery was tried {TRIES} times without success"))
             .at(cx.root.path().display())
@@ -106,15 +112,11 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
     }
     journal.append(Record::Attempt)?;
     let direction = decide(cx, &mut journal, choice)?;
-    let mut settled = Settled {
-        interrupted_id: journal.begin.update_id.clone(),
-        direction,
-        pid: None,
-        backup: Some(journal.begin.backup.clone()),
-        from_version: journal.begin.from_version.clone(),
-        to_version: journal.begin.to_version.clone(),
-    };
-    if direction == "old" && !choice.boot {
+    if choice.boot {
+        return boot(cx, journal).map(Some);
+    }
+    let mut settled = settled(&journal, direction);
+    if direction == "old" {
         settled.pid = start_old(cx, &journal)?.map(|h| h.pid);
     } else if let Some(running) = server::find(&cx.root)? {
         settled.pid = running.processes.first().map(|p| p.id.pid);
@@ -122,6 +124,53 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
     rollback::clean_up(&cx.root, journal)?;
     crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
     Ok(Some(settled))
+}
+
+fn settled(journal: &Journal, direction: &'static str) -> Settled {
+    Settled {
+        interrupted_id: journal.begin.update_id.clone(),
+        direction,
+        is_proven: true,
+        pid: None,
+        backup: Some(journal.begin.backup.clone()),
+        from_version: journal.begin.from_version.clone(),
+        to_version: journal.begin.to_version.clone(),
+    }
+}
+
+/// Whether the files are wholly of one version, so that nothing is left to mend in them. (A new version
+/// that was started is whole: it was verified before.)
+fn is_whole(journal: &Journal) -> bool {
+    let ended = journal.has(|r| matches!(r, Record::Committed | Record::RolledBack));
+    let started = journal.has(|r| matches!(r, Record::Starting { .. }));
+    ended || started && !journal.has(|r| matches!(r, Record::DataRestored))
+}
+
+/// What the boot leaves once the files are whole: the journal stays open where a server should run, because
+/// nobody has seen it well. Looks at no process, so that no service manager can be waited for.
+fn boot(cx: &Context, journal: Journal) -> Result<Settled> {
+    let own = cx.own();
+    let committed = journal.has(|r| matches!(r, Record::Committed));
+    let undone = journal.has(|r| matches!(r, Record::RolledBack));
+    let mut settled = settled(&journal, if undone { "old" } else { "new" });
+    settled.is_proven = committed || undone && !should_run(&journal);
+    if settled.is_proven {
+        rollback::clean_up(&cx.root, journal)?;
+    } else if undone {
+        rollback::tidy(&cx.root, &journal)?;
+    }
+    crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
+    Ok(settled)
+}
+
+/// Whether the old version's server ran, and so has to run again.
+fn should_run(journal: &Journal) -> bool {
+    journal.begin.was_running && journal.begin.launch.is_some()
+}
+
+/// True when `recover` has something to do; changes nothing.
+pub fn is_needed(cx: &Context) -> Result<bool> {
+    Ok(!matches!(Journal::find(&cx.own())?, Found::Nothing))
 }
 
 /// Finishes (`new`) or undoes (`old`), by the rules of the journal's last state.

@@ -141,6 +141,12 @@ fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, afte
 
 /// Cleans up after a finished update, in either direction. Called only once the journal says so.
 pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
+    tidy(root, &journal)?;
+    journal.close()
+}
+
+/// The same, but the journal stays open: what stands is whole, and its health is not proven yet.
+pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
     let own = root.own();
     let committed = journal.has(|r| matches!(r, Record::Committed));
     if committed {
@@ -151,10 +157,9 @@ pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
         }
         fsx::sync_parent(&own.join("receipt.json"))?;
     } else {
-        backup::discard_unfinished(&backup_dir(root, &journal))?;
-        backup::mark_failed(&backup_dir(root, &journal))?;
+        backup::discard_unfinished(&backup_dir(root, journal))?;
+        backup::mark_failed(&backup_dir(root, journal))?;
     }
     fsx::remove_own_tree(&staging::trash(&own))?;
-    staging::clear(&own)?;
-    journal.close()
+    staging::clear(&own)
 }

@@ -141,3 +141,67 @@ fn a_killed_stop_leaves_the_old_version_and_the_next_apply_recovers_it_first() {
     assert_eq!(install.version(), "3.0");
     assert_settled(&install);
 }
+
+/// A version whose swap takes long enough to be killed in it.
+fn many_files(install: &Install) -> Bundle {
+    (0..400).fold(install.bundle("2.0"), |bundle, n| bundle.file(&format!("app/part{n:03}.py"), format!("# {n}\n")))
+}
+
+fn killed_in_the_swap() -> Install {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
+    kill_apply(&install, &many_files(&install), &[], &|| journal_says(&install, "swapping"));
+    assert!(!journal_says(&install, "swapped"), "the kill came too late");
+    install
+}
+
+#[test]
+fn boot_mends_files_starts_nothing_and_leaves_the_proof_to_the_next() {
+    let install = killed_in_the_swap();
+    // As often as the system boots: what is mended counts as no further try.
+    for _ in 0..4 {
+        let output = install.updater(&["recover", "--boot", "--json"]).expect(0);
+        assert_eq!(output.outcome(), "recovered");
+        assert_eq!(output.finished()["pid"], serde_json::Value::Null);
+        assert!(ping(install.port).is_none(), "something was started");
+        assert!(install.read("run.py").contains("\"1.0\"") && !install.exists("app/part000.py"));
+        assert!(journal_says(&install, "rolled-back"), "nobody has proven its health");
+        assert!(!install.exists(".updater/staging") && !install.exists(".updater/trash"));
+    }
+    let interrupted = install.updater(&["status", "--json"]).expect(0).object()["interrupted"].clone();
+    assert!(interrupted.is_string());
+    install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!(install.version(), "1.0");
+    let pid = install.pid();
+    let quiet = install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    assert_eq!(install.pid(), pid);
+    assert_settled(&install);
+}
+
+#[test]
+fn a_server_started_after_the_boot_is_judged_and_not_started_twice() {
+    let install = killed_in_the_swap();
+    install.updater(&["recover", "--boot"]).expect(0);
+    let pid = u64::from(install.start());
+    let output = install.apply(&install.bundle("3.0")).expect(0);
+    assert_eq!(output.events().iter().filter(|e| e["event"] == "recovered").count(), 1, "{output:?}");
+    assert_eq!(install.version(), "3.0");
+    assert_ne!(install.pid(), pid);
+    assert_settled(&install);
+}
+
+#[test]
+fn boot_leaves_a_started_version_to_be_judged() {
+    let install = install();
+    kill_apply(&install, &install.bundle("2.0"), &[], &|| serves(&install, "2.0", 200));
+    let pid = install.pid();
+    install.updater(&["recover", "--boot"]).expect(0);
+    assert!(journal_says(&install, "starting") && !journal_says(&install, "committed"));
+    assert_eq!(install.pid(), pid);
+    install.updater(&["recover", "--boot", "--data", "keep"]).expect(2);
+    install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!((install.version().as_str(), install.pid()), ("2.0", pid));
+    assert_settled(&install);
+    install.updater(&["verify"]).expect(0);
+}
