@@ -157,9 +157,12 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
         }
         Command::Recover(args) => {
             if args.boot && args.data.is_some() {
-                return Err(Failure::usage("usage", "--boot mends files only, so there is no --data to decide with it")
-                    .remedy("decide it without --boot: updater recover --data keep or --data backup")
-                    .into());
+                return Err(Failure::usage(
+                    "usage",
+                    "--boot mends files only, so there is no --data to decide with it",
+                )
+                .remedy("decide it without --boot: updater recover --data keep or --data backup")
+                .into());
             }
             let choice = recover::Choice {
                 data: args.data.map(|d| match d {

@@ -10,7 +10,7 @@ use crate::lock::Lock;
 use crate::os::{ProcessId, processes};
 use crate::report::{Finished, Stage};
 use crate::rollback;
-use crate::server;
+use crate::server::{self, Launched};
 use crate::staging;
 use anyhow::{Context as _, Result};
 use std::time::Duration;
@@ -181,26 +181,26 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     if journal.has(|r| matches!(r, Record::RolledBack)) {
         return Ok("old");
     }
-    let starting = journal.records.iter().find_map(|r| match r {
-        Record::Starting { boot, process } => Some((boot.clone(), *process)),
-        _ => None,
-    });
+    let starting = journal.starting().map(|(boot, process)| (boot.to_string(), process));
     let restored = journal.has(|r| matches!(r, Record::DataRestored));
     let Some((boot, process)) = starting.filter(|_| !restored) else {
         rollback::undo(&cx.root, journal, false)?;
         return Ok("old");
     };
-    let running = server::find(&cx.root)?;
-    if let Some(running) = &running {
-        let expected: Before = measure(&journal.begin.before.new)?;
-        if choice.data != Some(Data::Backup) && is_healthy(&expected, running) {
-            journal.append(Record::Committed)?;
-            return Ok("new");
-        }
-    }
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
-    let unwatched = !same_boot
-        || running.iter().flat_map(|r| &r.processes).any(|p| p.id != process && p.parent != Some(process.pid));
+    let expected: Before = measure(&journal.begin.before.new)?;
+    // After a boot the service manager may be about to start it: there is time to wait for its answer.
+    if choice.data.is_none() && !same_boot && start(cx, journal, &expected).is_ok() {
+        journal.append(Record::Committed)?;
+        return Ok("new");
+    }
+    let running = server::find(&cx.root)?;
+    if choice.data != Some(Data::Backup) && running.as_ref().is_some_and(|running| is_healthy(&expected, running)) {
+        journal.append(Record::Committed)?;
+        return Ok("new");
+    }
+    let is_other = |p: &server::Process| process.is_none_or(|process| p.id != process && p.parent != Some(process.pid));
+    let unwatched = !same_boot || running.iter().flat_map(|r| &r.processes).any(is_other);
     let with_data = match choice.data {
         Some(Data::Backup) => true,
         Some(Data::Keep) => false,
@@ -239,16 +239,15 @@ fn is_healthy(expected: &Before, running: &server::Running) -> bool {
 /// Ends the new version that this update started: whatever of it still runs.
 pub fn end_started(cx: &Context, journal: &Journal) -> Result<()> {
     let timeout = Duration::from_millis(journal.begin.stop_timeout_ms);
-    let Some(process) = journal.records.iter().find_map(|r| match r {
-        Record::Starting { process, .. } => Some(*process),
-        _ => None,
-    }) else {
-        return Ok(());
-    };
+    let Some((_, process)) = journal.starting() else { return Ok(()) };
+    // Whether it runs or is about to be respawned.
+    if let Some(unit) = &journal.begin.service {
+        server::stop_unit(unit, timeout, &mut || Ok(()))?;
+    }
     if let Some(running) = server::find(&cx.root)? {
         server::stop(&running, timeout, &mut || Ok(()))?;
     }
-    end_process(process, timeout)
+    process.map_or(Ok(()), |process| end_process(process, timeout))
 }
 
 /// Ends one process by identity, politely first. A reused pid is another process and is left alone.
@@ -267,29 +266,38 @@ fn end_process(process: ProcessId, timeout: Duration) -> Result<()> {
 /// Starts the old version again where one ran before, and judges it by its own answer before.
 /// Errors (exit 4): it does not come back.
 pub fn start_old(cx: &Context, journal: &Journal) -> Result<Option<health::Healthy>> {
-    let begin = &journal.begin;
-    let Some(launch) = begin.launch.as_ref().filter(|_| begin.was_running) else { return Ok(None) };
-    let before = measure(&begin.before.old)?;
-    let judge = health::Judge {
-        timeout: Duration::from_millis(begin.health_timeout_ms),
-        soak: Duration::from_millis(begin.soak_ms),
-    };
+    if !should_run(journal) {
+        return Ok(None);
+    }
+    let before = measure(&journal.begin.before.old)?;
     let root = cx.root.path().display();
-    let failed = |what: String| {
+    let failed = |e: anyhow::Error| {
         Failure::operator(
             "old-not-started",
-            format!("the files of the old version are whole, but its server does not come back: {what}"),
+            format!("the files of the old version are whole, but its server does not come back: {e:#}"),
         )
         .at(&root)
         .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
     };
-    if server::find(&cx.root)?.is_some() {
-        return Ok(Some(
-            judge.judge(&before, &cx.root, &[], None, &mut || Ok(())).map_err(|e| failed(format!("{e:#}")))?,
-        ));
-    }
-    let held = processes::hold(launch).map_err(|e| failed(e.to_string()))?;
-    let mut running = held.release().map_err(|e| failed(e.to_string()))?;
-    let healthy = judge.judge(&before, &cx.root, &[], Some(&mut running), &mut || Ok(()));
-    Ok(Some(healthy.map_err(|e| failed(format!("{e:#}")))?))
+    Ok(Some(start(cx, journal, &before).map_err(failed)?))
+}
+
+/// Starts the server that the journal tells of, unless it runs, and judges it.
+fn start(cx: &Context, journal: &Journal, expected: &Before) -> Result<health::Healthy> {
+    let begin = &journal.begin;
+    let judge = health::Judge {
+        timeout: Duration::from_millis(begin.health_timeout_ms),
+        soak: Duration::from_millis(begin.soak_ms),
+    };
+    let running = server::find(&cx.root)?;
+    let mut started = match (&begin.service, &begin.launch) {
+        // Somebody started it without its unit.
+        (Some(unit), _) if running.as_ref().is_some_and(|r| r.managed_by.as_ref() != Some(unit)) => None,
+        // One that runs may be about to end: the manager knows.
+        (Some(unit), _) => server::start_unit(unit, judge.timeout, &mut || Ok(()))?,
+        (None, Some(launch)) if running.is_none() => Some(Launched::Child(processes::hold(launch)?.release()?)),
+        _ => None,
+    };
+    let started = started.as_mut().map(|s| s as &mut dyn health::Started);
+    judge.judge(expected, &cx.root, &[], started, &mut || Ok(()))
 }

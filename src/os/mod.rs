@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `files` | facts of a file, names as bytes, owner, mode and time, flushes, reflinks, free space |
 //! | `processes` | identity, held handles, signals, credentials, held start of a server |
-//! | `service` | which service manager unit a process belongs to |
+//! | `service` | which service manager unit a process belongs to, its stop and start |
 //! | `escape` | what ties this process to another one |
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,28 @@ pub struct Credentials {
     pub umask: u32,
     /// The name of the user, or the number as text.
     pub user: String,
+}
+
+/// A unit of the service manager: what is stopped and started in place of its processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    pub name: String,
+    /// Whose own service manager it belongs to; None: the system's.
+    #[serde(default)]
+    pub user: Option<u32>,
+}
+
+impl Unit {
+    /// A unit of the system's service manager.
+    pub fn system(name: &str) -> Unit {
+        Unit { name: name.to_string(), user: None }
+    }
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 /// The command line and environment of a running process, word for word.
