@@ -6,6 +6,7 @@ use crate::cli::{self, Cli, Command, Ended};
 use crate::context::Context;
 use crate::error::{self, Failure};
 use crate::history;
+use crate::init;
 use crate::inspect;
 use crate::os::processes;
 use crate::recover;
@@ -13,7 +14,7 @@ use crate::report::{self, Finished, Reporter, Stage};
 use crate::settings::Settings;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The stages of `apply`, in order.
@@ -103,10 +104,10 @@ pub fn run(cli: &Cli) -> u8 {
     }
 }
 
-fn context(cli: &Cli, report: Reporter, cwd: &std::path::Path) -> Result<Context> {
+fn context(cli: &Cli, report: Reporter, cwd: &Path) -> Result<Context> {
     let exe = std::env::current_exe().context("finding this program")?;
     let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
-    let config = cli.global.config.as_ref().map_or_else(|| root.path().join("updater.toml"), |c| cwd.join(c));
+    let config = settings_place(cli, root.path(), cwd);
     let strict = !matches!(cli.command, Command::Recover(_));
     let (settings, warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
@@ -126,7 +127,11 @@ fn context(cli: &Cli, report: Reporter, cwd: &std::path::Path) -> Result<Context
     Ok(cx)
 }
 
-fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
+fn settings_place(cli: &Cli, root: &Path, cwd: &Path) -> PathBuf {
+    cli.global.config.as_ref().map_or_else(|| root.join("updater.toml"), |config| cwd.join(config))
+}
+
+fn command(cx: &mut Context, cli: &Cli, cwd: &Path) -> Result<u8> {
     match &cli.command {
         Command::Apply(args) if !args.dry_run => {
             let request = request(args, cwd)?;
@@ -180,11 +185,22 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
             // At boot the service manager waits for us: it must not be asked who runs.
             Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })
         }
+        Command::Init(args) if args.boot_recovery => {
+            let done = if args.remove { init::remove_boot_recovery(cx) } else { init::install_boot_recovery(cx) }?;
+            show(cx, &done, init::boot_text);
+            Ok(0)
+        }
+        Command::Init(args) => {
+            let place = settings_place(cli, cx.root.path(), cwd);
+            let done = init::settings(cx, &place, args.force)?;
+            show(cx, &done, init::settings_text);
+            Ok(0)
+        }
         Command::Launch(_) => Err(Failure::usage("usage", "this command is the updater's own").into()),
     }
 }
 
-fn request(args: &cli::Apply, cwd: &std::path::Path) -> Result<Request> {
+fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     let Some(bundle) = &args.bundle else {
         return Err(Failure::usage("no-bundle", "no bundle was named")
             .remedy("give the path of a bundle: updater apply BUNDLE")

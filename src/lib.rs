@@ -39,6 +39,7 @@ pub mod rollback;
 pub mod recover;
 pub mod apply;
 pub mod inspect;
+pub mod init;
 // entry
 pub mod cli;
 pub mod dispatch;

@@ -87,7 +87,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     };
     let service = match &server {
         Some(running) => running.managed_by.clone(),
-        None => cx.settings.server.service.as_deref().filter(|_| launch.is_some()).map(Unit::system),
+        None => cx.settings.server.service.as_deref().filter(|_| launch.is_some()).map(os::service::named),
     };
     let (launch, expected) = with_set(launch, &before, &request.set)?;
     Ok(Survey { server, foreign, launch, service, start_file, before, expected, receipt })

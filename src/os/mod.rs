@@ -7,6 +7,7 @@
 //! | `files` | facts of a file, names as bytes, owner, mode and time, flushes, reflinks, free space |
 //! | `processes` | identity, held handles, signals, credentials, held start of a server |
 //! | `service` | which service manager unit a process belongs to, its stop and start |
+//! | `boot` | the units that mend an install at boot and prove its health after |
 //! | `escape` | what ties this process to another one |
 
 use serde::{Deserialize, Serialize};
@@ -17,9 +18,9 @@ mod linux;
 mod windows;
 
 #[cfg(unix)]
-pub use linux::{escape, files, processes, service};
+pub use linux::{boot, escape, files, processes, service};
 #[cfg(windows)]
-pub use windows::{escape, files, processes, service};
+pub use windows::{boot, escape, files, processes, service};
 
 /// What a directory entry is; links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +93,16 @@ impl std::fmt::Display for Unit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)
     }
+}
+
+/// What is installed so that an interrupted update is mended at boot.
+#[derive(Debug, Clone)]
+pub struct BootPlan {
+    pub root: std::path::PathBuf,
+    /// The program that is run.
+    pub exe: std::path::PathBuf,
+    /// Whose start waits for the mending; None: not known.
+    pub server: Option<Unit>,
 }
 
 /// The command line and environment of a running process, word for word.

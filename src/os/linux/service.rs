@@ -31,6 +31,18 @@ pub fn unit_of(pid: u32) -> io::Result<Option<Unit>> {
     Ok(owns.then_some(unit))
 }
 
+/// The unit that an operator calls so: `web` is `web.service`.
+pub fn named(name: &str) -> Unit {
+    Unit::system(&if name.contains('.') { name.to_string() } else { format!("{name}.service") })
+}
+
+/// Runs `systemctl` for the system's manager to its end, within a bound. Errors inside: what it said.
+pub fn manage(words: &[&str]) -> io::Result<Result<(), String>> {
+    let mut command = systemctl(None)?;
+    command.args(words);
+    Ok(output(command)?.map(|_| ()))
+}
+
 /// True where systemd is the service manager (sd_booted(3)).
 fn is_there() -> bool {
     Path::new("/run/systemd/system").exists()

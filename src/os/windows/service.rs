@@ -24,6 +24,11 @@ pub fn unit_of(pid: u32) -> io::Result<Option<Unit>> {
     Ok(found?.map(|name| Unit::system(&name)))
 }
 
+/// The service that an operator calls so.
+pub fn named(name: &str) -> Unit {
+    Unit::system(name)
+}
+
 const NOT_BUILT: &str = "this program cannot control Windows services yet";
 
 /// Why we may not stop and start this service, in words.
