@@ -68,6 +68,8 @@ pub fn texts(plan: &BootPlan) -> io::Result<[String; 2]> {
              [Service]\n\
              Type={kind}\n\
              ExecStart={command} recover {action}\n\
+             # A server of no unit that it starts outlives it.\n\
+             KillMode=process\n\
              # Another updater is at work: it cares for the install.\n\
              SuccessExitStatus=5\n\
              \n\
