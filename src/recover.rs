@@ -7,7 +7,7 @@ use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
 use crate::journal::{self, Found, Journal, Record};
 use crate::lock::Lock;
-use crate::os::{ProcessId, processes};
+use crate::os::{ProcessId, processes, service};
 use crate::report::{Finished, Stage};
 use crate::rollback;
 use crate::server::{self, Launched};
@@ -112,7 +112,8 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
     }
     journal.append(Record::Attempt)?;
     let direction = decide(cx, &mut journal, choice)?;
-    if choice.boot {
+    // Going down, the system starts nothing any more; the next boot does.
+    if choice.boot || direction == "old" && service::is_shutting_down() {
         return boot(cx, journal).map(Some);
     }
     let mut settled = settled(&journal, direction);
