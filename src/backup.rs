@@ -1,7 +1,14 @@
 //! Backups: a whole version each, files under their own paths and `backup.json`, the record that
 //! makes it whole. Pass 1 copies while the server serves; pass 2, after the stop, trusts only files
-//! that did not change since, and compares database sets by content.
+//! that did not change since, and compares database sets by content. A backup is made in staging and
+//! moved among the others by one rename, so no half of one ever lies there.
 //! Refuses to open a database in place, and to delete the newest whole backup.
+
+mod record;
+mod shelf;
+
+pub use record::{Damage, FORMAT, Line, Record, damage, legacy, load};
+pub use shelf::{Listed, clear_discarded, list, list_all, mark_failed, prune};
 
 use crate::fsx;
 use crate::os::{Facts, Kind, files};
@@ -9,47 +16,19 @@ use crate::path::{InstallRoot, RelPath};
 use crate::plan::Plan;
 use crate::preserve::{Class, Preserve, database_set};
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub const FORMAT: u32 = 1;
 /// A file written this shortly before its copy may have changed without its times showing it.
 const RACY_NANOS: i64 = 2_000_000_000;
-
-/// One file or link of a backup.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    pub path: RelPath,
-    pub sha256: String,
-    /// True for preserved data, false for a file that the version ships.
-    pub data: bool,
-    /// The facts of the original when it was saved.
-    pub facts: Facts,
-}
-
-/// `backup.json`: it is there, and parses, only when the backup is whole.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    pub format: u32,
-    pub id: String,
-    /// RFC 3339, UTC.
-    pub created: String,
-    /// `apply`, `restore`, `failed` or `legacy`.
-    pub kind: String,
-    pub update_id: String,
-    pub from_version: Option<String>,
-    pub to_version: Option<String>,
-    pub start_file: RelPath,
-    /// The content id of the saved version, where a receipt told it.
-    pub content_id: Option<String>,
-    pub files: Vec<Line>,
-}
 
 /// A backup that is being made.
 pub struct Backup {
     pub id: String,
-    pub dir: PathBuf,
+    /// Where it is made.
+    dir: PathBuf,
+    /// Where it goes when it is whole.
+    home: PathBuf,
     lines: BTreeMap<RelPath, Line>,
     /// When pass 1 ended.
     seeded_at: i64,
@@ -116,17 +95,18 @@ fn collect(
     Ok(())
 }
 
-/// Pass 1: copies the version and the data while the server serves.
+/// Pass 1: copies the version and the data while the server serves, for the backup `home`.
 pub fn seed(
     root: &InstallRoot,
-    dir: &Path,
+    home: &Path,
     plan: &Plan,
     data: &[(RelPath, Facts)],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Backup> {
-    let id = dir.file_name().context("a backup has a name")?.to_string_lossy().into_owned();
-    fsx::make_folders(dir)?;
-    let mut backup = Backup { id, dir: dir.to_path_buf(), lines: BTreeMap::new(), seeded_at: 0 };
+    let id = home.file_name().context("a backup has a name")?.to_string_lossy().into_owned();
+    let dir = root.own().join("staging/backup");
+    fsx::make_folders(&dir)?;
+    let mut backup = Backup { id, dir, home: home.to_path_buf(), lines: BTreeMap::new(), seeded_at: 0 };
     let shipped = plan.live.iter().map(|(path, live)| (path, live.facts, false));
     let all: Vec<_> = shipped.chain(data.iter().map(|(path, facts)| (path, *facts, true))).collect();
     for (n, (path, facts, is_data)) in all.iter().enumerate() {
@@ -157,7 +137,8 @@ impl Backup {
         }
     }
 
-    /// Pass 2, after the stop: every file again, by identity, database sets by content; then the record.
+    /// Pass 2, after the stop: every file again, by identity, database sets by
+    /// content; then the record, and the backup in its place.
     pub fn finish(&mut self, root: &InstallRoot, live: &[(RelPath, Facts, bool)], record: Record) -> Result<Record> {
         let there: BTreeMap<&RelPath, ()> = live.iter().map(|(path, ..)| (path, ())).collect();
         let vanished: Vec<RelPath> = self.lines.keys().filter(|p| !there.contains_key(p)).cloned().collect();
@@ -188,70 +169,10 @@ impl Backup {
             }
         }
         let record = Record { id: self.id.clone(), files: self.lines.values().cloned().collect(), ..record };
-        fsx::write_atomic(&self.dir.join("backup.json"), &serde_json::to_vec_pretty(&record)?)?;
+        record.store(&self.dir)?;
+        files::rename_new(&self.dir, &self.home).with_context(|| format!("placing the backup {}", self.id))?;
+        fsx::sync_parent(&self.home)?;
         fsx::sync_parent(&self.dir)?;
         Ok(record)
     }
-
-    /// Takes away a backup that never became whole.
-    pub fn discard(self) -> Result<()> {
-        discard_unfinished(&self.dir)
-    }
-}
-
-/// Removes a backup folder that has no record; one that is whole is left alone.
-pub fn discard_unfinished(dir: &Path) -> Result<()> {
-    if load(dir).is_ok() { Ok(()) } else { fsx::remove_own_tree(dir) }
-}
-
-/// The record of a backup. Errors: there is none (the backup is not whole), or it cannot be read.
-pub fn load(dir: &Path) -> Result<Record> {
-    let path = dir.join("backup.json");
-    let record: Record =
-        serde_json::from_slice(&fs_err::read(&path)?).with_context(|| format!("reading {}", path.display()))?;
-    anyhow::ensure!(
-        record.format == FORMAT,
-        "{} has format {}, this program knows {FORMAT}",
-        path.display(),
-        record.format
-    );
-    Ok(record)
-}
-
-/// All whole backups, newest first, with their folders.
-pub fn list(backups: &Path) -> Result<Vec<(PathBuf, Record)>> {
-    let mut all = Vec::new();
-    if fsx::exists(backups)? {
-        for item in fs_err::read_dir(backups)? {
-            let dir = item?.path();
-            if let Ok(record) = load(&dir) {
-                all.push((dir, record));
-            }
-        }
-    }
-    all.sort_by(|a, b| (&b.1.created, &b.1.id).cmp(&(&a.1.created, &a.1.id)));
-    Ok(all)
-}
-
-/// Marks the backup of an update that was rolled back: its version was never left. What is not whole is left alone.
-pub fn mark_failed(dir: &Path) -> Result<()> {
-    let Ok(record) = load(dir) else { return Ok(()) };
-    let record = Record { kind: "failed".into(), ..record };
-    fsx::write_atomic(&dir.join("backup.json"), &serde_json::to_vec_pretty(&record)?)
-}
-
-/// Deletes the oldest whole backups beyond `keep`, those of failed updates counted apart, so that no
-/// number of failures costs a good one; the newest always stays. Returns their ids.
-pub fn prune(backups: &Path, keep: u32) -> Result<Vec<String>> {
-    let mut gone = Vec::new();
-    let (failed, good): (Vec<_>, Vec<_>) = list(backups)?.into_iter().partition(|(_, record)| record.kind == "failed");
-    let beyond = keep.max(1) as usize;
-    for (dir, record) in good.into_iter().skip(beyond).chain(failed.into_iter().skip(beyond)) {
-        // Without its record a half-deleted backup never counts as whole.
-        fs_err::remove_file(dir.join("backup.json"))?;
-        files::sync_folder(&dir).with_context(|| format!("flushing {}", dir.display()))?;
-        fsx::remove_own_tree(&dir)?;
-        gone.push(record.id);
-    }
-    Ok(gone)
 }

@@ -80,6 +80,10 @@ pub enum Command {
     Status,
     /// Hold the installed tree against its receipt
     Verify(Verify),
+    /// List the backups, or take the oldest away
+    Backups(Backups),
+    /// Go back to a backup
+    Restore(Restore),
     /// Finish or undo an interrupted update
     Recover(Recover),
     /// Write updater.toml from what is detected, or install the system's part
@@ -95,7 +99,7 @@ impl Command {
         match self {
             Command::Apply(apply) => !apply.dry_run,
             Command::Verify(verify) => verify.repair,
-            Command::Recover(_) => true,
+            Command::Recover(_) | Command::Restore(_) => true,
             _ => false,
         }
     }
@@ -179,6 +183,52 @@ pub struct Verify {
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Backups {
+    /// Hash every saved file again
+    #[arg(long)]
+    pub check: bool,
+    #[command(subcommand)]
+    pub action: Option<BackupsAction>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum BackupsAction {
+    /// Take the oldest backups away, never the newest whole one
+    Prune {
+        /// How many stay; default: [backup] keep
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+        /// Wait for the lock (500ms, 15s, 2m) instead of exit 5
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        wait: Option<Duration>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Restore {
+    /// The backup; default: the newest of an applied update from another version
+    pub id: Option<String>,
+    /// Put the data of the users back, too
+    #[arg(long, conflicts_with = "code_only")]
+    pub data: bool,
+    /// Insist on code alone, even where a database has another schema
+    #[arg(long)]
+    pub code_only: bool,
+    /// Put only this file or folder back (repeatable)
+    #[arg(long, value_name = "PATH")]
+    pub only: Vec<String>,
+    /// Take a folder of the old Python updater, which has no record
+    #[arg(long)]
+    pub legacy: bool,
+    /// Ask nobody
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct Recover {
     /// Say nothing when nothing was interrupted
     #[arg(long)]
@@ -243,11 +293,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let has = |word: &str| before_dashes().any(|arg| arg == word);
     let command = before_dashes()
         .filter_map(|arg| arg.to_str())
-        .find(|arg| ["apply", "plan", "status", "verify", "recover", "init"].contains(arg));
+        .find(|arg| ["apply", "plan", "status", "verify", "backups", "restore", "recover", "init"].contains(arg));
     let events = match command {
         Some("apply") => !has("--dry-run"),
         Some("verify") => has("--repair"),
-        Some("recover") => true,
+        Some("recover" | "restore") => true,
         _ => false,
     };
     let failure = Failure::usage("usage", message).remedy("updater --help lists commands and options");

@@ -11,28 +11,12 @@ use crate::inspect;
 use crate::os::processes;
 use crate::recover;
 use crate::report::{self, Finished, Reporter, Stage};
+use crate::restore;
 use crate::settings::Settings;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-/// The stages of `apply`, in order.
-const APPLY: [Stage; 13] = [
-    Stage::Fetch,
-    Stage::Detect,
-    Stage::Preflight,
-    Stage::Stage,
-    Stage::Backup,
-    Stage::Stop,
-    Stage::BackupFinal,
-    Stage::Swap,
-    Stage::Verify,
-    Stage::Hooks,
-    Stage::Relaunch,
-    Stage::Health,
-    Stage::Commit,
-];
 
 /// The hidden half of a start: becomes the server.
 pub fn launch() -> ExitCode {
@@ -135,7 +119,7 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path) -> Result<u8> {
     match &cli.command {
         Command::Apply(args) if !args.dry_run => {
             let request = request(args, cwd)?;
-            cx.report.begin(cx.update_id.clone(), &APPLY);
+            cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
             let finished = apply::apply(cx, &request);
             Ok(end(cx, &finished))
         }
@@ -150,15 +134,41 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path) -> Result<u8> {
             Ok(0)
         }
         Command::Verify(args) if args.repair => {
-            cx.report.begin(cx.update_id.clone(), &APPLY);
+            cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
             let from = args.from.as_ref().map(|f| cwd.join(f));
-            let finished = inspect::repair(cx, from.as_deref(), args.no_restart);
+            let finished = inspect::repair(cx, from.as_deref(), args.no_restart, args.wait);
             Ok(end(cx, &finished))
         }
         Command::Verify(_) => {
             let (object, whole) = inspect::verify(cx)?;
             show(cx, &object, inspect::verify_text);
             Ok(u8::from(!whole))
+        }
+        Command::Backups(args) => match &args.action {
+            None => {
+                let (object, whole) = inspect::backups(cx, args.check)?;
+                show(cx, &object, inspect::backups_text);
+                Ok(u8::from(!whole))
+            }
+            Some(cli::BackupsAction::Prune { keep, wait }) => {
+                let object = restore::prune(cx, *keep, *wait)?;
+                show(cx, &object, inspect::backups_text);
+                Ok(0)
+            }
+        },
+        Command::Restore(args) => {
+            cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
+            let wanted = restore::Wanted {
+                id: args.id.clone(),
+                data: args.data,
+                code_only: args.code_only,
+                only: args.only.clone(),
+                legacy: args.legacy,
+                yes: args.yes,
+                run: run_of(&args.run),
+            };
+            let finished = restore::restore(cx, &wanted);
+            Ok(end(cx, &finished))
         }
         Command::Recover(args) => {
             if args.boot && args.data.is_some() {
@@ -216,21 +226,27 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     }
     Ok(Request {
         bundle: cwd.join(bundle),
-        port: args.run.port,
         set: args.set.clone(),
-        wait: args.run.wait,
         reinstall: args.reinstall,
         partial: args.partial,
         allow_downgrade: args.allow_downgrade,
         unattended: args.unattended && !args.retry_failed,
-        stop_foreign: args.run.stop_foreign,
-        no_start: args.run.no_start,
-        force_data: args.run.force_data,
-        health_url: args.run.health_url.clone(),
-        health_timeout: args.run.health_timeout,
         sha256: args.sha256.clone(),
-        ..Request::default()
+        ..run_of(&args.run)
     })
+}
+
+fn run_of(run: &cli::Run) -> Request {
+    Request {
+        port: run.port,
+        wait: run.wait,
+        stop_foreign: run.stop_foreign,
+        no_start: run.no_start,
+        force_data: run.force_data,
+        health_url: run.health_url.clone(),
+        health_timeout: run.health_timeout,
+        ..Request::default()
+    }
 }
 
 /// What an event command leaves behind: the last outcome, `status.json`, words for people.

@@ -16,6 +16,7 @@ use crate::verify;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// The `server` object of `status` and `plan`.
 fn server_object(cx: &Context, server: Option<&Running>) -> Value {
@@ -174,28 +175,45 @@ pub fn verify(cx: &Context) -> Result<(Value, bool)> {
     Ok((object, whole))
 }
 
+/// `backups`, newest first; `check` hashes every saved file again. The second: nothing is found wrong.
+pub fn backups(cx: &Context, check: bool) -> Result<(Value, bool)> {
+    let all = backup::list_all(&cx.backups(), check)?;
+    let whole = all.iter().all(|b| b.damaged.is_empty() && (b.whole || b.kind == "legacy"));
+    let (_, problem) = interrupted(cx)?;
+    Ok((json!({"backups": all, "problems": problem.into_iter().collect::<Vec<_>>()}), !check || whole))
+}
+
 fn no_receipt() -> Failure {
     Failure::failed("no-receipt", "nothing was installed by this program yet, so there is nothing to compare with")
         .remedy("apply a bundle first: updater apply BUNDLE")
 }
 
 /// `verify --repair`: the installed bundle applied again to what is damaged, as a small update of its own.
-pub fn repair(cx: &mut Context, from: Option<&std::path::Path>, no_restart: bool) -> Finished {
+pub fn repair(cx: &mut Context, from: Option<&std::path::Path>, no_restart: bool, wait: Option<Duration>) -> Finished {
     let mut finished = Finished::default();
-    let request = repair_request(cx, from, no_restart);
-    let outcome = request.and_then(|request| {
-        let before = damaged(cx)?;
-        let mut inner = apply::apply_quietly(cx, &request, &mut finished)?;
-        if inner == "applied" || (inner == "already-current" && !before.is_empty()) {
-            inner = "repaired";
-        }
-        for path in &before {
-            cx.report.healed(&path.to_string(), "bundle");
-        }
-        Ok(inner)
-    });
+    let outcome = heal(cx, from, no_restart, wait, &mut finished);
     apply::conclude(cx, &mut finished, outcome);
     finished
+}
+
+fn heal(
+    cx: &mut Context,
+    from: Option<&std::path::Path>,
+    no_restart: bool,
+    wait: Option<Duration>,
+    finished: &mut Finished,
+) -> Result<&'static str> {
+    // Before the lock: where nothing was installed, nothing is made.
+    receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
+    let _lock = apply::begin(cx, wait)?;
+    apply::recover_first(cx)?;
+    let request = repair_request(cx, from, no_restart)?;
+    let damaged = damaged(cx)?;
+    let outcome = apply::pipeline(cx, &request, finished)?;
+    for path in &damaged {
+        cx.report.healed(&path.to_string(), "bundle");
+    }
+    Ok(if outcome == "applied" || !damaged.is_empty() { "repaired" } else { outcome })
 }
 
 fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool) -> Result<Request> {
@@ -315,6 +333,38 @@ pub fn plan_text(plan: &Value) -> Vec<String> {
         lines.push(format!("starts:   {}", argv.join(" ")));
     }
     lines.extend(problem_lines(plan, "problems"));
+    lines
+}
+
+/// `backups` in words.
+pub fn backups_text(object: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    for id in object["pruned"].as_array().into_iter().flatten() {
+        lines.push(format!("taken away: {}", text(id)));
+    }
+    for one in object["backups"].as_array().into_iter().flatten() {
+        let state = match (one["whole"] == true, one["kind"] == "legacy") {
+            (true, _) => "whole",
+            (false, true) => "no record",
+            (false, false) => "DAMAGED",
+        };
+        lines.push(format!(
+            "{}  {:<7}  {} -> {}  {} files, {} bytes, {state}",
+            text(&one["id"]),
+            text(&one["kind"]),
+            text(&one["from_version"]),
+            text(&one["to_version"]),
+            one["files"],
+            one["bytes"],
+        ));
+        for damage in one["damaged"].as_array().into_iter().flatten() {
+            lines.push(format!("  {} {}", text(&damage["what"]), text(&damage["path"])));
+        }
+    }
+    if lines.is_empty() {
+        lines.push("no backups yet".into());
+    }
+    lines.extend(problem_lines(object, "problems"));
     lines
 }
 

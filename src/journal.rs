@@ -60,6 +60,9 @@ pub struct Intent {
     pub old: bool,
     /// What arrives from staging.
     pub new: Option<Arrival>,
+    /// It is data of the users (a restore puts it back, a bundle adds or merges it).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub data: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +90,18 @@ pub struct Moves {
     pub touched: Vec<Folder>,
 }
 
+/// What a way back does with the data of the users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataBack {
+    /// Only what the swap itself moved: the new version was not started.
+    Untouched,
+    /// What the new version changed is put back.
+    Restored,
+    /// It stays as it is now.
+    Kept,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum Record {
@@ -104,6 +119,10 @@ pub enum Record {
         /// then names the main process.
         #[serde(default)]
         process: Option<ProcessId>,
+    },
+    /// The way back from a started version begins; what becomes of the data is decided.
+    Undoing {
+        data: DataBack,
     },
     DataRestored,
     RolledBack,
@@ -223,6 +242,13 @@ impl Journal {
     pub fn starting(&self) -> Option<(&str, Option<ProcessId>)> {
         self.records.iter().rev().find_map(|r| match r {
             Record::Starting { boot, process } => Some((boot.as_str(), *process)),
+            _ => None,
+        })
+    }
+    /// What was decided about the data when the way back from a started version began.
+    pub fn undoing(&self) -> Option<DataBack> {
+        self.records.iter().rev().find_map(|r| match r {
+            Record::Undoing { data } => Some(*data),
             _ => None,
         })
     }

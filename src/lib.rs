@@ -39,6 +39,7 @@ pub mod rollback;
 pub mod recover;
 pub mod apply;
 pub mod inspect;
+pub mod restore;
 pub mod init;
 // entry
 pub mod cli;

@@ -146,6 +146,10 @@ impl RelPath {
     pub fn is_cache(&self) -> bool {
         self.parts().any(|part| part == b"__pycache__")
     }
+    /// The name with something added to its end.
+    pub fn with_ending(&self, ending: &str) -> RelPath {
+        RelPath([&self.0, ending.as_bytes()].concat())
+    }
     /// What remains after `prefix/`.
     pub fn strip(&self, prefix: &RelPath) -> Option<RelPath> {
         (self.is_within(prefix) && self != prefix).then(|| RelPath(self.0[prefix.0.len() + 1..].to_vec()))

@@ -72,6 +72,8 @@ pub struct Plan {
     /// Folders of the version that nothing will be left in.
     pub emptied: Vec<(RelPath, Facts)>,
     pub set_changes: bool,
+    /// Databases that are put back whole: what their saved set lacks leaves.
+    pub sets: BTreeSet<RelPath>,
 }
 
 /// What is at a path, without ever looking through a link.
@@ -90,6 +92,17 @@ impl Plan {
     pub fn keep_unknown(&mut self) {
         self.actions.retain(|p| p.action != Action::Remove);
         self.emptied.clear();
+    }
+    /// Leaves everything as it is that lies outside of these files and folders.
+    pub fn keep_all_but(&mut self, only: &[RelPath]) {
+        let within = |path: &RelPath| only.iter().any(|o| path.is_within(o));
+        self.actions.retain(|p| within(&p.path) || p.action != Action::Remove);
+        for planned in self.actions.iter_mut().filter(|p| !within(&p.path)) {
+            planned.action = Action::Keep;
+            planned.reason = "not asked for".into();
+        }
+        self.emptied.retain(|(path, _)| within(path));
+        self.sets.retain(within);
     }
     pub fn is_empty(&self) -> bool {
         self.changes().next().is_none()
@@ -127,17 +140,26 @@ pub fn build(root: &InstallRoot, bundle: &mut Bundle, receipt: Option<&Receipt>,
     let tops: BTreeSet<RelPath> = bundle.entries.iter().map(|e| e.path.top()).collect();
     let named: BTreeSet<RelPath> = bundle.entries.iter().flat_map(|e| e.path.ancestors()).collect();
     let (live, folders) = owned(root, &tops, receipt, rules)?;
-    let mut plan =
-        Plan { actions: Vec::new(), held_back: Vec::new(), left_out: 0, live, emptied: Vec::new(), set_changes: false };
+    let mut plan = Plan {
+        actions: Vec::new(),
+        held_back: Vec::new(),
+        left_out: 0,
+        live,
+        emptied: Vec::new(),
+        set_changes: false,
+        sets: BTreeSet::new(),
+    };
     let set_target = rules.carry.keys().next().cloned();
     for index in 0..bundle.entries.len() {
         let entry = bundle.entries[index].clone();
         let planned = match rules.preserve.class_of(&entry.path, false) {
+            Some(Class::Data) if entry.data => restored(root, index, &entry)?,
             Some(class) => preserved(root, bundle, index, &entry, class, rules, &mut plan)?,
             None => shipped(root, bundle, index, &entry, rules, set_target.as_ref(), &mut plan)?,
         };
         plan.actions.push(planned);
     }
+    whole_sets(root, bundle, &mut plan)?;
     let in_bundle: BTreeSet<&RelPath> = bundle.entries.iter().map(|e| &e.path).collect();
     let from_receipt: BTreeSet<&RelPath> = receipt.iter().flat_map(|r| r.files.iter().map(|l| &l.path)).collect();
     let mut removed = Vec::new();
@@ -309,11 +331,93 @@ fn preserved(
     Ok(planned(Action::Keep, entry, index, Some(facts), "preserved"))
 }
 
+/// What happens to saved data that is put back.
+fn restored(root: &InstallRoot, index: usize, entry: &Entry) -> Result<Planned> {
+    let facts = match look(root, &entry.path)? {
+        Look::Behind(above) => {
+            return Err(Failure::failed("cannot-restore", format!("{above} is no folder here"))
+                .at(&entry.path)
+                .remedy(format!("make {above} a folder again, or restore without --data"))
+                .into());
+        }
+        Look::Missing => return Ok(planned(Action::Add, entry, index, None, "saved data")),
+        Look::There(facts) => facts,
+    };
+    if facts.kind == Kind::Folder {
+        return Err(Failure::failed(
+            "folder-in-the-way",
+            format!("{} is a folder here and a file in the backup", entry.path),
+        )
+        .at(&entry.path)
+        .remedy(format!("move the folder away: mv '{0}' '{0}.old'", root.join(&entry.path).display()))
+        .into());
+    }
+    let same = (facts.kind == Kind::Link) == entry.link.is_some()
+        && (entry.link.is_some() || (facts.mode == entry.mode && facts.size == entry.size))
+        && fsx::sha256_of(&root.join(&entry.path))? == entry.sha256;
+    let action = if same { Action::Unchanged } else { Action::Replace };
+    Ok(planned(action, entry, index, Some(facts), if same { "same content" } else { "saved data" }))
+}
+
+/// The members of a database only make sense together: where one differs, or one is there that was not
+/// saved, the whole set is put back.
+fn whole_sets(root: &InstallRoot, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
+    let saved: BTreeSet<&RelPath> = bundle.entries.iter().filter(|e| e.data).map(|e| &e.path).collect();
+    let mains: BTreeSet<RelPath> = saved.iter().filter_map(|path| preserve::database_set(path)).collect();
+    for main in mains {
+        let is_member =
+            |p: &Planned| preserve::database_set(&p.path).as_ref() == Some(&main) && saved.contains(&p.path);
+        let members: Vec<Action> = plan.actions.iter().filter(|p| is_member(p)).map(|p| p.action).collect();
+        if members.contains(&Action::Keep) {
+            continue;
+        }
+        if members.iter().any(|a| *a != Action::Unchanged) || has_more(root, &main, &saved)? {
+            for planned in plan.actions.iter_mut().filter(|p| is_member(p) && p.action == Action::Unchanged) {
+                planned.action = Action::Replace;
+                planned.reason = "its database is put back whole".into();
+            }
+            plan.sets.insert(main);
+        }
+    }
+    Ok(())
+}
+
+/// A member of the set that says something and was not saved. (An empty log says nothing.)
+fn has_more(root: &InstallRoot, main: &RelPath, saved: &BTreeSet<&RelPath>) -> Result<bool> {
+    for ending in ["", "-wal", "-journal"] {
+        let path = preserve::member(main, ending);
+        if !saved.contains(&path) && fsx::facts(&root.join(&path))?.is_some_and(|f| f.size > 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// After the stop: saved data that was the same when the plan was made and no longer is, now to be put back.
+/// Returns the positions of these actions.
+pub fn recheck_data(root: &InstallRoot, bundle: &Bundle, plan: &mut Plan) -> Result<Vec<usize>> {
+    let was_same: Vec<usize> =
+        (0..plan.actions.len()).filter(|i| plan.actions[*i].action == Action::Unchanged).collect();
+    for at in &was_same {
+        let Some((index, entry)) = plan.actions[*at].entry.and_then(|i| Some((i, bundle.entries.get(i)?))) else {
+            continue;
+        };
+        let is = fsx::facts(&root.join(&entry.path))?;
+        let touched = match (plan.actions[*at].live, is) {
+            (Some(was), Some(is)) => !fsx::is_unchanged(&was, &is),
+            _ => true,
+        };
+        if entry.data && touched {
+            plan.actions[*at] = restored(root, index, entry)?;
+        }
+    }
+    whole_sets(root, bundle, plan)?;
+    Ok(was_same.into_iter().filter(|i| plan.actions[*i].action != Action::Unchanged).collect())
+}
+
 fn set_exists(root: &InstallRoot, main: &RelPath) -> Result<bool> {
-    for ending in ["", "-wal", "-shm", "-journal"] {
-        let mut path = root.join(main).into_os_string();
-        path.push(ending);
-        if fsx::exists(path.as_ref())? {
+    for ending in preserve::MEMBERS {
+        if fsx::exists(&root.join(&preserve::member(main, ending)))? {
             return Ok(true);
         }
     }

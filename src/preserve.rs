@@ -114,6 +114,15 @@ fn matcher<'a>(patterns: impl Iterator<Item = &'a str>, case_insensitive: bool) 
     Ok(builder.build().map_err(|e| bad("", e))?)
 }
 
+/// The endings of a database's files: itself, write-ahead log, shared memory, rollback journal.
+/// Source: sqlite.org/tempfiles.html.
+pub const MEMBERS: [&str; 4] = ["", "-wal", "-shm", "-journal"];
+
+/// A file of the set of the database `main`.
+pub fn member(main: &RelPath, ending: &str) -> RelPath {
+    main.with_ending(ending)
+}
+
 const DATABASES: [&str; 3] = [".db", ".sqlite", ".sqlite3"];
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 

@@ -9,9 +9,8 @@ use crate::journal::{self, Found, Journal, Record};
 use crate::lock::Lock;
 use crate::os::{ProcessId, processes, service};
 use crate::report::{Finished, Stage};
-use crate::rollback;
+use crate::rollback::{self, DataBack};
 use crate::server::{self, Launched};
-use crate::staging;
 use anyhow::{Context as _, Result};
 use std::time::Duration;
 
@@ -74,8 +73,7 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
     let _lock = Lock::take(&cx.own(), wait)?;
     if matches!(Journal::find(&cx.own())?, Found::Nothing) {
         // What was killed before its journal began: nothing refers to it.
-        staging::clear(&cx.own())?;
-        crate::fsx::remove_own_tree(&staging::trash(&cx.own()))?;
+        rollback::sweep(&cx.own())?;
         cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(());
     }
@@ -101,7 +99,7 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
         Found::Open(journal) => *journal,
     };
     journal.trim()?;
-    if choice.boot && is_whole(&journal) {
+    if choice.boot && is_whole(cx, &journal)? {
         return boot(cx, journal).map(Some);
     }
     if journal.attempts() >= TRIES && !choice.by_hand {
@@ -140,11 +138,18 @@ fn settled(journal: &Journal, direction: &'static str) -> Settled {
 }
 
 /// Whether the files are wholly of one version, so that nothing is left to mend in them. (A new version
-/// that was started is whole: it was verified before.)
-fn is_whole(journal: &Journal) -> bool {
+/// that was started is whole, too, until its undo begins: it was verified before.)
+fn is_whole(cx: &Context, journal: &Journal) -> Result<bool> {
     let ended = journal.has(|r| matches!(r, Record::Committed | Record::RolledBack));
-    let started = journal.has(|r| matches!(r, Record::Starting { .. }));
-    ended || started && !journal.has(|r| matches!(r, Record::DataRestored))
+    let restored = journal.has(|r| matches!(r, Record::DataRestored));
+    Ok(ended || journal.starting().is_some() && !restored && undo_begun(cx, journal)?.is_none())
+}
+
+/// How the undo of a started version goes on, if it has begun to move anything. Putting data back goes on only
+/// while the start file is away: so nothing can have run and written since it was decided.
+fn undo_begun(cx: &Context, journal: &Journal) -> Result<Option<DataBack>> {
+    let is_away = !crate::fsx::exists(&cx.root.join(&journal.begin.start_file))?;
+    Ok(journal.undoing().filter(|data| *data != DataBack::Restored || is_away))
 }
 
 /// What the boot leaves once the files are whole: the journal stays open where a server should run, because
@@ -185,9 +190,16 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     let starting = journal.starting().map(|(boot, process)| (boot.to_string(), process));
     let restored = journal.has(|r| matches!(r, Record::DataRestored));
     let Some((boot, process)) = starting.filter(|_| !restored) else {
-        rollback::undo(&cx.root, journal, false)?;
+        rollback::undo(&cx.root, journal, DataBack::Untouched)?;
         return Ok("old");
     };
+    if let Some(data) = undo_begun(cx, journal)?.filter(|_| choice.data.is_none()) {
+        if !choice.boot {
+            end_started(cx, journal)?;
+        }
+        rollback::undo(&cx.root, journal, data)?;
+        return Ok("old");
+    }
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
     let expected: Before = measure(&journal.begin.before.new)?;
     // After a boot the service manager may be about to start it: there is time to wait for its answer.
@@ -202,9 +214,9 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     }
     let is_other = |p: &server::Process| process.is_none_or(|process| p.id != process && p.parent != Some(process.pid));
     let unwatched = !same_boot || running.iter().flat_map(|r| &r.processes).any(is_other);
-    let with_data = match choice.data {
-        Some(Data::Backup) => true,
-        Some(Data::Keep) => false,
+    let data = match choice.data {
+        Some(Data::Backup) => DataBack::Restored,
+        Some(Data::Keep) => DataBack::Kept,
         None if unwatched => {
             let root = cx.root.path().display();
             return Err(Failure::operator(
@@ -217,10 +229,10 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
             ))
             .into());
         }
-        None => true,
+        None => DataBack::Restored,
     };
     end_started(cx, journal)?;
-    rollback::undo(&cx.root, journal, with_data)?;
+    rollback::undo(&cx.root, journal, data)?;
     Ok("old")
 }
 

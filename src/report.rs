@@ -375,6 +375,17 @@ impl Reporter {
         self.say(&ascii(text));
     }
 
+    /// Asks a person at a terminal; without one the answer is yes. Nothing but `y` or `yes` agrees.
+    pub fn confirm(&mut self, question: &str) -> bool {
+        if self.options.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return true;
+        }
+        self.to_stderr(&format!("{} [y/N]", ascii(question)));
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+    }
+
     /// What only `--verbose` and the logs tell.
     pub fn note(&mut self, text: &str) {
         let text = ascii(text);

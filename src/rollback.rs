@@ -4,10 +4,11 @@
 
 use crate::backup;
 use crate::fsx;
+pub use crate::journal::DataBack;
 use crate::journal::{Journal, Moves, Record};
 use crate::os::{Facts, Kind, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::database_set;
+use crate::preserve::{database_set, member};
 use crate::staging;
 use crate::swap;
 use anyhow::{Context, Result};
@@ -19,19 +20,25 @@ pub fn backup_dir(root: &InstallRoot, journal: &Journal) -> PathBuf {
     root.join(&journal.begin.backup_dir).join(&journal.begin.backup)
 }
 
-/// Brings the tree back to the old version. `with_data` also puts the data back that the new version
-/// changed; after `data-restored` no data is ever touched again.
-pub fn undo(root: &InstallRoot, journal: &mut Journal, with_data: bool) -> Result<()> {
+/// Brings the tree back to the old version. After `data-restored` no data is ever put back again.
+pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result<()> {
     let dir = backup_dir(root, journal);
     let after = dir.join("after");
     let start_file = journal.begin.start_file.clone();
-    if let Some(moves) = journal.moves().cloned() {
+    if let Some(mut moves) = journal.moves().cloned() {
         let restored = journal.has(|r| matches!(r, Record::DataRestored));
-        if with_data && !restored {
+        // From here on the tree of a version that was started is no longer whole.
+        if !restored && journal.starting().is_some() && journal.undoing() != Some(data) {
+            journal.append(Record::Undoing { data })?;
+        }
+        if data == DataBack::Restored && !restored {
             let record = backup::load(&dir).context("the data cannot be put back")?;
             swap::hide_start_file(root, &moves, &start_file, &after)?;
             data_back(root, &dir, &record, &moves)?;
             journal.append(Record::DataRestored)?;
+        }
+        if data == DataBack::Kept {
+            moves.moves.retain(|m| !m.data);
         }
         swap::undo(root, &moves, &start_file, &after)?;
     }
@@ -52,8 +59,9 @@ fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record,
             put_back(root, dir, line, &after)?;
         }
     }
+    sets.extend(moves.moves.iter().filter(|m| m.data).filter_map(|m| database_set(&m.path)));
     for main in sets {
-        set_back(root, dir, record, &main, &after)?;
+        set_back(root, dir, record, &main, &swapped)?;
     }
     Ok(())
 }
@@ -67,24 +75,24 @@ fn differs(root: &InstallRoot, line: &backup::Line) -> Result<bool> {
     })
 }
 
-fn member(main: &RelPath, ending: &str) -> Result<RelPath> {
-    let mut name = main.to_path().into_os_string();
-    name.push(ending);
-    RelPath::from_disk(name.as_ref()).context("a database has a name")
-}
-
 /// A database and its log only make sense together: one changed member puts the whole set back, and
-/// the shared memory, which is rebuilt from them, is taken away.
+/// the shared memory, which is rebuilt from them, is taken away. A set of which the swap moved a member
+/// counts as changed; that member is the undo's.
 fn set_back(
     root: &InstallRoot,
     dir: &std::path::Path,
     record: &backup::Record,
     main: &RelPath,
-    after: &std::path::Path,
+    swapped: &BTreeSet<&RelPath>,
 ) -> Result<()> {
+    let after = &dir.join("after");
     let (mut changed, mut saved, mut extra) = (false, Vec::new(), Vec::new());
     for ending in ["", "-wal", "-journal"] {
-        let path = member(main, ending)?;
+        let path = member(main, ending);
+        if swapped.contains(&path) {
+            changed = true;
+            continue;
+        }
         match record.files.iter().find(|l| l.data && l.path == path) {
             Some(line) => {
                 changed |= differs(root, line)?;
@@ -102,7 +110,9 @@ fn set_back(
     if !changed {
         return Ok(());
     }
-    extra.push(member(main, "-shm")?);
+    if !swapped.contains(&member(main, "-shm")) {
+        extra.push(member(main, "-shm"));
+    }
     for path in &extra {
         if fsx::exists(&root.join(path))? {
             swap::set_aside(&root.join(path), after, path)?;
@@ -157,9 +167,14 @@ pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
         }
         fsx::sync_parent(&own.join("receipt.json"))?;
     } else {
-        backup::discard_unfinished(&backup_dir(root, journal))?;
         backup::mark_failed(&backup_dir(root, journal))?;
     }
-    fsx::remove_own_tree(&staging::trash(&own))?;
-    staging::clear(&own)
+    sweep(&own)
+}
+
+/// Removes what runs that have ended left in `.updater`. Called only when no journal refers to it.
+pub fn sweep(own: &std::path::Path) -> Result<()> {
+    fsx::remove_own_tree(&staging::trash(own))?;
+    staging::clear(own)?;
+    backup::clear_discarded(own)
 }

@@ -58,6 +58,14 @@ pub fn write(
     Ok(staged)
 }
 
+/// Stages what turned out after the stop to be needed, too: the actions at these positions.
+pub fn write_late(root: &InstallRoot, bundle: &mut Bundle, plan: &Plan, late: &[usize]) -> Result<Vec<Staged>> {
+    let tree = tree(&root.own());
+    let staged = late.iter().map(|at| stage(root, bundle, &plan.actions[*at], &tree)).collect::<Result<Vec<_>>>()?;
+    sync_folders(&tree)?;
+    Ok(staged)
+}
+
 fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path) -> Result<Staged> {
     let index = planned.entry.context("an arrival has an entry")?;
     let entry = bundle.entries[index].clone();
@@ -86,9 +94,10 @@ fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path
         file.sync_all()?;
         sha256
     };
-    let owner = match planned.live {
-        Some(live) => live.owner,
-        None => folder_owner(root, &planned.path)?,
+    let owner = match (entry.owner, planned.live) {
+        (Some(owner), _) => owner,
+        (None, Some(live)) => live.owner,
+        (None, None) => folder_owner(root, &planned.path)?,
     };
     if files::facts(&to)?.owner != owner {
         files::set_owner(&to, owner).map_err(|e| {

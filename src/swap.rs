@@ -10,7 +10,7 @@ use crate::journal::{Arrival, Folder, Intent, Moves};
 use crate::os::{Kind, files};
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
-use crate::preserve::Preserve;
+use crate::preserve::{Class, MEMBERS, Preserve, member};
 use crate::staging::{self, Staged};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -19,8 +19,10 @@ use std::path::Path;
 /// Names every move. Called after the stop: what the old version compiled meanwhile is found too.
 pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], preserve: &Preserve) -> Result<Moves> {
     let mut moves = Moves::default();
+    let is_data = |path: &RelPath| preserve.class_of(path, false) == Some(Class::Data);
     for one in staged {
         moves.moves.push(Intent {
+            data: is_data(&one.path),
             path: one.path.clone(),
             old: fsx::exists(&root.join(&one.path))? && !is_behind_link(root, &one.path)?,
             new: Some(Arrival { sha256: one.sha256.clone(), size: one.facts.size }),
@@ -28,11 +30,18 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], preserve: &Pre
     }
     for planned in plan.changes().filter(|p| p.action == Action::Remove) {
         if fsx::exists(&root.join(&planned.path))? {
-            moves.moves.push(Intent { path: planned.path.clone(), old: true, new: None });
+            moves.moves.push(Intent { path: planned.path.clone(), old: true, new: None, data: false });
         }
     }
     for path in caches(root, plan, preserve)? {
-        moves.moves.push(Intent { path, old: true, new: None });
+        moves.moves.push(Intent { path, old: true, new: None, data: false });
+    }
+    // A log beside a database that is put back without it would be replayed into it.
+    let arrives: BTreeSet<&RelPath> = staged.iter().map(|s| &s.path).collect();
+    for path in plan.sets.iter().flat_map(|main| MEMBERS.map(|ending| member(main, ending))) {
+        if !arrives.contains(&path) && fsx::exists(&root.join(&path))? {
+            moves.moves.push(Intent { path, old: true, new: None, data: true });
+        }
     }
     let parents: BTreeSet<RelPath> = moves.moves.iter().flat_map(|m| m.path.ancestors()).collect();
     let arriving: BTreeSet<RelPath> = staged.iter().flat_map(|s| s.path.ancestors()).collect();

@@ -38,7 +38,7 @@ pub fn arrived(
     staged: &[Staged],
     critical: &[RelPath],
     data: &[backup::Line],
-    merged: &BTreeSet<RelPath>,
+    moved: &BTreeSet<RelPath>,
 ) -> Result<()> {
     for one in staged {
         let is = fsx::facts(&root.join(&one.path))?;
@@ -62,7 +62,7 @@ pub fn arrived(
             .into());
         }
     }
-    for line in data.iter().filter(|l| l.data && !merged.contains(&l.path)) {
+    for line in data.iter().filter(|l| l.data && !moved.contains(&l.path)) {
         let is = fsx::facts(&root.join(&line.path))?;
         if is.is_some_and(|is| fsx::is_unchanged(&line.facts, &is)) {
             continue;
@@ -163,11 +163,21 @@ pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scr
         Some(facts) if facts.size > 0 && facts.kind == Kind::File => {}
         _ => return Ok(found),
     }
+    match on_clone(&live, scratch, |clone| examine(clone, tables))? {
+        Ok(counts) => found.tables = counts,
+        Err(_) => found.ok = false,
+    }
+    Ok(found)
+}
+
+/// Clones a database set into a private folder of its own, lets `look` open the clone, and deletes it.
+/// Errors: the clone cannot be made; inside: what `look` says.
+fn on_clone<T>(main: &Path, scratch: &Path, look: impl FnOnce(&Path) -> Result<T>) -> Result<Result<T>> {
     let folder = tempfile::Builder::new().prefix("updater-check-").tempdir_in(scratch);
     let folder = folder.with_context(|| format!("making a folder in {}", scratch.display()))?;
     let clone = folder.path().join("clone.db");
     for ending in ["", "-wal", "-journal"] {
-        let (mut from, mut to) = (live.clone().into_os_string(), clone.clone().into_os_string());
+        let (mut from, mut to) = (main.to_path_buf().into_os_string(), clone.clone().into_os_string());
         from.push(ending);
         to.push(ending);
         match fs_err::copy(&from, &to) {
@@ -176,12 +186,44 @@ pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scr
             Err(e) => return Err(e.into()),
         }
     }
-    match examine(&clone, tables) {
-        Ok(counts) => found.tables = counts,
-        Err(_) => found.ok = false,
-    }
+    let seen = look(&clone);
     folder.close().context("removing the clone of a database")?;
-    Ok(found)
+    Ok(seen)
+}
+
+/// What a database holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Tables, indexes, views and triggers, with their SQL.
+    pub schema: BTreeMap<String, String>,
+    /// Rows of each table.
+    pub rows: BTreeMap<String, i64>,
+}
+
+/// Schema and row counts of a database, live or saved, read from a clone. Errors: it is damaged.
+pub fn contents(main: &Path, scratch: &Path) -> Result<Contents> {
+    on_clone(main, scratch, |clone| {
+        let db = rusqlite::Connection::open(clone)?;
+        let mut found = Contents::default();
+        // What SQLite keeps for itself is no schema of the program's.
+        let mut ask = db.prepare(
+            "SELECT type, name, ifnull(sql, '') FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+        )?;
+        let mut rows = ask.query([])?;
+        while let Some(row) = rows.next()? {
+            let (kind, name, sql): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            if kind == "table" {
+                found.rows.insert(name.clone(), count(&db, &name)?);
+            }
+            found.schema.insert(format!("{kind} {name}"), sql);
+        }
+        Ok(found)
+    })?
+}
+
+fn count(db: &rusqlite::Connection, table: &str) -> Result<i64> {
+    let quoted = table.replace('"', "\"\"");
+    Ok(db.query_row(&format!("SELECT count(*) FROM \"{quoted}\""), [], |row| row.get(0))?)
 }
 
 /// Row counts of the wanted tables. Errors: the database is damaged.
@@ -196,9 +238,7 @@ fn examine(clone: &Path, tables: &[String]) -> Result<BTreeMap<String, i64>> {
                 row.get(0)
             })?;
         if there > 0 {
-            let quoted = table.replace('"', "\"\"");
-            let rows = db.query_row(&format!("SELECT count(*) FROM \"{quoted}\""), [], |row| row.get(0))?;
-            counts.insert(table.clone(), rows);
+            counts.insert(table.clone(), count(&db, table)?);
         }
     }
     Ok(counts)

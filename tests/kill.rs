@@ -205,3 +205,28 @@ fn boot_leaves_a_started_version_to_be_judged() {
     assert_settled(&install);
     install.updater(&["verify"]).expect(0);
 }
+
+#[test]
+fn boot_goes_on_with_data_that_was_about_to_be_put_back() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
+    let mut damage = DAMAGE.to_string();
+    for n in 0..150 {
+        install.write(&format!("uploads/more{n:03}.txt"), "old upload\n");
+        damage += &format!("WRITE = \"uploads/more{n:03}.txt=altered\"\n");
+    }
+    // Without its start file nothing can have run since it was decided.
+    let undoing = || journal_says(&install, "undoing") && !install.exists("run.py");
+    kill_apply(&install, &Bundle::release("2.0", &damage), &[], &undoing);
+    assert!(!journal_says(&install, "data-restored"), "the kill came too late");
+    install.updater(&["recover", "--boot"]).expect(0);
+    assert!(ping(install.port).is_none(), "something was started");
+    assert!(install.read("run.py").contains("\"1.0\""));
+    install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!(install.version(), "1.0");
+    assert_old_data(&install);
+    for n in 0..150 {
+        assert_eq!(install.read(&format!("uploads/more{n:03}.txt")), "old upload\n");
+    }
+    assert_settled(&install);
+}

@@ -93,7 +93,8 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     Ok(Survey { server, foreign, launch, service, start_file, before, expected, receipt })
 }
 
-pub(super) fn default_start_file() -> RelPath {
+/// Where nothing tells how the server starts.
+pub fn default_start_file() -> RelPath {
     RelPath::parse("run.py").unwrap_or_else(|_| unreachable!("a constant name"))
 }
 

@@ -8,7 +8,7 @@ mod preflight;
 mod record;
 mod way_back;
 
-pub use detect::{Survey, detect};
+pub use detect::{Survey, default_start_file, detect};
 pub use preflight::{Prepared, kept_bundle, left_out, preflight};
 
 use crate::backup::{self, Backup};
@@ -21,6 +21,7 @@ use crate::journal::{Journal, Record};
 use crate::lock::Lock;
 use crate::os::{LaunchSpec, ProcessId, Unit, files, processes};
 use crate::path::RelPath;
+use crate::plan;
 use crate::recover;
 use crate::report::{Finished, Stage};
 use crate::rollback;
@@ -40,7 +41,10 @@ use way_back::{code_of, roll_back};
 /// What `apply` and `plan` are asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
+    /// A zip; not looked at when a saved version is given.
     pub bundle: PathBuf,
+    /// The backup to go back to (`restore`).
+    pub saved: Option<Saved>,
     pub port: Option<u16>,
     pub set: Vec<(String, String)>,
     pub wait: Option<Duration>,
@@ -59,6 +63,24 @@ pub struct Request {
     pub heal: bool,
     /// The server is neither stopped nor started (`verify --repair --no-restart`).
     pub in_place: bool,
+}
+
+/// A backup that takes the part of the bundle.
+#[derive(Debug, Clone)]
+pub struct Saved {
+    pub dir: PathBuf,
+    pub record: backup::Record,
+    /// Data of the users is put back, too.
+    pub data: bool,
+    /// Nothing but these files and folders; empty: all.
+    pub only: Vec<RelPath>,
+}
+
+impl Request {
+    /// Only a part of a version is put back: the installed version keeps its name.
+    fn is_partly(&self) -> bool {
+        self.saved.as_ref().is_some_and(|s| !s.only.is_empty())
+    }
 }
 
 /// Runs the update. The `Finished` says how it ended, whatever happened.
@@ -100,11 +122,6 @@ pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'sta
     cx.report.finished(finished);
 }
 
-/// The pipeline without its last word, for `verify --repair`.
-pub fn apply_quietly(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
-    run(cx, request, finished)
-}
-
 fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
     let path = std::path::absolute(&request.bundle).context("finding the bundle")?;
     if !path.is_file() {
@@ -112,8 +129,16 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
     }
     let _lock = begin(cx, request.wait)?;
     recover_first(cx)?;
+    pipeline(cx, request, finished)
+}
+
+/// The stages, one after the other. The caller holds the lock, and nothing is interrupted.
+pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
     cx.start(Stage::Fetch, "opening the bundle");
-    cx.done(Stage::Fetch, "the bundle is a local file");
+    match &request.saved {
+        Some(saved) => cx.done(Stage::Fetch, &format!("the backup {}", saved.record.id)),
+        None => cx.done(Stage::Fetch, "the bundle is a local file"),
+    }
 
     cx.start(Stage::Detect, "looking for the server");
     let survey = detect(cx, request)?;
@@ -128,7 +153,11 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
     // What databases were cloned into.
     staging::clear(&cx.own())?;
     let mut prepared = prepared?;
-    finished.to_version = Some(prepared.bundle.version.clone());
+    finished.to_version =
+        if request.is_partly() { finished.from_version.clone() } else { Some(prepared.bundle.version.clone()) };
+    if !prepared.plan.is_empty() {
+        try_start(&survey)?;
+    }
     if prepared.plan.left_out > 0 {
         cx.report.warning("own-left-out", &left_out(&prepared.plan), None);
     }
@@ -141,7 +170,8 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
         return Ok("skipped");
     }
 
-    let same = survey.receipt.as_ref().is_some_and(|r| r.content_id == prepared.bundle.content_id);
+    let installed = survey.receipt.as_ref().is_some_and(|r| r.content_id == prepared.bundle.content_id);
+    let same = installed && request.saved.is_none();
     if prepared.plan.is_empty() || (same && !request.reinstall && !prepared.plan.set_changes && is_whole(cx, &survey)?)
     {
         return unchanged(cx, request, survey, prepared, finished);
@@ -190,7 +220,8 @@ pub fn recover_first(cx: &mut Context) -> Result<()> {
     if let Some(done) = recover::settle(cx, recover::Choice::default())? {
         cx.report.recovered(&done.interrupted_id, done.direction);
     }
-    Ok(())
+    // Without a journal nothing refers to what an earlier run may have left.
+    rollback::sweep(&cx.own())
 }
 
 /// The content is installed already: the server is not touched, but started where it is stopped.
@@ -206,7 +237,7 @@ fn unchanged(
     {
         cx.report.stage_skipped(stage, "nothing to change");
     }
-    if survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
+    if !request.is_partly() && survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
         fs_err::create_dir_all(cx.own().join("staging"))?;
         write_receipt(cx, &survey, &mut prepared, &[])?;
         for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
@@ -284,12 +315,8 @@ fn update(
     finished: &mut Finished,
 ) -> Result<()> {
     let own = cx.own();
-    try_start(&survey)?;
     cx.start(Stage::Stage, "writing the new files");
-    // Without a journal nothing refers to what an earlier run may have left here.
-    staging::clear(&own)?;
-    fsx::remove_own_tree(&staging::trash(&own))?;
-    let before_stop = stage_and_seed(cx, &survey, prepared);
+    let before_stop = stage_and_seed(cx, request, &survey, prepared);
     let (staged, mut saved) = match before_stop {
         Ok(done) => done,
         Err(e) => {
@@ -304,17 +331,16 @@ fn update(
     let mut journal = match ready {
         Ok(journal) => journal,
         Err(e) => {
-            saved.discard()?;
             staging::clear(&own)?;
             return Err(e);
         }
     };
-    finished.backup = Some(saved.id.clone());
 
     cx.is_down = true;
     let stopped_at = Instant::now();
     let mut started = None;
-    let result = down(cx, request, &survey, prepared, &staged, &mut saved, &mut journal, &mut started);
+    let result = down(cx, request, &survey, prepared, staged, &mut saved, &mut journal, &mut started);
+    finished.backup = cx.backups().join(&saved.id).is_dir().then(|| saved.id.clone());
     match result {
         Ok(healthy) => {
             if let Some(healthy) = healthy {
@@ -346,11 +372,18 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn stage_and_seed(cx: &mut Context, survey: &Survey, prepared: &mut Prepared) -> Result<(Vec<Staged>, Backup)> {
+fn stage_and_seed(
+    cx: &mut Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &mut Prepared,
+) -> Result<(Vec<Staged>, Backup)> {
     let report = &mut cx.report;
     let mut progress = |done, total| report.progress(Stage::Stage, done, total, "files");
     let staged = staging::write(&cx.root, &mut prepared.bundle, &prepared.plan, &survey.start_file, &mut progress)?;
-    write_receipt(cx, survey, prepared, &staged)?;
+    if !request.is_partly() {
+        write_receipt(cx, survey, prepared, &staged)?;
+    }
     swap::make_trash(&cx.own())?;
     cx.done(Stage::Stage, &format!("{} files wait", staged.len()));
     cx.check_signals()?;
@@ -361,16 +394,9 @@ fn stage_and_seed(cx: &mut Context, survey: &Survey, prepared: &mut Prepared) ->
     let report = &mut cx.report;
     let mut progress = |done, total| report.progress(Stage::Backup, done, total, "files");
     let saved = backup::seed(&cx.root, &dir, &prepared.plan, &prepared.data, &mut progress);
-    match saved {
-        Ok(saved) => {
-            cx.done(Stage::Backup, &format!("first pass into {}", saved.id));
-            Ok((staged, saved))
-        }
-        Err(e) => {
-            backup::discard_unfinished(&dir)?;
-            Err(e)
-        }
-    }
+    let saved = saved?;
+    cx.done(Stage::Backup, &format!("first pass into {}", saved.id));
+    Ok((staged, saved))
 }
 
 /// Everything that happens while the server is down, and the new version's start.
@@ -379,8 +405,8 @@ fn down(
     cx: &mut Context,
     request: &Request,
     survey: &Survey,
-    prepared: &Prepared,
-    staged: &[Staged],
+    prepared: &mut Prepared,
+    mut staged: Vec<Staged>,
     saved: &mut Backup,
     journal: &mut Journal,
     started: &mut Option<Launched>,
@@ -397,7 +423,7 @@ fn down(
     cx.done(Stage::Stop, if survey.server.is_some() { "the port is free" } else { "nothing ran" });
 
     cx.start(Stage::BackupFinal, "saving what changed since");
-    let record = finish_backup(cx, survey, prepared, saved, &preserve)?;
+    let record = finish_backup(cx, request, survey, prepared, saved, &preserve)?;
     journal.append(Record::BackupWhole)?;
     cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
     cx.check_signals_after_stop()?;
@@ -409,16 +435,18 @@ fn down(
             .remedy("stop what respawns it, then update")
             .into());
     }
-    let moves = swap::intend(&cx.root, &prepared.plan, staged, &preserve)?;
+    let late = plan::recheck_data(&cx.root, &prepared.bundle, &mut prepared.plan)?;
+    staged.extend(staging::write_late(&cx.root, &mut prepared.bundle, &prepared.plan, &late)?);
+    let moves = swap::intend(&cx.root, &prepared.plan, &staged, &preserve)?;
     journal.append(Record::Swapping { moves: moves.clone() })?;
     swap::carry_out(&cx.root, &moves, &survey.start_file)?;
     journal.append(Record::Swapped)?;
     cx.done(Stage::Swap, &format!("{} moves", moves.moves.len()));
 
     cx.start(Stage::Verify, "checking what arrived");
-    let merged: BTreeSet<RelPath> = staged.iter().map(|s| s.path.clone()).collect();
+    let moved: BTreeSet<RelPath> = moves.moves.iter().map(|m| m.path.clone()).collect();
     let critical = critical(cx)?;
-    verify::arrived(&cx.root, staged, &critical, &record.files, &merged)?;
+    verify::arrived(&cx.root, &staged, &critical, &record.files, &moved)?;
     cx.done(Stage::Verify, "whole");
     cx.report.stage_skipped(Stage::Hooks, "none");
     cx.check_signals_after_stop()?;
@@ -467,7 +495,7 @@ fn critical(cx: &Context) -> Result<Vec<RelPath>> {
 /// After the commit: receipt and kept bundle in place, trash and journal gone, old backups pruned.
 pub fn close(cx: &mut Context, journal: Journal) -> Result<()> {
     rollback::clean_up(&cx.root, journal)?;
-    backup::prune(&cx.backups(), cx.settings.backup.keep)?;
+    backup::prune(&cx.own(), &cx.backups(), cx.settings.backup.keep)?;
     let owner = fsx::owner_of(cx.root.path())?;
     fsx::give_tree(&cx.own(), owner)?;
     fsx::adopt(&cx.backups())

@@ -1,7 +1,7 @@
 //! Preflight: the bundle judged, the plan made, every obstacle found. Reading only.
 //! Refuses to leave anything to be found out after the stop that can be found out before it.
 
-use super::{Request, Survey};
+use super::{Request, Saved, Survey};
 use crate::backup::{self};
 use crate::bundle::{Bundle, Limits};
 use crate::context::Context;
@@ -26,6 +26,58 @@ pub struct Prepared {
 
 /// Opens and judges the bundle, makes the plan, and finds every problem. Reads only.
 pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Prepared> {
+    let mut bundle = match &request.saved {
+        Some(saved) => open_saved(saved, survey)?,
+        None => open_bundle(cx, request, survey)?,
+    };
+    let owner = fsx::owner_of(cx.root.path())?;
+    let me = processes::own_credentials().context("finding out who we are")?;
+    if me.uid != 0 && owner.uid != me.uid {
+        return Err(Failure::failed(
+            "not-owner",
+            format!("the install belongs to user {}, and we run as {}", owner.uid, me.user),
+        )
+        .at(cx.root.path().display())
+        .remedy("run the updater as the owner of the install, or as root")
+        .into());
+    }
+    let mut rules = cx.rules(&request.set)?;
+    if request.saved.is_some() {
+        // A saved version has its settings already.
+        (rules.carry, rules.merge) = Default::default();
+    }
+    let mut plan = plan::build(&cx.root, &mut bundle, survey.receipt.as_ref(), &rules)?;
+    // Nothing tells that a backup of the old updater is whole, so what it lacks stays.
+    if request.heal || request.saved.as_ref().is_some_and(|s| s.record.kind == "legacy") {
+        plan.keep_unknown();
+    }
+    if let Some(saved) = request.saved.as_ref().filter(|s| !s.only.is_empty()) {
+        plan.keep_all_but(&saved.only);
+    }
+    let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
+    let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
+    let saved: u64 = plan.live.values().map(|l| l.facts.size).chain(data.iter().map(|(_, f)| f.size)).sum();
+    let needed = arriving + saved + bundle.kept_size()? + journal_size(&plan);
+    let free = files::free_space(cx.root.path()).context("asking for free space")?;
+    if free < needed {
+        return Err(Failure::failed(
+            "no-space",
+            format!("{} bytes are needed and {free} are free: {} are missing", needed, needed - free),
+        )
+        .at(cx.root.path().display())
+        .remedy("free space on the volume of the install, or lower [backup] keep")
+        .into());
+    }
+    if !request.force_data {
+        for main in cx.databases(&data)?.difference(&plan.sets) {
+            check_before(cx, main)?;
+        }
+    }
+    Ok(Prepared { bundle, plan, data, needed })
+}
+
+/// The bundle file, judged: what it must hash to, its contents, where it comes from.
+fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundle> {
     let limits = Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
     let path = std::path::absolute(&request.bundle)?;
     if !path.is_file() {
@@ -39,44 +91,20 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
                 .into());
         }
     }
-    let mut bundle = Bundle::open(&path, &survey.start_file, &limits)?;
+    let bundle = Bundle::open(&path, &survey.start_file, &limits)?;
     judge_origin(cx, request, survey, &bundle)?;
-    let owner = fsx::owner_of(cx.root.path())?;
-    let me = processes::own_credentials().context("finding out who we are")?;
-    if me.uid != 0 && owner.uid != me.uid {
-        return Err(Failure::failed(
-            "not-owner",
-            format!("the install belongs to user {}, and we run as {}", owner.uid, me.user),
-        )
-        .at(cx.root.path().display())
-        .remedy("run the updater as the owner of the install, or as root")
-        .into());
-    }
-    let mut plan = plan::build(&cx.root, &mut bundle, survey.receipt.as_ref(), &cx.rules(&request.set)?)?;
-    if request.heal {
-        plan.keep_unknown();
-    }
-    let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
-    let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
-    let saved: u64 = plan.live.values().map(|l| l.facts.size).chain(data.iter().map(|(_, f)| f.size)).sum();
-    let bundle_size = files::facts(&path).map(|f| f.size).unwrap_or(0);
-    let needed = arriving + saved + bundle_size + journal_size(&plan);
-    let free = files::free_space(cx.root.path()).context("asking for free space")?;
-    if free < needed {
-        return Err(Failure::failed(
-            "no-space",
-            format!("{} bytes are needed and {free} are free: {} are missing", needed, needed - free),
-        )
-        .at(cx.root.path().display())
-        .remedy("free space on the volume of the install, or lower [backup] keep")
-        .into());
-    }
-    if !request.force_data {
-        for main in cx.databases(&data)? {
-            check_before(cx, &main)?;
-        }
-    }
-    Ok(Prepared { bundle, plan, data, needed })
+    Ok(bundle)
+}
+
+/// The saved version, every file that is asked for hashed.
+fn open_saved(saved: &Saved, survey: &Survey) -> Result<Bundle> {
+    let wanted = |path: &RelPath| saved.only.is_empty() || saved.only.iter().any(|o| path.is_within(o));
+    let mut entries = saved.record.entries(&saved.dir, saved.data);
+    // Of the version all is needed, to save the installed one whole; of the data only what is put back.
+    entries.retain(|e| !e.data || wanted(&e.path));
+    let mut bundle = Bundle::open_saved(&saved.dir, entries, &survey.start_file, &wanted)?;
+    bundle.version = saved.record.version();
+    Ok(bundle)
 }
 
 /// A database that is damaged already must not be blamed on the update. A busy one may be cloned in

@@ -59,9 +59,13 @@ pub(super) fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepar
     receipt::store(&staging.join("receipt.json"), &receipt)?;
     let kept = staging.join("bundle.zip");
     let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
-    prepared.bundle.copy_raw(&mut file)?;
+    prepared.bundle.keep(&mut file)?;
     file.sync_all()?;
     fsx::adopt(&kept)
+}
+
+fn command(request: &Request) -> &'static str {
+    if request.saved.is_some() { "restore" } else { "apply" }
 }
 
 pub(super) fn open_journal(
@@ -75,7 +79,7 @@ pub(super) fn open_journal(
     let begin = Begin {
         format: journal::FORMAT,
         update_id: cx.update_id.clone(),
-        command: "apply".into(),
+        command: command(request).into(),
         root: cx.root.path().to_path_buf(),
         backup: saved.id.clone(),
         backup_dir: RelPath::parse(&cx.settings.backup.dir)
@@ -99,6 +103,7 @@ pub(super) fn open_journal(
 
 pub(super) fn finish_backup(
     cx: &Context,
+    request: &Request,
     survey: &Survey,
     prepared: &Prepared,
     saved: &mut Backup,
@@ -116,7 +121,7 @@ pub(super) fn finish_backup(
         format: backup::FORMAT,
         id: saved.id.clone(),
         created: jiff::Timestamp::now().to_string(),
-        kind: "apply".into(),
+        kind: command(request).into(),
         update_id: cx.update_id.clone(),
         from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),

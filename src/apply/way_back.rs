@@ -10,7 +10,7 @@ use crate::journal::Journal;
 use crate::os::service;
 use crate::recover;
 use crate::report::{Finished, Stage};
-use crate::rollback;
+use crate::rollback::{self, DataBack};
 use crate::server::Launched;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -34,8 +34,8 @@ pub(super) fn roll_back(
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
     // A unit may have started it although its request failed.
     let asked = survey.service.is_some() && journal.starting().is_some();
-    let was_started = started.is_some() || asked;
-    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, was_started));
+    let data = if started.is_some() || asked { DataBack::Restored } else { DataBack::Untouched };
+    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, data));
     drop(started);
     if let Err(e) = undone {
         cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));

@@ -1,0 +1,271 @@
+//! Bundles: what a version consists of, judged whole before anything is written, read entry by entry.
+//! A zip is opened once and read through the one kept handle; a saved version is read from its backup.
+//! Refuses whole (exit 6) what is malformed, hostile, damaged or not what was asked for; never extracts by itself.
+
+mod archive;
+mod names;
+mod saved;
+
+use crate::error::Failure;
+use crate::fsx;
+use crate::os::Owner;
+use crate::path::RelPath;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// How large a bundle may be when unpacked.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// In bytes.
+    pub max_size: u64,
+    pub max_files: u64,
+}
+
+/// One file or link of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub path: RelPath,
+    /// From a zip 0755 or 0644; of a saved version its own.
+    pub mode: u32,
+    pub size: u64,
+    pub sha256: String,
+    /// The target, where the entry is a link.
+    pub link: Option<String>,
+    /// Whom it belongs to, where the bundle knows (a saved version).
+    pub owner: Option<Owner>,
+    /// Preserved data that a restore puts back.
+    pub data: bool,
+    /// Its position in the zip.
+    index: usize,
+}
+
+pub struct Bundle {
+    contents: Contents,
+    /// Sorted by path.
+    pub entries: Vec<Entry>,
+    /// SHA-256 over the sorted paths, reduced modes and hashes of all entries but data.
+    pub content_id: String,
+    pub version: String,
+    /// The program that the manifest names.
+    pub app: Option<String>,
+    /// How many files were passed over (`.git`, `__MACOSX`, compiled Python and the like).
+    pub skipped: usize,
+}
+
+enum Contents {
+    Zip(archive::Archive),
+    /// The folder of a backup.
+    Folder(PathBuf),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    version: Option<String>,
+    app: Option<String>,
+}
+
+const MANIFEST: &str = "updater-manifest.json";
+/// Top-level names that are no part of a version.
+const SKIPPED: [&str; 3] = [".git", ".github", "__MACOSX"];
+
+fn refused(code: &'static str, name: &str, message: impl Into<String>) -> anyhow::Error {
+    Failure::refused(code, message).at(name).remedy("get the bundle again from its source, or make it again").into()
+}
+
+impl Bundle {
+    /// Opens a zip and reads all of it once. Errors: it cannot be opened (exit 1), or it is refused (exit 6).
+    pub fn open(path: &Path, start_file: &RelPath, limits: &Limits) -> Result<Self> {
+        let (archive, entries, skipped) = archive::Archive::open(path, start_file, limits)?;
+        Self::of(Contents::Zip(archive), entries, skipped)
+    }
+
+    /// The version that lies in the backup folder `dir`, consisting of `entries`. What is `wanted` is hashed.
+    /// Errors: the start file is missing, or a wanted file is damaged or missing (exit 6, by its name).
+    pub fn open_saved(
+        dir: &Path,
+        entries: Vec<Entry>,
+        start_file: &RelPath,
+        wanted: &dyn Fn(&RelPath) -> bool,
+    ) -> Result<Self> {
+        if !entries.iter().any(|e| e.path == *start_file && !e.data) {
+            return Err(names::no_start_file(start_file, &dir.display().to_string()));
+        }
+        saved::check(dir, entries.iter().filter(|e| wanted(&e.path)))?;
+        Self::of(Contents::Folder(dir.to_path_buf()), entries, 0)
+    }
+
+    fn of(contents: Contents, mut entries: Vec<Entry>, skipped: usize) -> Result<Self> {
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        let (content_id, version) = (String::new(), String::new());
+        let mut bundle = Self { contents, entries, content_id, version, app: None, skipped };
+        bundle.version = bundle.version_of()?;
+        bundle.entries.retain(|e| e.path.as_bytes() != MANIFEST.as_bytes());
+        bundle.content_id = content_id_of(&bundle.entries);
+        if bundle.version.is_empty() {
+            bundle.version = bundle.content_id[..12].to_string();
+        }
+        Ok(bundle)
+    }
+
+    fn version_of(&mut self) -> Result<String> {
+        if let Some(at) = self.entries.iter().position(|e| e.path.as_bytes() == MANIFEST.as_bytes()) {
+            let bytes = self.read_entry(at)?;
+            let manifest: Manifest = serde_json::from_slice(&bytes)
+                .map_err(|e| refused("bad-manifest", MANIFEST, format!("the manifest cannot be read: {e}")))?;
+            self.app = manifest.app;
+            return Ok(manifest.version.unwrap_or_default());
+        }
+        if let Some(at) = self.entries.iter().position(|e| e.path.as_bytes() == b"VERSION" && e.size < 256) {
+            let text = String::from_utf8_lossy(&self.read_entry(at)?).into_owned();
+            return Ok(text.lines().next().unwrap_or_default().trim().to_string());
+        }
+        Ok(String::new())
+    }
+
+    /// Writes the bytes of the entry at `position` of `entries`; they are hashed again on the way.
+    pub fn copy_entry(&mut self, position: usize, out: &mut dyn Write) -> Result<()> {
+        let entry = self.entries.get(position).context("an entry of this bundle")?.clone();
+        let mut sum = Sha256::new();
+        let mut copy = |from: &mut dyn Read| -> Result<()> {
+            let mut buffer = vec![0; 128 * 1024];
+            loop {
+                let n = from.read(&mut buffer).with_context(|| format!("unpacking {}", entry.path))?;
+                if n == 0 {
+                    return Ok(());
+                }
+                sum.update(&buffer[..n]);
+                out.write_all(&buffer[..n]).with_context(|| format!("writing {}", entry.path))?;
+            }
+        };
+        match &mut self.contents {
+            Contents::Zip(archive) => copy(&mut archive.open_entry(&entry)?)?,
+            Contents::Folder(dir) => copy(&mut fs_err::File::open(dir.join(entry.path.to_path()))?)?,
+        }
+        if fsx::hex(&sum.finalize()) != entry.sha256 {
+            let message = format!("{} changed while the bundle was read", entry.path);
+            return Err(refused("bundle-changed", &entry.path.to_string(), message));
+        }
+        Ok(())
+    }
+
+    /// The bytes of the entry at `position` of `entries`.
+    pub fn read_entry(&mut self, position: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.copy_entry(position, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// How many bytes `keep` writes at most.
+    pub fn kept_size(&self) -> Result<u64> {
+        match &self.contents {
+            Contents::Zip(archive) => archive.size(),
+            Contents::Folder(_) => Ok(self.entries.iter().filter(|e| !e.data).map(|e| e.size).sum()),
+        }
+    }
+
+    /// Writes the bundle as a zip, for later repairs: the zip itself, or one made of the saved version.
+    pub fn keep(&mut self, out: &mut File) -> Result<()> {
+        match &mut self.contents {
+            Contents::Zip(archive) => archive.copy_raw(out),
+            Contents::Folder(dir) => saved::write_zip(dir, &self.entries, &self.version, out),
+        }
+    }
+}
+
+/// The content id of these entries; data is no part of it.
+pub fn content_id_of(entries: &[Entry]) -> String {
+    let mut sum = Sha256::new();
+    for entry in entries.iter().filter(|e| !e.data) {
+        sum.update(entry.path.as_bytes());
+        sum.update(format!("\0{:o}\0{}\n", fsx::reduced_mode(entry.mode), entry.sha256));
+    }
+    fsx::hex(&sum.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zip::write::SimpleFileOptions;
+
+    const LIMITS: Limits = Limits { max_size: 1 << 20, max_files: 100 };
+
+    fn zip_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (name, bytes) in entries {
+            writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    }
+
+    fn open(bytes: &[u8]) -> Result<Bundle> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.zip");
+        std::fs::write(&path, bytes).unwrap();
+        Bundle::open(&path, &RelPath::parse("run.py").unwrap(), &LIMITS)
+    }
+
+    fn code(bytes: &[u8]) -> &'static str {
+        let error = open(bytes).err().expect("the bundle was accepted");
+        let failure = error.downcast_ref::<Failure>().unwrap();
+        assert_eq!(failure.class as i32, 6);
+        failure.code
+    }
+
+    #[test]
+    fn one_top_folder_is_stripped_and_flat_is_accepted() {
+        let stripped =
+            open(&zip_of(&[("app-main/run.py", b"x"), ("app-main/app/a.py", b"y"), ("app-main/.git/c", b"z")]))
+                .unwrap();
+        let flat = open(&zip_of(&[("run.py", b"x"), ("app/a.py", b"y"), ("__MACOSX/z", b"z")])).unwrap();
+        assert_eq!(stripped.content_id, flat.content_id);
+        assert_eq!(stripped.entries.iter().map(|e| e.path.to_string()).collect::<Vec<_>>(), ["app/a.py", "run.py"]);
+    }
+
+    #[test]
+    fn hostile_and_damaged_bundles_are_refused_by_name() {
+        assert_eq!(code(b"no zip"), "bad-zip");
+        assert_eq!(code(&zip_of(&[])), "empty-bundle");
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("../evil", b"x")])), "bad-name");
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("/etc/evil", b"x")])), "bad-name");
+        assert_eq!(code(&zip_of(&[("a/run.py", b"x"), ("b/x", b"x")])), "two-top-folders");
+        assert_eq!(code(&zip_of(&[("a/main.py", b"x")])), "no-start-file");
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("App/a", b"x"), ("app/b", b"x")])), "duplicate-name");
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("a", b"x"), ("a/b", b"x")])), "name-conflict");
+        assert_eq!(code(&zip_of(&[("run.py", &vec![0; 2 << 20])])), "too-large");
+        let whole = zip_of(&[("run.py", &vec![7; 5000])]);
+        for cut in [10, whole.len() / 2, whole.len() - 3] {
+            assert_eq!(code(&whole[..cut]), "bad-zip");
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_in_the_contents_is_noticed() {
+        let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        writer
+            .start_file("run.py", SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored))
+            .unwrap();
+        writer.write_all(b"PRINT-ME").unwrap();
+        let mut bytes = writer.finish().unwrap().into_inner();
+        let at = bytes.windows(8).position(|w| w == b"PRINT-ME").unwrap();
+        bytes[at] ^= 1;
+        assert_eq!(code(&bytes), "bad-zip");
+    }
+
+    #[test]
+    fn links_must_stay_inside() {
+        let with = |target: &str| {
+            let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+            writer.start_file("run.py", SimpleFileOptions::default()).unwrap();
+            writer.add_symlink("app/link", target, SimpleFileOptions::default()).unwrap();
+            writer.finish().unwrap().into_inner()
+        };
+        assert!(open(&with("../run.py")).is_ok());
+        assert_eq!(code(&with("../../etc/passwd")), "bad-link");
+        assert_eq!(code(&with("/etc/passwd")), "bad-link");
+    }
+}

@@ -1,0 +1,241 @@
+//! `restore`: an update whose bundle is a backup; and `backups prune`.
+//! Refuses a backup that is not whole, and old code on a database that it does not know.
+
+use crate::apply::{self, Request, Saved};
+use crate::backup::{self, Record};
+use crate::context::Context;
+use crate::error::Failure;
+use crate::fsx;
+use crate::path::RelPath;
+use crate::preserve::{Class, MEMBERS, database_set, member};
+use crate::receipt;
+use crate::report::Finished;
+use crate::staging;
+use crate::verify::{self, Contents};
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What `restore` is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// None: the newest backup of another version.
+    pub id: Option<String>,
+    /// Data of the users goes back, too.
+    pub data: bool,
+    /// Code alone, whatever the databases look like.
+    pub code_only: bool,
+    /// Nothing but these.
+    pub only: Vec<String>,
+    /// A folder of the old updater, without a record.
+    pub legacy: bool,
+    /// Nobody is asked.
+    pub yes: bool,
+    /// How the server is found, stopped, started and judged.
+    pub run: Request,
+}
+
+/// Runs the restore. The `Finished` says how it ended, whatever happened.
+pub fn restore(cx: &mut Context, wanted: &Wanted) -> Finished {
+    let mut finished = Finished::default();
+    let outcome = run(cx, wanted, &mut finished);
+    apply::conclude(cx, &mut finished, outcome);
+    finished
+}
+
+fn run(cx: &mut Context, wanted: &Wanted, finished: &mut Finished) -> Result<&'static str> {
+    let only = paths(&wanted.only)?;
+    if wanted.id.is_some() {
+        // Before the lock: a mistyped id makes nothing.
+        choose(cx, wanted)?;
+    }
+    let _lock = apply::begin(cx, wanted.run.wait)?;
+    apply::recover_first(cx)?;
+    let (dir, record) = choose(cx, wanted)?;
+    let mut saved = Saved { dir, record, data: wanted.data, only };
+    complete(cx, &mut saved)?;
+    if !saved.data && !wanted.code_only {
+        let judged = same_schemas(cx, &saved);
+        staging::clear(&cx.own())?;
+        judged?;
+    }
+    let words = format!("restore {} (version {})", saved.record.id, saved.record.version());
+    if wanted.id.is_none() {
+        cx.report.line(&words);
+        if !wanted.yes && !cx.report.confirm("go on?") {
+            return Err(Failure::failed("not-confirmed", "nothing was changed: the question was not answered with y")
+                .remedy(format!("type: updater restore {}", saved.record.id))
+                .into());
+        }
+    }
+    let data = if saved.data { " --data" } else { "" };
+    let request = Request { saved: Some(saved), ..wanted.run.clone() };
+    let outcome = apply::pipeline(cx, &request, finished)?;
+    if let Some(id) = &finished.backup {
+        let root = cx.root.path().display();
+        cx.report.line(&format!("to undo this, type: updater restore {id}{data} --root '{root}'"));
+    }
+    Ok(if outcome == "applied" { "restored" } else { outcome })
+}
+
+fn paths(names: &[String]) -> Result<Vec<RelPath>> {
+    let parse = |name: &String| {
+        RelPath::parse(name.strip_suffix('/').unwrap_or(name)).map_err(|e| {
+            Failure::usage("bad-path", format!("--only {name}: {e}"))
+                .remedy("give a path inside the install, as updater backups shows it")
+                .into()
+        })
+    };
+    names.iter().map(parse).collect()
+}
+
+/// The backup that is meant. Errors: there is none (exit 1), it has no record or is damaged (exit 6).
+fn choose(cx: &Context, wanted: &Wanted) -> Result<(PathBuf, Record)> {
+    let backups = cx.backups();
+    let Some(id) = &wanted.id else {
+        if wanted.legacy {
+            return Err(Failure::usage("no-id", "--legacy needs the name of a folder")
+                .remedy("updater backups lists them")
+                .into());
+        }
+        return newest_other(cx);
+    };
+    let name = RelPath::parse(id).ok().filter(|name| name.parent().is_none());
+    let dir = name.map(|name| backups.join(name.to_path()));
+    let Some(dir) = dir.filter(|dir| dir.is_dir()) else {
+        return Err(Failure::failed("no-backup", format!("there is no backup {id}"))
+            .at(backups.display())
+            .remedy("updater backups lists them")
+            .into());
+    };
+    if fsx::exists(&dir.join("backup.json"))? {
+        let record = backup::load(&dir).map_err(|e| {
+            Failure::refused("backup-damaged", format!("the record of the backup {id} cannot be read: {e:#}"))
+                .at(dir.join("backup.json").display())
+                .remedy("restore another backup; updater backups --check lists which are whole")
+        })?;
+        return Ok((dir, record));
+    }
+    if !wanted.legacy {
+        return Err(Failure::refused(
+            "no-record",
+            format!("the backup {id} has no record, so nothing tells whether it is whole"),
+        )
+        .at(dir.display())
+        .remedy(format!("if the old updater made it, look through it, then type: updater restore {id} --legacy"))
+        .into());
+    }
+    let start_file = receipt::load(&cx.own())?.map_or_else(apply::default_start_file, |r| r.start_file);
+    let record = backup::legacy(&dir, &cx.preserve()?, &start_file)?;
+    Ok((dir, record))
+}
+
+/// The newest whole backup of an applied update whose version is not the installed one.
+fn newest_other(cx: &Context) -> Result<(PathBuf, Record)> {
+    let installed = receipt::load(&cx.own())?;
+    for (dir, record) in backup::list(&cx.backups())? {
+        let version = record.version();
+        let is_installed = installed.as_ref().is_some_and(|r| r.version == version);
+        if record.kind == "apply" && !is_installed && backup::damage(&dir, &record, false)?.is_empty() {
+            return Ok((dir, record));
+        }
+    }
+    Err(Failure::failed("no-backup", "there is no whole backup of an applied update to another version")
+        .at(cx.backups().display())
+        .remedy("updater backups lists what there is; updater restore ID takes one of them")
+        .into())
+}
+
+/// `--only`: each path must be saved; a database is put back whole; data that is named is meant.
+fn complete(cx: &Context, saved: &mut Saved) -> Result<()> {
+    let preserve = cx.preserve()?;
+    let mut all: BTreeSet<RelPath> = saved.only.iter().cloned().collect();
+    for path in &saved.only {
+        let lines = || saved.record.files.iter().filter(|l| l.path.is_within(path));
+        if lines().next().is_none() {
+            return Err(Failure::failed(
+                "not-in-backup",
+                format!("the backup {} does not hold {path}", saved.record.id),
+            )
+            .at(path)
+            .remedy("give a path inside the install that was saved")
+            .into());
+        }
+        saved.data |= lines().any(|l| l.data) || preserve.class_of(path, false) == Some(Class::Data);
+        if let Some(main) = database_set(path) {
+            all.extend(MEMBERS.map(|ending| member(&main, ending)));
+        }
+    }
+    saved.only = all.into_iter().collect();
+    Ok(())
+}
+
+/// Old code on a database with another schema fails late, or writes what the new code cannot read.
+/// Errors (exit 6): a schema differs; both ways out, and what each loses.
+fn same_schemas(cx: &Context, saved: &Saved) -> Result<()> {
+    let lines: Vec<_> = saved.record.files.iter().filter(|l| l.data).map(|l| (l.path.clone(), l.facts)).collect();
+    let scratch = cx.scratch()?;
+    for main in cx.databases(&lines)? {
+        let (live, kept) = (cx.root.join(&main), saved.dir.join(main.to_path()));
+        if !fsx::exists(&live)? || !fsx::exists(&kept)? {
+            continue;
+        }
+        // A damaged database has no schema to compare; preflight judges it.
+        let (Ok(now), Ok(then)) = (verify::contents(&live, &scratch), verify::contents(&kept, &scratch)) else {
+            continue;
+        };
+        if now.schema != then.schema {
+            let id = &saved.record.id;
+            let message = format!(
+                "the database {main} has another schema than in the backup {id}: {}; rows {}",
+                differences(&now, &then),
+                rows(&now, &then)
+            );
+            return Err(Failure::refused("schema-differs", message)
+                .at(&main)
+                .remedy(format!(
+                    "type: updater restore {id} --data (the databases go back, too: rows written since are lost, though kept in the new backup), \
+                     or updater restore {id} --code-only (no row is lost, but the old code must cope with the new schema)"
+                ))
+                .into());
+        }
+    }
+    Ok(())
+}
+
+fn differences(now: &Contents, then: &Contents) -> String {
+    let mut all = Vec::new();
+    for (name, text) in &now.schema {
+        match then.schema.get(name) {
+            None => all.push(format!("{name} is new")),
+            Some(old) if old != text => all.push(format!("{name} is changed")),
+            Some(_) => {}
+        }
+    }
+    all.extend(then.schema.keys().filter(|n| !now.schema.contains_key(*n)).map(|n| format!("{n} is gone")));
+    all.join(", ")
+}
+
+fn rows(now: &Contents, then: &Contents) -> String {
+    let tables: BTreeSet<&String> = now.rows.keys().chain(then.rows.keys()).collect();
+    let count =
+        |contents: &Contents, table: &String| contents.rows.get(table).map_or("no table".into(), i64::to_string);
+    let lines = tables.iter().map(|t| format!("{t}: {} now, {} in the backup", count(now, t), count(then, t)));
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+/// `backups prune`: takes the oldest backups away, never the newest whole one.
+pub fn prune(cx: &mut Context, keep: Option<u32>, wait: Option<Duration>) -> Result<Value> {
+    let nothing = !fsx::exists(&cx.own())? && backup::list(&cx.backups())?.is_empty();
+    let gone = if nothing {
+        Vec::new()
+    } else {
+        let _lock = apply::begin(cx, wait)?;
+        apply::recover_first(cx)?;
+        let keep = keep.unwrap_or(cx.settings.backup.keep);
+        backup::prune(&cx.own(), &cx.backups(), keep).context("pruning the backups")?
+    };
+    Ok(json!({"pruned": gone, "backups": backup::list_all(&cx.backups(), false)?}))
+}
