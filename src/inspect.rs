@@ -30,7 +30,7 @@ fn server_object(cx: &Context, server: Option<&Running>) -> Value {
         "port": answer.asked_port.or(running.ports.first().copied()),
         "protocol": answer.protocol,
         "healthy": answer.status.is_some_and(|s| (200..400).contains(&s)),
-        "managed_by": running.managed_by,
+        "managed_by": running.managed_by.as_ref().map(|unit| &unit.name),
     })
 }
 
@@ -139,7 +139,7 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
         "server": server,
         "launch": survey.as_ref().and_then(|s| s.launch.as_ref()).map(|l| json!({
             "argv": l.argv, "cwd": l.cwd.display().to_string(),
-            "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": "process",
+            "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": survey.as_ref().and_then(|s| s.service.as_ref()).map_or("process".to_string(), |unit| format!("service {unit}")),
         })),
         "escape": "none",
         "space": prepared.as_ref().map(|p| vec![json!({"volume": volume, "needed": p.needed, "free": free})]).unwrap_or_default(),

@@ -20,13 +20,13 @@ use crate::health::{self, Before};
 use crate::history;
 use crate::journal::{Journal, Record};
 use crate::lock::Lock;
-use crate::os::{LaunchSpec, ProcessId, files, processes};
+use crate::os::{LaunchSpec, ProcessId, Unit, files, processes};
 use crate::path::RelPath;
 use crate::plan;
 use crate::recover;
 use crate::report::{Finished, Stage};
 use crate::rollback;
-use crate::server::{self};
+use crate::server::{self, Launched};
 use crate::staging::{self, Staged};
 use crate::swap;
 use crate::verify;
@@ -257,8 +257,13 @@ fn unchanged(
     match (&survey.server, &survey.launch) {
         (None, Some(launch)) if !request.no_start => {
             cx.start(Stage::Relaunch, "starting the server");
-            let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
-            let mut running = held.release().map_err(|e| cannot_start(launch, &e))?;
+            let mut running = match &survey.service {
+                Some(unit) => start_unit(cx, request, unit)?,
+                None => {
+                    let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+                    Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?))
+                }
+            };
             cx.done(Stage::Relaunch, "started");
             cx.start(Stage::Health, "waiting for its answer");
             let healthy = judge(cx, request, &survey.expected, &[], &mut running)?;
@@ -279,7 +284,7 @@ fn unchanged(
 /// A held start that is never released: user, folder, program and logs of the running server are proven
 /// before it is stopped.
 fn try_start(survey: &Survey) -> Result<()> {
-    if let Some(launch) = survey.launch.as_ref().filter(|_| survey.server.is_some()) {
+    if let Some(launch) = survey.launch.as_ref().filter(|_| survey.server.is_some() && survey.service.is_none()) {
         drop(processes::hold(launch).map_err(|e| cannot_start(launch, &e))?);
     }
     Ok(())
@@ -297,11 +302,17 @@ pub fn judge(
     request: &Request,
     expected: &Before,
     old: &[ProcessId],
-    running: &mut processes::Running,
+    running: &mut Option<Launched>,
 ) -> Result<health::Healthy> {
     let timeout = request.health_timeout.unwrap_or(cx.settings.server.health_timeout);
     let judge = health::Judge { timeout, soak: cx.settings.server.soak };
-    judge.judge(expected, &cx.root, old, Some(running), &mut || cx.check_signals_after_stop())
+    let running = running.as_mut().map(|r| r as &mut dyn health::Started);
+    judge.judge(expected, &cx.root, old, running, &mut || cx.check_signals_after_stop())
+}
+
+fn start_unit(cx: &Context, request: &Request, unit: &Unit) -> Result<Option<Launched>> {
+    let timeout = request.health_timeout.unwrap_or(cx.settings.server.health_timeout);
+    server::start_unit(unit, timeout, &mut || cx.check_signals_after_stop())
 }
 
 /// From staging to the commit. Any error after the stop comes back as a rollback's outcome.
@@ -407,7 +418,7 @@ fn down(
     mut staged: Vec<Staged>,
     saved: &mut Backup,
     journal: &mut Journal,
-    started: &mut Option<processes::Running>,
+    started: &mut Option<Launched>,
 ) -> Result<Option<health::Healthy>> {
     let preserve = cx.preserve()?;
     cx.start(Stage::Stop, "stopping the server");
@@ -460,15 +471,24 @@ fn down(
         }
     };
     cx.start(Stage::Relaunch, "starting the new version");
-    let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
     let boot = processes::boot_id().context("reading the boot id")?;
-    journal.append(Record::Starting { boot, process: held.id() })?;
-    let running = started.insert(held.release().map_err(|e| cannot_start(launch, &e))?);
-    cx.done(Stage::Relaunch, &format!("process {}", running.id().pid));
+    if let Some(unit) = &survey.service {
+        journal.append(Record::Starting { boot: boot.clone(), process: None })?;
+        *started = start_unit(cx, request, unit)?;
+        if let Some(running) = started {
+            journal.append(Record::Starting { boot, process: Some(running.id()) })?;
+        }
+    } else {
+        let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+        journal.append(Record::Starting { boot, process: Some(held.id()) })?;
+        *started = Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?));
+    }
+    let shown = started.as_ref().map_or("started".to_string(), |running| format!("process {}", running.id().pid));
+    cx.done(Stage::Relaunch, &shown);
 
     cx.start(Stage::Health, "waiting for its answer");
     let old: Vec<ProcessId> = survey.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
-    let healthy = judge(cx, request, &survey.expected, &old, running)?;
+    let healthy = judge(cx, request, &survey.expected, &old, started)?;
     databases::kept(cx, &databases)?;
     journal.append(Record::Committed)?;
     cx.done(Stage::Health, "it answers as well as before");
