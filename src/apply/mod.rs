@@ -24,7 +24,7 @@ use crate::os::{LaunchSpec, ProcessId, Unit, files, processes};
 use crate::path::RelPath;
 use crate::plan;
 use crate::recover;
-use crate::report::{Finished, Stage};
+use crate::report::{Finished, Reporter, Stage};
 use crate::rollback;
 use crate::server::{self, Launched};
 use crate::staging::{self, Staged};
@@ -228,6 +228,13 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
 pub fn recover_first(cx: &mut Context) -> Result<()> {
     if let Some(done) = recover::settle(cx, recover::Choice::default())? {
         cx.report.recovered(&done.interrupted_id, done.direction);
+        let events = cx.own().join(format!("events/{}.jsonl", done.interrupted_id));
+        let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
+        theirs.stage_started(Stage::Rollback, "settled by the next command");
+        theirs.finished(&done.finished());
+        if fsx::exists(&events)? {
+            fsx::adopt(&events)?;
+        }
     }
     // Without a journal nothing refers to what an earlier run may have left.
     rollback::sweep(&cx.own())
