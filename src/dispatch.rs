@@ -73,8 +73,8 @@ pub fn run(cli: &Cli) -> u8 {
     options.log_file = options.log_file.map(|path| cwd.join(path));
     let report = Reporter::new(options);
     let mut early = Reporter::new(cli.global.report());
-    let mut cx = match context(cli, report, &cwd) {
-        Ok(cx) => cx,
+    let (mut cx, warnings) = match context(cli, report, &cwd) {
+        Ok(both) => both,
         Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
     };
     // The caller's folder may lie in what is replaced.
@@ -82,20 +82,21 @@ pub fn run(cli: &Cli) -> u8 {
         let failure = Failure::failed("no-access", "the install cannot be entered").at(cx.root.path().display());
         return usage(&mut early, &failure.into(), cli.command.writes_events());
     }
-    match command(&mut cx, cli, &cwd) {
+    match command(&mut cx, cli, &cwd, &warnings) {
         Ok(code) => code,
         Err(e) => usage(&mut cx.report, &e, cli.command.writes_events()),
     }
 }
 
-fn context(cli: &Cli, report: Reporter, cwd: &Path) -> Result<Context> {
+/// What a command is given, and what is wrong with the settings where that may be.
+fn context(cli: &Cli, report: Reporter, cwd: &Path) -> Result<(Context, Vec<String>)> {
     let exe = std::env::current_exe().context("finding this program")?;
     let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
     let config = settings_place(cli, root.path(), cwd);
     let strict = !matches!(cli.command, Command::Recover(_));
     let (settings, warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
-    let mut cx = Context {
+    let cx = Context {
         root,
         settings,
         report,
@@ -105,17 +106,14 @@ fn context(cli: &Cli, report: Reporter, cwd: &Path) -> Result<Context> {
         is_down: false,
         has_said: false,
     };
-    for warning in warnings {
-        cx.report.warning("bad-settings", &warning, Some("updater.toml"));
-    }
-    Ok(cx)
+    Ok((cx, warnings))
 }
 
 fn settings_place(cli: &Cli, root: &Path, cwd: &Path) -> PathBuf {
     cli.global.config.as_ref().map_or_else(|| root.join("updater.toml"), |config| cwd.join(config))
 }
 
-fn command(cx: &mut Context, cli: &Cli, cwd: &Path) -> Result<u8> {
+fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Result<u8> {
     match &cli.command {
         Command::Apply(args) if !args.dry_run => {
             let request = request(args, cwd)?;
@@ -191,6 +189,9 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path) -> Result<u8> {
                 return Ok(0);
             }
             cx.report.begin(cx.update_id.clone(), &[Stage::Rollback]);
+            for warning in warnings {
+                cx.report.warning("bad-settings", warning, Some("updater.toml"));
+            }
             let finished = recover::recover(cx, choice, args.run.wait);
             // At boot the service manager waits for us: it must not be asked who runs.
             Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })

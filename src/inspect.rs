@@ -92,8 +92,11 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
         worst = worst.max(error::class(&e) as u8);
         problems.push(error::record(&e));
     };
-    let (_, problem) = interrupted(cx)?;
-    problems.extend(problem);
+    match Journal::find(&cx.own())? {
+        // `apply` settles it first.
+        Found::Nothing | Found::Open(_) => problems.extend(interrupted(cx)?.1),
+        Found::Unreadable(reason) => note(journal::blocked(&cx.own(), &reason).into(), &mut problems),
+    }
     let survey = match apply::detect(cx, request) {
         Ok(survey) => Some(survey),
         Err(e) if error::class(&e) == Class::Failed => {
@@ -224,8 +227,15 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
     };
     let limits =
         crate::bundle::Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
-    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits)
-        .context("opening the bundle to heal from")?;
+    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits);
+    let opened = match from {
+        Some(_) => opened.context("opening the bundle to heal from")?,
+        None => opened.map_err(|e| {
+            Failure::failed("no-bundle", format!("the kept bundle cannot be used: {e:#}"))
+                .at(".updater/bundle.zip")
+                .remedy("give the installed version's bundle: updater verify --repair --from BUNDLE")
+        })?,
+    };
     if opened.content_id != receipt.content_id {
         return Err(Failure::refused("other-content", "this bundle is not the one that is installed")
             .at(bundle.display())

@@ -300,15 +300,17 @@ pub fn set_aside(own: &Path, reason: &str) -> Result<Failure> {
 
 /// The failure that every changing command ends with while an unreadable journal waits for an operator.
 pub fn blocked(own: &Path, reason: &str) -> Failure {
-    Failure::operator(
-        "journal-unreadable",
-        format!("an update was interrupted and its journal cannot be used: {reason}"),
-    )
-    .at(".updater/journal")
-    .remedy(format!(
-        "compare the install with the newest folder under backups/, then type: rm '{}'",
-        marker(own).display()
-    ))
+    let root = own.parent().unwrap_or(own).display();
+    let remedy = if marker(own).exists() {
+        format!(
+            "whether the tree is whole tells updater verify, and updater restore brings the newest backup back; both work again once you type: rm '{}'",
+            marker(own).display()
+        )
+    } else {
+        format!("type: updater recover --root '{root}' (it sets the journal aside and says how to go on)")
+    };
+    let message = format!("an update was interrupted and its journal cannot be used: {reason}");
+    Failure::operator("journal-unreadable", message).at(".updater/journal").remedy(remedy)
 }
 
 #[cfg(test)]
