@@ -66,6 +66,9 @@ fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record,
     Ok(())
 }
 
+/// The name under which data waits to take its place.
+const DATA_BACK: &str = ".updater-data-back";
+
 fn differs(root: &InstallRoot, line: &backup::Line) -> Result<bool> {
     Ok(match fsx::facts(&root.join(&line.path))? {
         None => true,
@@ -126,10 +129,11 @@ fn set_back(
     Ok(())
 }
 
-/// Copies the saved file beside staging, moves the altered one to `after/`, and the copy into its place.
+/// Copies the saved file beside its place (on its volume, whichever that is), moves the altered one to
+/// `after/`, and the copy into its place. A copy that is cut off is made again by the next try.
 fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, after: &std::path::Path) -> Result<()> {
     let live = root.join(&line.path);
-    let copy = root.own().join("staging/data-back");
+    let copy = live.with_file_name(DATA_BACK);
     fsx::remove_own_file(&copy)?;
     let saved = dir.join(line.path.to_path());
     let facts = Facts {

@@ -183,11 +183,11 @@ fn on_clone<T>(main: &Path, scratch: &Path, look: impl FnOnce(&Path) -> Result<T
         let (mut from, mut to) = (main.to_path_buf().into_os_string(), clone.clone().into_os_string());
         from.push(ending);
         to.push(ending);
-        match fs_err::copy(&from, &to) {
-            Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !ending.is_empty() => {}
-            Err(e) => return Err(e.into()),
-        }
+        anyhow::ensure!(
+            fsx::copy_scratch(Path::new(&from), Path::new(&to))? || !ending.is_empty(),
+            "{} is gone",
+            main.display()
+        );
     }
     let seen = look(&clone);
     folder.close().context("removing the clone of a database")?;

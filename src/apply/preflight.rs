@@ -15,6 +15,7 @@ use crate::verify;
 use crate::version;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// What preflight decided.
 pub struct Prepared {
@@ -56,15 +57,20 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     }
     let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
     let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
-    let saved: u64 = plan.live.values().map(|l| l.facts.size).chain(data.iter().map(|(_, f)| f.size)).sum();
+    movable(cx, &plan)?;
+    let saved: u64 = plan.live.values().map(|l| l.facts.size).sum::<u64>() + allocated(cx, &data)?;
     let needed = arriving + saved + bundle.kept_size()? + journal_size(&plan);
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     if free < needed {
+        let volume = cx.root.path().display();
         return Err(Failure::failed(
             "no-space",
-            format!("{} bytes are needed and {free} are free: {} are missing", needed, needed - free),
+            format!(
+                "on the volume of {volume} {needed} bytes are needed and {free} are free: {} are missing",
+                needed - free
+            ),
         )
-        .at(cx.root.path().display())
+        .at(volume)
         .remedy("free space on the volume of the install, or lower [backup] keep")
         .into());
     }
@@ -74,6 +80,61 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
         }
     }
     Ok(Prepared { bundle, plan, data, needed })
+}
+
+/// What the data takes on its volume: a copy of a sparse file is sparse, too.
+fn allocated(cx: &Context, data: &[(RelPath, os::Facts)]) -> Result<u64> {
+    let mut sum = 0;
+    for (path, facts) in data {
+        // One that vanished meanwhile needs no room.
+        sum += files::allocated(&cx.root.join(path)).map_or(0, |bytes| bytes.min(facts.size));
+    }
+    Ok(sum)
+}
+
+/// Whether all that the swap moves can be moved: by this user, within one volume, and at all.
+fn movable(cx: &Context, plan: &Plan) -> Result<()> {
+    let volume = files::facts(cx.root.path()).context("looking at the install")?.volume;
+    let mut folders: BTreeSet<PathBuf> = BTreeSet::from([cx.root.path().to_path_buf()]);
+    for planned in plan.changes() {
+        folders.extend(existing_parent(&cx.root.join(&planned.path)));
+        if planned.live.is_some() {
+            refuse_obstacle(cx, &cx.root.join(&planned.path))?;
+        }
+    }
+    folders.extend(plan.emptied.iter().map(|(path, _)| cx.root.join(path)));
+    for own in [cx.own(), cx.backups()] {
+        folders.extend(if own.is_dir() { Some(own) } else { existing_parent(&own) });
+    }
+    for folder in folders {
+        // Through a link: what counts is where the files would lie.
+        let full = fs_err::canonicalize(&folder)?;
+        if files::facts(&full).with_context(|| format!("looking at {}", full.display()))?.volume != volume {
+            let message =
+                format!("{} lies on another volume than the install, so nothing can be moved there", folder.display());
+            return Err(Failure::failed("other-volume", message)
+                .at(folder.display())
+                .remedy("put it on the install's volume, or leave it out ([preserve] paths, [backup] dir)")
+                .into());
+        }
+        refuse_obstacle(cx, &full)?;
+    }
+    Ok(())
+}
+
+fn existing_parent(path: &std::path::Path) -> Option<PathBuf> {
+    path.ancestors().skip(1).find(|above| above.is_dir()).map(std::path::Path::to_path_buf)
+}
+
+fn refuse_obstacle(cx: &Context, path: &std::path::Path) -> Result<()> {
+    let Some(reason) = files::obstacle(path).with_context(|| format!("looking at {}", path.display()))? else {
+        return Ok(());
+    };
+    let name = path.strip_prefix(cx.root.path()).ok().filter(|p| !p.as_os_str().is_empty()).unwrap_or(path);
+    Err(Failure::failed("not-movable", format!("{} cannot be moved: {reason}", name.display()))
+        .at(name.display())
+        .remedy("lift that, or run the updater as the owner of the install, or as root")
+        .into())
 }
 
 /// The bundle file, judged: what it must hash to, its contents, where it comes from.
