@@ -44,6 +44,16 @@ pub struct Settled {
     pub to_version: Option<String>,
 }
 
+impl Settled {
+    /// How this run ended after all.
+    pub fn finished(self) -> Finished {
+        let (from, to) = (self.from_version, self.to_version);
+        let (from_version, to_version) = if self.direction == "new" { (from, to) } else { (to, from) };
+        let outcome = "recovered".to_string();
+        Finished { outcome, pid: self.pid, backup: self.backup, from_version, to_version, ..Finished::default() }
+    }
+}
+
 /// The most times that recovery is tried without a person.
 const TRIES: usize = 3;
 
@@ -82,10 +92,7 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
         let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
         cx.done(Stage::Rollback, &format!("the {} version stands{proven}", done.direction));
         cx.report.recovered(&done.interrupted_id, done.direction);
-        finished.pid = done.pid;
-        finished.backup = done.backup;
-        let (from, to) = (done.from_version, done.to_version);
-        (finished.from_version, finished.to_version) = if done.direction == "new" { (from, to) } else { (to, from) };
+        *finished = done.finished();
     }
     Ok(())
 }
@@ -98,9 +105,30 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
         Found::Unreadable(reason) => return Err(journal::set_aside(&own, &reason)?.into()),
         Found::Open(journal) => *journal,
     };
-    journal.trim()?;
+    let id = journal.begin.update_id.clone();
+    let done = journal.trim().and_then(|()| settle_open(cx, journal, choice));
+    done.map(Some).map_err(|e| unsettled(cx, &id, e))
+}
+
+/// What stands is in the middle, so nothing less than an operator is needed.
+fn unsettled(cx: &Context, id: &str, e: anyhow::Error) -> anyhow::Error {
+    if error::class(&e) != Class::Failed {
+        return e;
+    }
+    let failure = e.downcast_ref::<Failure>();
+    let usual = format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display());
+    let remedy = failure.and_then(|f| f.remedy.clone()).map_or(usual.clone(), |own| format!("{own}; {usual}"));
+    let code = failure.map_or("recovery-failed", |f| f.code);
+    Failure::operator(code, format!("the interrupted update {id} could not be settled: {e:#}"))
+        .at(cx.root.path().display())
+        .remedy(remedy)
+        .into()
+}
+
+fn settle_open(cx: &Context, mut journal: Journal, choice: Choice) -> Result<Settled> {
+    let own = cx.own();
     if choice.boot && is_whole(cx, &journal)? {
-        return boot(cx, journal).map(Some);
+        return boot(cx, journal);
     }
     if journal.attempts() >= TRIES && !choice.by_hand {
         return Err(Failure::operator("recovery-failed", format!("recovery was tried {TRIES} times without success"))
@@ -112,7 +140,7 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
     let direction = decide(cx, &mut journal, choice)?;
     // Going down, the system starts nothing any more; the next boot does.
     if choice.boot || direction == "old" && service::is_shutting_down() {
-        return boot(cx, journal).map(Some);
+        return boot(cx, journal);
     }
     let mut settled = settled(&journal, direction);
     if direction == "old" {
@@ -122,7 +150,7 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
     }
     rollback::clean_up(&cx.root, journal)?;
     crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
-    Ok(Some(settled))
+    Ok(settled)
 }
 
 fn settled(journal: &Journal, direction: &'static str) -> Settled {
@@ -218,22 +246,55 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
         Some(Data::Backup) => DataBack::Restored,
         Some(Data::Keep) => DataBack::Kept,
         None if unwatched => {
-            let root = cx.root.path().display();
-            return Err(Failure::operator(
-                "data-undecided",
-                "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
-            )
-            .at(&root)
-            .remedy(format!(
-                "type: updater recover --root '{root}' --data keep (old code, data as it is now) or --data backup (old code, data as at the stop)"
-            ))
-            .into());
+            return Err(undecided(cx).into());
         }
         None => DataBack::Restored,
     };
     end_started(cx, journal)?;
     rollback::undo(&cx.root, journal, data)?;
     Ok("old")
+}
+
+fn undecided(cx: &Context) -> Failure {
+    let root = cx.root.path().display();
+    Failure::operator(
+        "data-undecided",
+        "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
+    )
+    .at(&root)
+    .remedy(format!(
+        "type: updater recover --root '{root}' --data keep (old code, data as it is now) or --data backup (old code, data as at the stop)"
+    ))
+}
+
+/// Before data is put back: a server of this install that somebody else started on the new tree writes data
+/// that must not be replaced. Errors (exit 4): there is one.
+pub fn refuse_outsiders(cx: &Context, journal: &Journal) -> Result<()> {
+    let (Some((_, process)), Some(running)) = (journal.starting(), server::find(&cx.root)?) else { return Ok(()) };
+    if journal.begin.service.is_some() && running.managed_by == journal.begin.service {
+        return Ok(());
+    }
+    let above_us = ancestors(std::process::id())?;
+    for one in &running.processes {
+        // A daemon of ours has left us: it belongs to what adopts orphans, and that is above us, too.
+        let above = ancestors(one.id.pid)?;
+        let ours = process.is_none_or(|p| one.id == p || above.contains(&p.pid));
+        if !ours && above.first().is_some_and(|parent| !above_us.contains(parent)) {
+            return Err(undecided(cx).into());
+        }
+    }
+    Ok(())
+}
+
+/// The processes above this one, the nearest first.
+fn ancestors(pid: u32) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    let mut at = pid;
+    while let Some(parent) = processes::parent(at).context("looking at the processes")?.filter(|p| !all.contains(p)) {
+        all.push(parent);
+        at = parent;
+    }
+    Ok(all)
 }
 
 fn measure(value: &Option<serde_json::Value>) -> Result<Before> {

@@ -176,5 +176,13 @@ pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
 pub fn sweep(own: &std::path::Path) -> Result<()> {
     fsx::remove_own_tree(&staging::trash(own))?;
     staging::clear(own)?;
-    backup::clear_discarded(own)
+    backup::clear_discarded(own)?;
+    // Files that were never renamed into their places.
+    for item in fs_err::read_dir(own)? {
+        let path = item?.path();
+        if path.extension().is_some_and(|ending| ending == "new" || ending == "tmp") {
+            fsx::remove_own_file(&path)?;
+        }
+    }
+    Ok(())
 }

@@ -137,7 +137,15 @@ fn a_killed_stop_leaves_the_old_version_and_the_next_apply_recovers_it_first() {
     kill_apply(&install, &install.bundle("2.0"), &[], &|| journal_says(&install, "stopping"));
     let output = install.apply(&install.bundle("3.0")).expect(0);
     assert_eq!(output.outcome(), "applied");
-    assert_eq!(output.events().iter().filter(|e| e["event"] == "recovered").count(), 1, "{output:?}");
+    let recovered: Vec<_> = output.events().into_iter().filter(|e| e["event"] == "recovered").collect();
+    assert_eq!(recovered.len(), 1, "{output:?}");
+    // The stream of the killed run goes on in its own file, and ends there.
+    let id = recovered[0]["interrupted_id"].as_str().unwrap();
+    let text = install.read(&format!(".updater/events/{id}.jsonl"));
+    let events: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(events.iter().enumerate().all(|(n, e)| e["seq"] == n as u64 + 1 && e["update_id"] == id), "{text}");
+    assert_eq!(events.iter().filter(|e| e["event"] == "finished").count(), 1);
+    assert_eq!(events.last().unwrap()["outcome"], "recovered");
     assert_eq!(install.version(), "3.0");
     assert_settled(&install);
 }
@@ -229,4 +237,29 @@ fn boot_goes_on_with_data_that_was_about_to_be_put_back() {
         assert_eq!(install.read(&format!("uploads/more{n:03}.txt")), "old upload\n");
     }
     assert_settled(&install);
+}
+
+#[test]
+fn what_a_server_of_somebody_else_writes_is_not_replaced_by_a_rollback() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\nhealth_timeout = \"8s\"\n");
+    let bundle = install.save(&Bundle::release("2.0", DAMAGE));
+    let mut apply = install.command(&["apply", bundle.to_str().unwrap(), "--json"]);
+    apply.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut apply = apply.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !serves(&install, "2.0", 500) {
+        assert!(Instant::now() < deadline, "the new version never ran");
+    }
+    // An operator loses patience: the version is run from a shell, beside ours.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$0\" run.py; exit"]).arg(kit::standin());
+    shell.env("PORT", kit::free_port().to_string());
+    install.spawn(&mut shell);
+    assert_eq!(apply.wait().unwrap().code(), Some(4));
+    let last: serde_json::Value = serde_json::from_str(&install.read(".updater/last.json")).unwrap();
+    assert_eq!(last["outcome"], "needs-operator");
+    assert_eq!((install.note().as_str(), install.read("uploads/a.txt").as_str()), ("new row", "altered"));
+    assert_eq!(install.updater(&["recover", "--json"]).expect(4).outcome(), "needs-operator");
+    assert_eq!(install.note(), "new row");
 }

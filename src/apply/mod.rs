@@ -3,6 +3,7 @@
 //! the rollback.
 //! Refuses to go on after any error: before the stop it ends, after it it rolls back.
 
+mod databases;
 mod detect;
 mod preflight;
 mod record;
@@ -23,7 +24,7 @@ use crate::os::{LaunchSpec, ProcessId, Unit, files, processes};
 use crate::path::RelPath;
 use crate::plan;
 use crate::recover;
-use crate::report::{Finished, Stage};
+use crate::report::{Finished, Reporter, Stage};
 use crate::rollback;
 use crate::server::{self, Launched};
 use crate::staging::{self, Staged};
@@ -95,8 +96,16 @@ pub fn apply(cx: &mut Context, request: &Request) -> Finished {
 const MOST_FAILURES: u64 = 2;
 
 /// The failures that the bundle itself caused, by their codes.
-const OWN_FAULT: [&str; 6] =
-    ["health-exited", "health-timeout", "health-status", "health-port", "cannot-start", "critical-missing"];
+const OWN_FAULT: [&str; 8] = [
+    "health-exited",
+    "health-timeout",
+    "health-status",
+    "health-port",
+    "cannot-start",
+    "critical-missing",
+    "database-damaged",
+    "rows-lost",
+];
 
 /// Turns the end of a run into its `finished` record.
 pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
@@ -219,6 +228,13 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
 pub fn recover_first(cx: &mut Context) -> Result<()> {
     if let Some(done) = recover::settle(cx, recover::Choice::default())? {
         cx.report.recovered(&done.interrupted_id, done.direction);
+        let events = cx.own().join(format!("events/{}.jsonl", done.interrupted_id));
+        let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
+        theirs.stage_started(Stage::Rollback, "settled by the next command");
+        theirs.finished(&done.finished());
+        if fsx::exists(&events)? {
+            fsx::adopt(&events)?;
+        }
     }
     // Without a journal nothing refers to what an earlier run may have left.
     rollback::sweep(&cx.own())
@@ -425,6 +441,7 @@ fn down(
     cx.start(Stage::BackupFinal, "saving what changed since");
     let record = finish_backup(cx, request, survey, prepared, saved, &preserve)?;
     journal.append(Record::BackupWhole)?;
+    let databases = databases::at_the_stop(cx, prepared)?;
     cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
     cx.check_signals_after_stop()?;
 
@@ -479,6 +496,7 @@ fn down(
     cx.start(Stage::Health, "waiting for its answer");
     let old: Vec<ProcessId> = survey.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
     let healthy = judge(cx, request, &survey.expected, &old, started)?;
+    databases::kept(cx, &databases)?;
     journal.append(Record::Committed)?;
     cx.done(Stage::Health, "it answers as well as before");
     Ok(Some(healthy))

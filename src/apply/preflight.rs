@@ -1,7 +1,7 @@
 //! Preflight: the bundle judged, the plan made, every obstacle found. Reading only.
 //! Refuses to leave anything to be found out after the stop that can be found out before it.
 
-use super::{Request, Saved, Survey};
+use super::{Request, Saved, Survey, databases};
 use crate::backup::{self};
 use crate::bundle::{Bundle, Limits};
 use crate::context::Context;
@@ -70,7 +70,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     }
     if !request.force_data {
         for main in cx.databases(&data)?.difference(&plan.sets) {
-            check_before(cx, main)?;
+            databases::whole_already(cx, main)?;
         }
     }
     Ok(Prepared { bundle, plan, data, needed })
@@ -105,28 +105,6 @@ fn open_saved(saved: &Saved, survey: &Survey) -> Result<Bundle> {
     let mut bundle = Bundle::open_saved(&saved.dir, entries, &survey.start_file, &wanted)?;
     bundle.version = saved.record.version();
     Ok(bundle)
-}
-
-/// A database that is damaged already must not be blamed on the update. A busy one may be cloned in
-/// the middle of a write, so only a verdict on a file that stood still counts.
-pub(super) fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
-    let scratch = cx.scratch()?;
-    for _ in 0..3 {
-        let was = fsx::facts(&cx.root.join(main))?;
-        if verify::check_database(&cx.root, main, &[], &scratch)?.ok {
-            return Ok(());
-        }
-        if was == fsx::facts(&cx.root.join(main))? {
-            return Err(Failure::failed(
-                "database-damaged",
-                format!("the database {main} is damaged already, before the update"),
-            )
-            .at(main)
-            .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite")
-            .into());
-        }
-    }
-    Ok(())
 }
 
 /// Whether the bundle is for this program, and no older than what is installed.

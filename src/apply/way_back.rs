@@ -35,7 +35,10 @@ pub(super) fn roll_back(
     // A unit may have started it although its request failed.
     let asked = survey.service.is_some() && journal.starting().is_some();
     let data = if started.is_some() || asked { DataBack::Restored } else { DataBack::Untouched };
-    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, data));
+    let outsiders = if data == DataBack::Restored { recover::refuse_outsiders(cx, &journal) } else { Ok(()) };
+    let undone = outsiders
+        .and_then(|()| recover::end_started(cx, &journal))
+        .and_then(|()| rollback::undo(&cx.root, &mut journal, data));
     drop(started);
     if let Err(e) = undone {
         cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
@@ -110,8 +113,10 @@ pub(super) fn code_of(cause: &anyhow::Error) -> &'static str {
 
 pub(super) fn needs_operator(cx: &Context, cause: &error::ErrorRecord, e: &anyhow::Error) -> anyhow::Error {
     let code = e.downcast_ref::<Failure>().map_or("rollback-failed", |f| f.code);
+    let own_remedy = e.downcast_ref::<Failure>().and_then(|f| f.remedy.clone());
+    let usual = format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display());
     Failure::operator(code, format!("the update failed ({}) and going back did not succeed: {e:#}", cause.message))
         .at(cx.root.path().display())
-        .remedy(format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display()))
+        .remedy(own_remedy.unwrap_or(usual))
         .into()
 }
