@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""crash_install.py WORK prepare|setup|recover|check|stop - the small install of scripts/crash-test.
+"""crash_install.py WORK prepare|setup|recover|reboot|check|stop - the install of scripts/crash-test and power-cut.
 
-`check` prints OLD, NEW or BROKEN first: the tree by hash, the row of the database, the server by ping, what
-the updater left lying about, and whether a second recover finds nothing to do.
+`check` prints OLD, NEW or BROKEN first: the tree by hash, the row of the database, the backups by their records,
+the receipt, the server by ping, what the updater left lying about, and whether a second recover finds nothing to do.
+`reboot` is `recover` on a machine that was off: nothing runs, and recovery must ask about data exactly when the
+new version had been started and nothing was settled.
+SITE: where the install lies (else WORK/site).
 SCENARIO=bad: the new version rewrites the row, alters one upload, adds another and answers 500, so that the
 rollback and its data are what is killed; then only OLD is right.
 """
@@ -10,9 +13,11 @@ import hashlib, json, os, shutil, signal, socket, sqlite3, subprocess, sys, time
 from pathlib import Path
 
 work = Path(sys.argv[1]).resolve()
-site, bundle, port_file = work / 'site', work / 'bundle.zip', work / 'port'
+site, bundle, port_file = Path(os.environ.get('SITE', work / 'site')), work / 'bundle.zip', work / 'port'
+asked = work / 'asked'
 OWN = ('.updater', 'backups', 'instance', '__pycache__')
 bad = os.environ.get('SCENARIO') == 'bad'
+power = 'CUT_N' in os.environ
 DAMAGE = """SQL = "UPDATE notes SET text = 'rewritten'"
 WRITE = "uploads/a.txt=altered"
 WRITE = "uploads/b.txt=added"
@@ -86,13 +91,20 @@ def setup():
     with sqlite3.connect(site / 'instance/app.db') as db:
         db.execute('PRAGMA journal_mode=WAL')
         db.execute('CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT)')
-        db.execute("INSERT INTO notes VALUES(1, 'a row')")
     db.close()
-    log = open(site / 'instance/server.log', 'w')
-    subprocess.Popen([os.environ['STANDIN'], 'run.py'], cwd=site, env={**os.environ, 'PORT': str(port())},
-                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    start()
     if not wait():
         sys.exit('the server does not start')
+    # While the server holds the database open the row stays in the log: both files are needed to keep it.
+    with sqlite3.connect(site / 'instance/app.db') as db:
+        db.execute("INSERT INTO notes VALUES(1, 'a row')")
+    db.close()
+
+
+def start():
+    log = open(site / 'instance/server.log', 'a')
+    subprocess.Popen([os.environ['STANDIN'], 'run.py'], cwd=site, env={**os.environ, 'PORT': str(port())},
+                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait():
@@ -106,6 +118,37 @@ def wait():
 
 def recover():
     done = subprocess.run([os.environ['UPDATER'], '--root', str(site), 'recover'], stdin=subprocess.DEVNULL)
+    sys.exit(done.returncode)
+
+
+def states():
+    """The states in the journal, as far as its lines are whole."""
+    found = set()
+    journal = site / '.updater/journal'
+    for line in journal.read_bytes().split(b'\n') if journal.exists() else []:
+        total, _, record = line.partition(b' ')
+        if hashlib.sha256(record).hexdigest()[:16].encode() == total:
+            found.add(json.loads(record)['state'])
+    return found
+
+
+def reboot():
+    """Recovers, sometimes as the boot unit does, then starts the server where recovery leaves that to others."""
+    was = states()
+    must_ask = 'starting' in was and not was & {'data-restored', 'rolled-back', 'committed'}
+    command = [os.environ['UPDATER'], '--root', str(site), 'recover', '--json']
+    unit = ['--boot'] if int(os.environ['CUT_N']) % 2 else []
+    done = subprocess.run(command + unit, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    print('journal:', *sorted(was), 'recover', *unit, done.returncode, done.stdout, done.stderr)
+    asks = done.returncode == 4 and '"data-undecided"' in done.stdout
+    if asks != must_ask:
+        sys.exit('recovery asked about data' if asks else 'recovery did not ask about data')
+    asked.write_text(' after --data backup' if asks else '')
+    if asks:
+        done = subprocess.run(command + ['--data', 'backup'], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        print('recover --data backup', done.returncode, done.stdout, done.stderr)
+    if done.returncode == 0 and not ping():
+        start()
     sys.exit(done.returncode)
 
 
@@ -127,6 +170,17 @@ def tree():
     return found
 
 
+def backups():
+    """What is wrong with the backups: each must have a record, and all that the record names."""
+    for folder in sorted((site / 'backups').glob('*')):
+        if not (folder / 'backup.json').exists():
+            return f'{folder.name} has no record'
+        for line in json.loads((folder / 'backup.json').read_text())['files']:
+            saved = folder / line['path']
+            if not saved.is_file() or hashlib.sha256(saved.read_bytes()).hexdigest() != line['sha256']:
+                return f'{folder.name} misses {line["path"]}'
+
+
 def check():
     def hashed(files):
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
@@ -134,7 +188,8 @@ def check():
         return print('BROKEN: a second recover did something:', repr(again))
     now = tree()
     added = bad and now.pop('uploads/b.txt', None)
-    if added and (site / 'uploads/b.txt').read_text() != 'added':
+    # The new version did not flush it: a power cut may cost it.
+    if added and (site / 'uploads/b.txt').read_text() not in (('added', '') if power else ('added',)):
         return print('BROKEN: the added upload')
     verdict = next((word for word, version in (('OLD', '1.0'), ('NEW', '2.0'))
                     if now == hashed(code(version) | data())), None)
@@ -142,11 +197,21 @@ def check():
         return print('BROKEN tree:', *sorted(now))
     if bad and verdict == 'NEW':
         return print('BROKEN: a version that answers 500 stands')
-    if os.environ.get('CP_RC') == '0' and verdict == 'OLD':
+    ended = os.environ.get('CUT_RC') if os.environ.get('CUT_DONE') == '1' else os.environ.get('CP_RC')
+    if ended == '0' and verdict == 'OLD':
         return print('BROKEN: success was reported, and the old version stands')
     stray = [name for name in ('journal', 'staging', 'trash') if (site / '.updater' / name).exists()]
     if stray:
         return print('BROKEN: left in .updater:', *stray)
+    if wrong := backups():
+        return print('BROKEN backup:', wrong)
+    if verdict == 'NEW' and not any((site / 'backups').glob('*/backup.json')):
+        return print('BROKEN: the new version stands without a backup of the old one')
+    receipt = site / '.updater/receipt.json'
+    if verdict == 'NEW' and json.loads(receipt.read_text())['version'] != '2.0':
+        return print('BROKEN receipt:', receipt.read_text())
+    if verdict == 'OLD' and receipt.exists():
+        return print('BROKEN: a receipt of a version that does not stand')
     # A clone: SQLite would write beside the live one.
     clone = work / 'clone'
     shutil.rmtree(clone, ignore_errors=True)
@@ -156,13 +221,14 @@ def check():
             shutil.copy(site / 'instance' / name, clone / name)
     with sqlite3.connect(clone / 'app.db') as db:
         rows = db.execute('SELECT * FROM notes').fetchall()
+        sound = db.execute('PRAGMA integrity_check').fetchall()
     db.close()
-    if rows != [(1, 'a row')]:
-        return print('BROKEN database:', rows)
+    if sound != [('ok',)] or rows != [(1, 'a row')]:
+        return print('BROKEN database:', rows, sound)
     answer, wanted = wait(), {'OLD': '1.0', 'NEW': '2.0'}[verdict]
     if not answer or answer['version'] != wanted:
         return print('BROKEN server:', answer, 'on the tree', verdict)
-    print(verdict)
+    print(verdict + (asked.read_text() if power and asked.exists() else ''))
 
 
-{'prepare': prepare, 'setup': setup, 'recover': recover, 'check': check, 'stop': stop}[sys.argv[2]]()
+{'prepare': prepare, 'setup': setup, 'recover': recover, 'reboot': reboot, 'check': check, 'stop': stop}[sys.argv[2]]()
