@@ -208,8 +208,10 @@ def check():
     if verdict == 'NEW' and not any((site / 'backups').glob('*/backup.json')):
         return print('BROKEN: the new version stands without a backup of the old one')
     receipt = site / '.updater/receipt.json'
-    if verdict == 'NEW' and json.loads(receipt.read_text())['version'] != '2.0':
-        return print('BROKEN receipt:', receipt.read_text())
+    if verdict == 'NEW':
+        lines = {line['path']: line['sha256'] for line in json.loads(receipt.read_text())['files']}
+        if lines != hashed(code('2.0')) or (site / '.updater/bundle.zip').read_bytes() != bundle.read_bytes():
+            return print('BROKEN receipt or kept bundle:', lines)
     if verdict == 'OLD' and receipt.exists():
         return print('BROKEN: a receipt of a version that does not stand')
     # A clone: SQLite would write beside the live one.

@@ -305,12 +305,12 @@ def main():
             put(image, kept)
             os.close(image)
             verdict = lab.judge(cut, seen, CUT_N=n, CUT_DONE=int(n >= end), CUT_RC=code)
-            word = verdict.split(':')[0] if verdict.startswith('BROKEN') else verdict
+            word = 'BROKEN' if verdict.startswith('BROKEN') else verdict
             when = 'after the exit' if n >= end else 'before the exit'
             counts[when, word] = counts.get((when, word), 0) + 1
             if word == 'BROKEN':
                 broken += 1
-                lost = f', {len(kept)} of {len(pieces)} unflushed pieces kept' if kind == 'part' else ''
+                lost = f'; {len(kept)} of {len(pieces)} unflushed pieces kept' if kind == 'part' else ''
                 print(f'  cut {n} of {len(log)} ({when}{lost}): {verdict}', flush=True)
     took = time.time() - began
     print(f'{sum(counts.values())} cuts, {len(seen)} different states, seed {seed}, {took:.1f} s: '
