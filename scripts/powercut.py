@@ -13,6 +13,8 @@ order: dm-log-writes without device-mapper.
  4. The image is mounted where the disk was, the machine gets a new boot id, --recover and --check run.
     --check prints its verdict on its last line: OLD..., NEW..., or BROKEN and why. A mount or a hook that fails
     is BROKEN, too. Cuts that mount as the very same files (names, modes, times, contents) are judged once.
+ 5. --again N: for N states of each verdict --recover is the run that is recorded and cut, and recovered once more;
+    where it had ended, its result must stand.
 Hooks: `sh -c`, with CUT_N (the cut), CUT_DONE=1 (--run had ended by then), CUT_RC (how it had ended).
 It must run in namespaces of its own (mounts, processes, network: see `power-cut`), so that what hooks leave
 running dies and what is mounted goes with it, however it ends.
@@ -145,12 +147,16 @@ class Lab:
                 except (ProcessLookupError, ChildProcessError):
                     pass
 
-    def record(self):
-        """One undisturbed run: the image before it, the log from then on, the place of its end, its exit code."""
+    def record(self, command, start=None, settle=0, **env):
+        """One undisturbed run on the image `start`, or on what --setup makes: the image before it, the log from
+        then on, the place of its end, its exit code and what it said."""
         o, image, log = self.options, self.place('disk.raw'), self.place('log')
-        with open(image, 'wb') as f:
-            f.truncate((o.size or MIB[o.fs]) << 20)
-        run(*MKFS[o.fs], image)
+        if start:
+            run('cp', '--sparse=always', start, image)
+        else:
+            with open(image, 'wb') as f:
+                f.truncate((o.size or MIB[o.fs]) << 20)
+            run(*MKFS[o.fs], image)
         fuse = os.open('/dev/fuse', os.O_RDWR)
         data = f'fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other'
         if libc.mount(b'power-cut', self.fuse.encode(), b'fuse', 6, data.encode()):
@@ -172,18 +178,19 @@ class Lab:
             run('mount', '-t', o.fs, '-o', o.opts, loop, self.mnt)
         finally:
             run('losetup', '-d', loop)                               # from now on it goes with its last mount
-        code, said = self.hook(o.setup)
-        if code:
-            sys.exit(f'powercut: the setup failed: {said}')
+        if not start:
+            code, said = self.hook(o.setup)
+            if code:
+                sys.exit(f'powercut: the setup failed: {said}')
         os.sync()
         mark(1)
-        base = self.place('base.raw')
+        base = self.place('again.raw' if start else 'base.raw')
         run('cp', '--sparse=always', image, base)
         began = time.time()
-        code, said = self.hook(o.run)
+        code, said = self.hook(command, **env)
         mark(2)
         took = time.time() - began
-        time.sleep(o.settle)                                         # the file system's own commits come now
+        time.sleep(settle)                                         # the file system's own commits come now
         os.sync()
         mark(3)
         self.end_all()
@@ -197,22 +204,21 @@ class Lab:
         end, last = entries.index((b'M', 2, b'')), entries.index((b'M', 3, b''))
         writes = [len(e[2]) for e in entries[:last] if e[0] == b'W']
         flushes = sum(e[0] == b'F' for e in entries[:last])
-        print(f'recorded: exit {code} after {took:.1f} s; {len(writes)} writes ({sum(writes) >> 10} KiB), '
+        print(f'  recorded: exit {code} after {took:.1f} s; {len(writes)} writes ({sum(writes) >> 10} KiB), '
               f'{sum(e[0] == b"W" for e in entries[:end])} of them before the exit, {flushes} flushes', flush=True)
-        if o.exit is not None and code != o.exit:
-            sys.exit(f'powercut: the run must exit {o.exit}: {said}')
-        return base, entries[:last], end, code
+        return base, entries[:last], end, code, said
 
     def judge(self, image, seen, **env):
-        """The verdict on one image. `seen` has the verdicts so far, by what was found there."""
+        """The verdict on one image, and whether it is a new one. `seen`: the verdicts so far, by what was found there."""
         o = self.options
         try:
             run('mount', '-t', o.fs, '-o', 'loop,' + o.opts, image, self.mnt)
         except OSError as e:
-            return f'BROKEN: {e}'
+            return f'BROKEN: {e}', True
         try:
             key = (fingerprint(self.mnt), env['CUT_DONE'])
-            if key not in seen:
+            is_new = key not in seen
+            if is_new:
                 self.reboot()
                 code, said = self.hook(o.recover, **env)
                 failed, verdict = self.hook(o.check, **env)
@@ -220,9 +226,9 @@ class Lab:
                 if code or failed or not verdict.startswith(('OLD', 'NEW', 'BROKEN')):
                     verdict = f'BROKEN: recover {code}, check {failed}: {verdict}'
                 if verdict.startswith('BROKEN'):
-                    verdict += f'\n    the recovery said: {said[-2000:]}'
+                    verdict += '\n    the recovery said: ' + said[-2000:].replace('\n', '\n    ')
                 seen[key] = verdict
-            return seen[key]
+            return seen[key], is_new
         finally:
             self.end_all()
             unmount(self.mnt)
@@ -254,15 +260,48 @@ def fingerprint(root):
     return found.digest()
 
 
-def put(image, entries):
-    for _, at, data in entries:
-        os.pwrite(image, data, at)
+def build(base, log, flushed, kept, image):
+    """All writes before the place `flushed`, and of the later ones what was kept."""
+    run('cp', '--sparse=always', base, image)
+    to = os.open(image, os.O_RDWR)
+    for _, at, data in [e for e in log[:flushed] if e[0] == b'W'] + kept:
+        os.pwrite(to, data, at)
+    os.close(to)
 
 
 def sampled(points, wanted):
     if not wanted or len(points) <= wanted:
         return points
     return [points[round(i * (len(points) - 1) / max(1, wanted - 1))] for i in range(wanted)]
+
+
+def cut_up(lab, chance, base, log, end, expected=None, **env):
+    """Judges every cut of a log; prints what is broken and the counts. `expected`: the word that must stand after
+    the end. Returns whether none is broken, and each different state, as `build` takes it, with its verdict."""
+    o, counts, seen, states, began = lab.options, {}, {}, [], time.time()
+    points = sampled(sorted({0, end, len(log)} | {i + 1 for i, e in enumerate(log) if e[0] == b'W'}), o.cuts)
+    for n in points:
+        flushed = max((i for i in range(n) if log[i][0] == b'F'), default=0)
+        rest = [e for e in log[flushed:n] if e[0] == b'W']
+        pieces = [(k, at + i, data[i:i + PIECE]) for k, at, data in rest for i in range(0, len(data), PIECE)]
+        parts = [chance.random() for _ in range(o.tries if pieces else 0)]
+        for kept in [pieces] + [[piece for piece in pieces if chance.random() < part] for part in parts]:
+            build(base, log, flushed, kept, lab.place('cut.raw'))
+            now = {'CUT_N': n, 'CUT_DONE': int(n >= end), **env}
+            verdict, is_new = lab.judge(lab.place('cut.raw'), seen, **now)
+            if n >= end and expected and not verdict.startswith(('BROKEN', expected)):
+                verdict = f'BROKEN: {expected} stood, and was lost: {verdict}'
+            word, when = 'BROKEN' if verdict.startswith('BROKEN') else verdict, 'before' if n < end else 'after'
+            counts[when, word] = counts.get((when, word), 0) + 1
+            if is_new:
+                states.append((verdict, flushed, kept, now))
+            if word == 'BROKEN':
+                print(f'  cut {n} of {len(log)}, {when} the exit, {len(kept)} of {len(pieces)} unflushed pieces kept:',
+                      verdict if is_new else 'as above', flush=True)
+    told = (f'{when} the exit: ' + ', '.join(f'{word} {n}' for (w, word), n in sorted(counts.items()) if w == when)
+            for when in ('before', 'after'))
+    print(f'  {sum(counts.values())} cuts, {len(seen)} different states, {time.time() - began:.1f} s; ' + '; '.join(told), flush=True)
+    return bool(counts) and not any(word == 'BROKEN' for _, word in counts), states
 
 
 def main():
@@ -272,6 +311,8 @@ def main():
     parser.add_argument('--fs', default='ext4', choices=MKFS)
     parser.add_argument('--opts', default='defaults', help='mount options')
     parser.add_argument('--cuts', type=int, default=0, help='how many, evenly spread (0: after every write)')
+    parser.add_argument('--tries', type=int, default=1, help='random parts for each cut')
+    parser.add_argument('--again', type=int, default=0, help='states of each verdict whose recovery is cut, too')
     parser.add_argument('--seed', type=int, default=None, help='of the writes that the cache loses')
     parser.add_argument('--settle', type=float, default=0, help='seconds from the end of --run to the final flush')
     parser.add_argument('--exit', type=int, help='what --run must exit with')
@@ -282,41 +323,27 @@ def main():
         sys.exit('powercut: run it by scripts/power-cut, in namespaces of its own')
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))            # the first process has no default reaction
     seed = random.randrange(1 << 32) if o.seed is None else o.seed
+    print('  seed', seed)
     chance, lab = random.Random(seed), Lab(o)
-    base, log, end, code = lab.record()
-
-    writes = [i + 1 for i, e in enumerate(log) if e[0] == b'W']
-    points = sampled(sorted({0, end, len(log)} | set(writes)), o.cuts)
-    counts, seen, broken, began = {}, {}, 0, time.time()
-    flushed, cut = lab.place('flushed.raw'), lab.place('cut.raw')
-    run('cp', '--sparse=always', base, flushed)
-    safe, done = os.open(flushed, os.O_RDWR), 0                      # the image of all writes before `done`
-    for n in points:
-        flush = max((i for i in range(done, n) if log[i][0] == b'F'), default=done)
-        put(safe, (e for e in log[done:flush] if e[0] == b'W'))
-        done = flush
-        rest = [e for e in log[flush:n] if e[0] == b'W']
-        pieces = [(k, at + i, data[i:i + PIECE]) for k, at, data in rest for i in range(0, len(data), PIECE)]
-        part = chance.random()
-        lucky = [piece for piece in pieces if chance.random() < part]
-        for kind, kept in [('all', rest)] + ([('part', lucky)] if pieces else []):
-            run('cp', '--sparse=always', flushed, cut)
-            image = os.open(cut, os.O_RDWR)
-            put(image, kept)
-            os.close(image)
-            verdict = lab.judge(cut, seen, CUT_N=n, CUT_DONE=int(n >= end), CUT_RC=code)
-            word = 'BROKEN' if verdict.startswith('BROKEN') else verdict
-            when = 'after the exit' if n >= end else 'before the exit'
-            counts[when, word] = counts.get((when, word), 0) + 1
-            if word == 'BROKEN':
-                broken += 1
-                lost = f'; {len(kept)} of {len(pieces)} unflushed pieces kept' if kind == 'part' else ''
-                print(f'  cut {n} of {len(log)} ({when}{lost}): {verdict}', flush=True)
-    took = time.time() - began
-    print(f'{sum(counts.values())} cuts, {len(seen)} different states, seed {seed}, {took:.1f} s: '
-          + '; '.join(f'{when}: ' + ', '.join(f'{word} {n}' for (w, word), n in sorted(counts.items()) if w == when)
-                      for when in ('before the exit', 'after the exit')), flush=True)
-    return 1 if broken or not counts else 0
+    base, log, end, code, said = lab.record(o.run, settle=o.settle)
+    if o.exit is not None and code != o.exit:
+        sys.exit(f'powercut: the run must exit {o.exit}: {said}')
+    good, states = cut_up(lab, chance, base, log, end, CUT_RC=code)
+    groups = {}
+    for state in states:
+        groups.setdefault(state[0], []).append(state)
+    chosen = [group[round((i + 0.5) * len(group) / o.again - 0.5)] for verdict, group in groups.items()
+              if not verdict.startswith('BROKEN') for i in range(min(o.again, len(group)))]
+    for verdict, flushed, kept, env in chosen:
+        print(f'  the recovery of cut {env["CUT_N"]} ({verdict}):')
+        build(base, log, flushed, kept, lab.place('start.raw'))
+        lab.reboot()
+        start, log2, end2, code, said = lab.record(o.recover, start=lab.place('start.raw'), **env)
+        if code:
+            sys.exit(f'powercut: the recovery ended well before and exits {code} now: {said}')
+        del env['CUT_N']
+        good &= cut_up(lab, chance, start, log2, end2, expected=verdict.split()[0], **env)[0]
+    return 0 if good else 1
 
 
 if __name__ == '__main__':
