@@ -127,6 +127,13 @@ class Lab:
         with open(self.boot, 'w') as f:
             f.write(f'{uuid.uuid4()}\n')
 
+    def flush(self):
+        """This file system alone: sync() would wait for all of the machine."""
+        folder = os.open(self.mnt, os.O_RDONLY)
+        if libc.syncfs(folder):
+            raise OSError(ctypes.get_errno(), 'flushing')
+        os.close(folder)
+
     def hook(self, command, **env):
         env = {**os.environ, **{key: str(value) for key, value in env.items()}}
         try:
@@ -147,6 +154,13 @@ class Lab:
                 except (ProcessLookupError, ChildProcessError):
                     pass
 
+    def close(self):
+        """Whatever happened: nothing runs and nothing is mounted."""
+        self.end_all()
+        for path in (self.mnt, self.fuse):
+            while os.path.ismount(path):
+                unmount(path)
+
     def record(self, command, start=None, settle=0, **env):
         """One undisturbed run on the image `start`, or on what --setup makes: the image before it, the log from
         then on, the place of its end, its exit code and what it said."""
@@ -164,8 +178,16 @@ class Lab:
         control, other = socket.socketpair()
         self.daemon = os.fork()
         if self.daemon == 0:
+            # A name space of mounts of its own: else, killed last, it would unmount the file system above it while its
+            # end of the recorder still counted as open, and wait for an answer from itself, for ever.
+            libc.unshare(0x20000)
+            for kind in (signal.SIGTERM, signal.SIGINT):             # it ends when it is unmounted
+                signal.signal(kind, signal.SIG_IGN)
             control.close()
-            serve(fuse, image, os.path.getsize(image), log, other)
+            try:
+                serve(fuse, image, os.path.getsize(image), log, other)
+            finally:
+                os._exit(1)
         os.close(fuse)
         other.close()
 
@@ -182,7 +204,7 @@ class Lab:
             code, said = self.hook(o.setup)
             if code:
                 sys.exit(f'powercut: the setup failed: {said}')
-        os.sync()
+        self.flush()
         mark(1)
         base = self.place('again.raw' if start else 'base.raw')
         run('cp', '--sparse=always', image, base)
@@ -191,7 +213,7 @@ class Lab:
         mark(2)
         took = time.time() - began
         time.sleep(settle)                                         # the file system's own commits come now
-        os.sync()
+        self.flush()
         mark(3)
         self.end_all()
         unmount(self.mnt)
@@ -321,10 +343,24 @@ def main():
     o = parser.parse_args()
     if os.getpid() != 1:
         sys.exit('powercut: run it by scripts/power-cut, in namespaces of its own')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))            # the first process has no default reaction
+    for kind in (signal.SIGTERM, signal.SIGINT):                     # the first process has no default reaction
+        signal.signal(kind, interrupted)
     seed = random.randrange(1 << 32) if o.seed is None else o.seed
     print('  seed', seed)
-    chance, lab = random.Random(seed), Lab(o)
+    lab = Lab(o)
+    try:
+        return prove(o, random.Random(seed), lab)
+    finally:
+        lab.close()
+
+
+def interrupted(*_):
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, signal.SIG_IGN)                          # the way out is gone once
+    sys.exit(130)
+
+
+def prove(o, chance, lab):
     base, log, end, code, said = lab.record(o.run, settle=o.settle)
     if o.exit is not None and code != o.exit:
         sys.exit(f'powercut: the run must exit {o.exit}: {said}')
@@ -341,7 +377,7 @@ def main():
         start, log2, end2, code, said = lab.record(o.recover, start=lab.place('start.raw'), **env)
         if code:
             sys.exit(f'powercut: the recovery ended well before and exits {code} now: {said}')
-        del env['CUT_N']
+        env = {key: value for key, value in env.items() if key != 'CUT_N'}
         good &= cut_up(lab, chance, start, log2, end2, expected=verdict.split()[0], **env)[0]
     return 0 if good else 1
 
