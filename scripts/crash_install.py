@@ -1,41 +1,48 @@
 #!/usr/bin/env python3
-"""crash_install.py WORK prepare|setup|recover|reboot|check|stop - the install of scripts/crash-test and power-cut.
+"""crash_install.py WORK prepare|command|setup|recover|check|stop - the small installs of scripts/crash-test.
 
-`check` prints OLD, NEW or BROKEN first: the tree by hash, the row of the database, the backups by their records,
-the receipt, the server by ping, what the updater left lying about, and whether a second recover finds nothing to do.
-`reboot` is `recover` on a machine that was off: nothing runs, and recovery must ask about data exactly when the
-new version had been started and nothing was settled.
-SITE: where the install lies (else WORK/site).
-SCENARIO=bad: the new version rewrites the row, alters one upload, adds another and answers 500, so that the
-rollback and its data are what is killed; then only OLD is right.
+SCENARIO says what is cut off, and what may stand afterwards:
+  good          an update                                        old or new
+  bad           an update whose new version rewrites the row, alters one upload, adds another and answers 500,
+                so that the rollback and its data are what is cut off                  old
+  restore       restore ID --data, after the users changed row and upload              old or new, data with it
+  repair        verify --repair of a damaged and a missing file                        old or new
+  prune         backups prune, three whole backups                                     every one whole or gone
+  recover-code  recover of an update that was killed in the swap                       old
+  recover-data  recover of a bad update that was killed while its version ran          old
+
+`check` prints OLD, NEW or BROKEN first: the tree by hash, mode and owner, the row of the database, the server
+by ping, every backup by hash, what the updater left lying about, and whether a second recover finds nothing.
 """
-import hashlib, json, os, shutil, signal, socket, sqlite3, subprocess, sys, time, urllib.request, zipfile
+import hashlib, json, os, re, shutil, signal, socket, sqlite3, subprocess, sys, time, urllib.request, zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 work = Path(sys.argv[1]).resolve()
-site, bundle, port_file = Path(os.environ.get('SITE', work / 'site')), work / 'bundle.zip', work / 'port'
-asked = work / 'asked'
+site, kept, bundle, port_file = work / 'site', work / 'kept', work / 'bundle.zip', work / 'port'
 OWN = ('.updater', 'backups', 'instance', '__pycache__')
-bad = os.environ.get('SCENARIO') == 'bad'
-power = 'CUT_N' in os.environ
+scenario = os.environ.get('SCENARIO', 'good')
+is_recover = scenario.startswith('recover')
 DAMAGE = """SQL = "UPDATE notes SET text = 'rewritten'"
 WRITE = "uploads/a.txt=altered"
 WRITE = "uploads/b.txt=added"
 ANSWER = 500
 """
+# What random parts of names are folded to '#'.
+NORM = r'[0-9a-fA-F]{8,}|[0-9]{4,}|-[0-9a-f]{4}(?=\.)|(?<=updater-check-)\w+|(?<=\.)\d+(?=\.tmp)'
 
 
-def code(version):
+def code(version, damage=False):
     files = {'run.py': f'PORT = 8080\nVERSION = "{version}"\nREQUIRE = "app/core.py"\n',
              'app/__init__.py': '# package\n', 'app/core.py': f'# core of {version}\n'}
     files |= {'app/old.py': '# old\n'} if version == '1.0' else {'app/new/new.py': '# new\n'}
-    if bad and version == '2.0':
+    if damage:
         files['run.py'] += DAMAGE
     return files
 
 
-def data():
-    return {'uploads/a.txt': 'an upload\n', '.env': 'SECRET=1\n', 'config/c.json': '{}\n',
+def data(upload='an upload\n'):
+    return {'uploads/a.txt': upload, '.env': 'SECRET=1\n', 'config/c.json': '{}\n',
             'updater.toml': '[server]\nsoak = "50ms"\nhealth_timeout = "10s"\n'}
 
 
@@ -51,13 +58,130 @@ def ping():
         return None
 
 
+def answers():
+    """Something serves, well or not."""
+    try:
+        urllib.request.urlopen(f'http://127.0.0.1:{port()}/api/sync/ping', timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def until(what, seconds=20):
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        if seen := what():
+            return seen
+        time.sleep(0.02)
+    return None
+
+
+def updater(*arguments):
+    return [os.environ['UPDATER'], '--root', str(site), *arguments]
+
+
+def run(*arguments):
+    return subprocess.run(updater(*arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def need(*arguments):
+    done = run(*arguments)
+    if done.returncode:
+        sys.exit(f'{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}')
+
+
+def make_bundle(version, damage=False):
+    with zipfile.ZipFile(bundle, 'w', zipfile.ZIP_DEFLATED) as z:
+        for name, text in code(version, damage).items():
+            z.writestr(f'site-{version}/{name}', text)
+
+
+def make_site():
+    stop()
+    shutil.rmtree(site, ignore_errors=True)
+    for name, text in (code('1.0') | data()).items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+        (site / name).chmod(0o644)
+    (site / 'instance').mkdir()
+    sql('PRAGMA journal_mode=WAL', 'CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT)',
+        "INSERT INTO notes VALUES(1, 'a row')")
+
+
+def sql(*lines):
+    db = sqlite3.connect(site / 'instance/app.db')
+    for line in lines:
+        db.execute(line)
+    db.commit()
+    db.close()
+
+
 def prepare():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port_file.write_text(str(s.getsockname()[1]))
-    with zipfile.ZipFile(bundle, 'w', zipfile.ZIP_DEFLATED) as z:
-        for name, text in code('2.0').items():
-            z.writestr(f'site-2.0/{name}', text)
+    make_bundle('2.0', damage=scenario in ('bad', 'recover-data'))
+    if scenario in ('good', 'bad'):
+        return
+    make_site()
+    start()
+    if scenario == 'recover-code':
+        cut_in_the_swap()
+    elif scenario == 'recover-data':
+        cut_while_the_new_version_runs()
+    else:
+        need('apply', str(bundle))
+        (work / 'backup').write_text(next((site / 'backups').iterdir()).name)
+        if scenario == 'restore':
+            sql("UPDATE notes SET text = 'later'")
+            (site / 'uploads/a.txt').write_text('later\n')
+        if scenario == 'repair':
+            (site / 'app/core.py').write_text('damaged\n')
+            (site / 'app/new/new.py').unlink()
+        if scenario == 'prune':
+            for version in ('3.0', '4.0'):
+                make_bundle(version)
+                need('apply', str(bundle))
+    stop()
+    shutil.copytree(site, kept, symlinks=True)
+
+
+def cut_in_the_swap():
+    """Kills an update at its fifth rename of the swap: the old files are away, one new one is there."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import crashpoints
+    settings = SimpleNamespace(root=[str(site)], norm=re.compile(NORM), errno=None, sticky=False, at='before', kill='proc',
+                               by='sig', cpu=None, log=str(work / 'prepare.log'), timeout=60, fast=False,
+                               detach_exec=re.compile('standin'), command=updater('apply', str(bundle)))
+    crashpoints.libc.prctl(36, 1, 0, 0, 0)
+    counted = crashpoints.Run(settings).go()
+    moved = [e for e in counted.events if e['call'].startswith('rename')]
+    moves = [e for e in moved if any(place in ''.join(e['paths']) for place in ('/trash/', '/staging/tree/'))]
+    if len(moves) < 6:
+        sys.exit('the swap was not found')
+    make_site()
+    start()
+    if not crashpoints.Run(settings, moves[4]).go().fired:
+        sys.exit('the swap was not cut')
+
+
+def cut_while_the_new_version_runs():
+    child = subprocess.Popen(updater('apply', str(bundle)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+    journal = site / '.updater/journal'
+    if not until(lambda: journal.exists() and b'"starting"' in journal.read_bytes() and answers()):
+        sys.exit('the new version was not started')
+    child.kill()
+    child.wait()
+
+
+def command():
+    arguments = {'restore': ['restore', '--data', (work / 'backup').read_text()] if scenario == 'restore' else [],
+                 'repair': ['verify', '--repair'], 'prune': ['backups', 'prune', '--keep', '1'],
+                 'recover-code': ['recover'], 'recover-data': ['recover']}
+    print('\n'.join(updater(*arguments.get(scenario, ['apply', str(bundle)]))))
 
 
 def stop():
@@ -81,81 +205,46 @@ def stop():
         time.sleep(0.02)
 
 
-def setup():
-    stop()
-    shutil.rmtree(site, ignore_errors=True)
-    for name, text in (code('1.0') | data()).items():
-        (site / name).parent.mkdir(parents=True, exist_ok=True)
-        (site / name).write_text(text)
-    (site / 'instance').mkdir()
-    with sqlite3.connect(site / 'instance/app.db') as db:
-        db.execute('PRAGMA journal_mode=WAL')
-        db.execute('CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT)')
-    db.close()
-    start()
-    if not wait():
-        sys.exit('the server does not start')
-    # While the server holds the database open the row stays in the log: both files are needed to keep it.
-    with sqlite3.connect(site / 'instance/app.db') as db:
-        db.execute("INSERT INTO notes VALUES(1, 'a row')")
-    db.close()
-
-
 def start():
-    log = open(site / 'instance/server.log', 'a')
+    log = open(site / 'instance/server.log', 'w')
     subprocess.Popen([os.environ['STANDIN'], 'run.py'], cwd=site, env={**os.environ, 'PORT': str(port())},
                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    if not until(ping):
+        sys.exit('the server does not start')
 
 
-def wait():
-    deadline = time.time() + 15
-    while time.time() < deadline:
-        if answer := ping():
-            return answer
-        time.sleep(0.02)
-    return None
+def setup():
+    stop()
+    if not kept.exists():
+        make_site()
+    else:
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.copytree(kept, site, symlinks=True)
+    if not is_recover:
+        start()
+
+
+def startable_mixture():
+    """The code files, if somebody could start a tree that is of neither version before anything recovers."""
+    now = {name: facts[0] for name, facts in tree().items() if name == 'run.py' or name.startswith('app/')}
+    versions = ('3.0', '4.0') if scenario == 'prune' else ('1.0', '2.0')
+    whole = [code(version, damage) for version in versions for damage in (False, True)]
+    hashed = [{name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()} for files in whole]
+    # A repair begins with a damaged tree.
+    is_odd = 'run.py' in now and now not in hashed and scenario != 'repair'
+    return sorted(now) if is_odd else None
 
 
 def recover():
-    done = subprocess.run([os.environ['UPDATER'], '--root', str(site), 'recover'], stdin=subprocess.DEVNULL)
-    sys.exit(done.returncode)
-
-
-def states():
-    """The states in the journal, as far as its lines are whole."""
-    found = set()
-    journal = site / '.updater/journal'
-    for line in journal.read_bytes().split(b'\n') if journal.exists() else []:
-        total, _, record = line.partition(b' ')
-        if hashlib.sha256(record).hexdigest()[:16].encode() == total:
-            found.add(json.loads(record)['state'])
-    return found
-
-
-def reboot():
-    """Recovers, sometimes as the boot unit does, then starts the server where recovery leaves that to others."""
-    was = states()
-    must_ask = 'starting' in was and not was & {'data-restored', 'rolled-back', 'committed'}
-    command = [os.environ['UPDATER'], '--root', str(site), 'recover', '--json']
-    unit = ['--boot'] if int(os.environ['CUT_N']) % 2 else []
-    done = subprocess.run(command + unit, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    print('journal:', *sorted(was), 'recover', *unit, done.returncode, done.stdout, done.stderr)
-    asks = done.returncode == 4 and '"data-undecided"' in done.stdout
-    if asks != must_ask:
-        sys.exit('recovery asked about data' if asks else 'recovery did not ask about data')
-    asked.write_text(' after --data backup' if asks else '')
-    if asks:
-        done = subprocess.run(command + ['--data', 'backup'], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        print('recover --data backup', done.returncode, done.stdout, done.stderr)
-    if done.returncode == 0 and not ping():
-        start()
-    sys.exit(done.returncode)
+    if mixed := startable_mixture():
+        print('BROKEN: a mixed tree could be started:', *mixed)
+        sys.exit(99)
+    sys.exit(subprocess.run(updater('recover'), stdin=subprocess.DEVNULL).returncode)
 
 
 def recover_again():
     """What a second recover does that it should not; the first one has settled everything."""
-    done = subprocess.run([os.environ['UPDATER'], '--root', str(site), 'recover', '--json'], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True)
+    done = run('recover', '--json')
     events = [json.loads(line) for line in done.stdout.splitlines()]
     idle = [e for e in events if e['event'] == 'stage' and e['state'] == 'skipped']
     return None if done.returncode == 0 and idle else done.stdout + done.stderr
@@ -166,55 +255,53 @@ def tree():
     for path in site.rglob('*'):
         name = path.relative_to(site)
         if path.is_file() and name.parts[0] not in OWN and '__pycache__' not in name.parts:
-            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            facts = path.stat()
+            found[str(name)] = (hashlib.sha256(path.read_bytes()).hexdigest(), facts.st_mode & 0o7777, facts.st_uid)
     return found
 
 
-def backups():
-    """What is wrong with the backups: each must have a record, and all that the record names."""
-    for folder in sorted((site / 'backups').glob('*')):
-        if not (folder / 'backup.json').exists():
-            return f'{folder.name} has no record'
-        for line in json.loads((folder / 'backup.json').read_text())['files']:
-            saved = folder / line['path']
-            if not saved.is_file() or hashlib.sha256(saved.read_bytes()).hexdigest() != line['sha256']:
-                return f'{folder.name} misses {line["path"]}'
+def expected():
+    """What may stand: word -> (files, text of the row, version that serves)."""
+    old, new = (code('1.0') | data(), 'a row', '1.0'), (code('2.0') | data(), 'a row', '2.0')
+    damaged = {**code('2.0'), **data(), 'app/core.py': 'damaged\n'}
+    damaged.pop('app/new/new.py')
+    return {'good': {'OLD': old, 'NEW': new},
+            'restore': {'OLD': (code('2.0') | data('later\n'), 'later', '2.0'), 'NEW': old},
+            'repair': {'OLD': (damaged, 'a row', '2.0'), 'NEW': new},
+            'prune': {'OLD': (code('4.0') | data(), 'a row', '4.0')}}.get(scenario, {'OLD': old})
 
 
 def check():
     def hashed(files):
-        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+        return {name: (hashlib.sha256(text.encode()).hexdigest(), 0o644, os.getuid()) for name, text in files.items()}
+    if os.environ.get('CP_RECOVER_RC', '0') != '0':
+        return print('BROKEN: recover ended with', os.environ['CP_RECOVER_RC'])
+    if is_recover and os.environ.get('CP_MODE') == 'count' and (site / '.updater/journal').exists():
+        return print('interrupted')
     if again := recover_again():
         return print('BROKEN: a second recover did something:', repr(again))
     now = tree()
-    added = bad and now.pop('uploads/b.txt', None)
-    # The new version did not flush it: a power cut may leave it empty or, on ext4, as zeros. That is not ours.
-    lost = ('', '\0' * len('added')) if power else ()
-    if added and (text := (site / 'uploads/b.txt').read_text()) not in ('added', *lost):
-        return print('BROKEN: the added upload', repr(text))
-    verdict = next((word for word, version in (('OLD', '1.0'), ('NEW', '2.0'))
-                    if now == hashed(code(version) | data())), None)
-    if not verdict:
+    added = scenario in ('bad', 'recover-data') and now.pop('uploads/b.txt', None)
+    if added and (site / 'uploads/b.txt').read_text() != 'added':
+        return print('BROKEN: the added upload')
+    word = next((word for word, (files, *_) in expected().items() if now == hashed(files)), None)
+    if not word:
         return print('BROKEN tree:', *sorted(now))
-    if bad and verdict == 'NEW':
-        return print('BROKEN: a version that answers 500 stands')
-    ended = os.environ.get('CUT_RC') if os.environ.get('CUT_DONE') == '1' else os.environ.get('CP_RC')
-    if ended == '0' and verdict == 'OLD':
-        return print('BROKEN: success was reported, and the old version stands')
-    stray = [name for name in ('journal', 'staging', 'trash') if (site / '.updater' / name).exists()]
+    _, row, version = expected()[word]
+    known = {'lock', 'events', 'log', 'receipt.json', 'bundle.zip', 'status.json', 'last.json', 'failures.json'}
+    stray = sorted({path.name for path in (site / '.updater').glob('*')} - known)
     if stray:
         return print('BROKEN: left in .updater:', *stray)
-    if wrong := backups():
-        return print('BROKEN backup:', wrong)
-    if verdict == 'NEW' and not any((site / 'backups').glob('*/backup.json')):
-        return print('BROKEN: the new version stands without a backup of the old one')
-    receipt = site / '.updater/receipt.json'
-    if verdict == 'NEW':
-        lines = {line['path']: line['sha256'] for line in json.loads(receipt.read_text())['files']}
-        if lines != hashed(code('2.0')) or (site / '.updater/bundle.zip').read_bytes() != bundle.read_bytes():
-            return print('BROKEN receipt or kept bundle:', lines)
-    if verdict == 'OLD' and receipt.exists():
-        return print('BROKEN: a receipt of a version that does not stand')
+    backups = sorted(path.name for path in (site / 'backups').iterdir()) if (site / 'backups').exists() else []
+    whole = json.loads(run('backups', '--check', '--json').stdout)['backups']
+    if sorted(b['id'] for b in whole if b['whole']) != backups:
+        return print('BROKEN backups:', *backups, json.dumps(whole))
+    if scenario == 'prune':
+        if not backups:
+            return print('BROKEN: no backup is left')
+        word = 'NEW' if len(backups) == 1 else 'OLD'
+    if os.environ.get('CP_RC') == '0' and word == 'OLD' and not is_recover:
+        return print('BROKEN: success was reported, and the old state stands')
     # A clone: SQLite would write beside the live one.
     clone = work / 'clone'
     shutil.rmtree(clone, ignore_errors=True)
@@ -224,14 +311,14 @@ def check():
             shutil.copy(site / 'instance' / name, clone / name)
     with sqlite3.connect(clone / 'app.db') as db:
         rows = db.execute('SELECT * FROM notes').fetchall()
-        sound = db.execute('PRAGMA integrity_check').fetchall()
     db.close()
-    if sound != [('ok',)] or rows != [(1, 'a row')]:
-        return print('BROKEN database:', rows, sound)
-    answer, wanted = wait(), {'OLD': '1.0', 'NEW': '2.0'}[verdict]
-    if not answer or answer['version'] != wanted:
-        return print('BROKEN server:', answer, 'on the tree', verdict)
-    print(verdict + (asked.read_text() if power and asked.exists() else ''))
+    if rows != [(1, row)]:
+        return print('BROKEN database:', rows)
+    answer = until(ping)
+    if not answer or answer['version'] != version:
+        return print('BROKEN server:', answer, 'on the tree', word)
+    print(word)
 
 
-{'prepare': prepare, 'setup': setup, 'recover': recover, 'reboot': reboot, 'check': check, 'stop': stop}[sys.argv[2]]()
+if __name__ == '__main__':
+    {'prepare': prepare, 'command': command, 'setup': setup, 'recover': recover, 'check': check, 'stop': stop}[sys.argv[2]]()

@@ -86,6 +86,8 @@ pub enum Command {
     Restore(Restore),
     /// Finish or undo an interrupted update
     Recover(Recover),
+    /// Write updater.toml from what is detected, or install the system's part
+    Init(Init),
     /// Start a server on behalf of an update
     #[command(name = "__launch", hide = true)]
     Launch(Launch),
@@ -241,6 +243,19 @@ pub struct Recover {
     pub run: Run,
 }
 
+#[derive(Debug, Clone, Args)]
+pub struct Init {
+    /// Replace settings that are there
+    #[arg(long, conflicts_with = "boot_recovery")]
+    pub force: bool,
+    /// Install what mends an interrupted update at boot, before the server starts (as root)
+    #[arg(long)]
+    pub boot_recovery: bool,
+    /// Take it away again
+    #[arg(long, requires = "boot_recovery")]
+    pub remove: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Data {
     Keep,
@@ -278,7 +293,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let has = |word: &str| before_dashes().any(|arg| arg == word);
     let command = before_dashes()
         .filter_map(|arg| arg.to_str())
-        .find(|arg| ["apply", "plan", "status", "verify", "backups", "restore", "recover"].contains(arg));
+        .find(|arg| ["apply", "plan", "status", "verify", "backups", "restore", "recover", "init"].contains(arg));
     let events = match command {
         Some("apply") => !has("--dry-run"),
         Some("verify") => has("--repair"),
@@ -390,6 +405,8 @@ mod tests {
             "status --json",
             "verify --repair --from x.zip --no-restart",
             "recover --if-needed --boot --data keep",
+            "init --force",
+            "init --boot-recovery --remove",
             "__launch --port x",
             "--color never status -q",
         ] {
@@ -403,6 +420,8 @@ mod tests {
             "apply --wait 5",
             "verify --from x",
             "recover --data both",
+            "init --remove",
+            "init --force --boot-recovery",
             "apply --set x",
             "apply --zzz=\u{e9}",
         ] {

@@ -44,7 +44,8 @@ impl Context {
     }
 
     pub fn preserve(&self) -> Result<Preserve> {
-        Preserve::new(self.settings.preserve.defaults, &self.settings.preserve.paths, false)
+        let preserve = &self.settings.preserve;
+        Preserve::new(preserve.defaults, &preserve.paths, false)?.with_backups(&self.settings.backup.dir)
     }
 
     /// What `[backup] skip` keeps in place without saving it.

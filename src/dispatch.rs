@@ -6,6 +6,7 @@ use crate::cli::{self, Cli, Command, Ended};
 use crate::context::Context;
 use crate::error::{self, Failure};
 use crate::history;
+use crate::init;
 use crate::inspect;
 use crate::os::processes;
 use crate::recover;
@@ -14,7 +15,7 @@ use crate::restore;
 use crate::settings::Settings;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The hidden half of a start: becomes the server.
@@ -72,8 +73,8 @@ pub fn run(cli: &Cli) -> u8 {
     options.log_file = options.log_file.map(|path| cwd.join(path));
     let report = Reporter::new(options);
     let mut early = Reporter::new(cli.global.report());
-    let mut cx = match context(cli, report, &cwd) {
-        Ok(cx) => cx,
+    let (mut cx, warnings) = match context(cli, report, &cwd) {
+        Ok(both) => both,
         Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
     };
     // The caller's folder may lie in what is replaced.
@@ -81,20 +82,21 @@ pub fn run(cli: &Cli) -> u8 {
         let failure = Failure::failed("no-access", "the install cannot be entered").at(cx.root.path().display());
         return usage(&mut early, &failure.into(), cli.command.writes_events());
     }
-    match command(&mut cx, cli, &cwd) {
+    match command(&mut cx, cli, &cwd, &warnings) {
         Ok(code) => code,
         Err(e) => usage(&mut cx.report, &e, cli.command.writes_events()),
     }
 }
 
-fn context(cli: &Cli, report: Reporter, cwd: &std::path::Path) -> Result<Context> {
+/// What a command is given, and what is wrong with the settings where that may be.
+fn context(cli: &Cli, report: Reporter, cwd: &Path) -> Result<(Context, Vec<String>)> {
     let exe = std::env::current_exe().context("finding this program")?;
     let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
-    let config = cli.global.config.as_ref().map_or_else(|| root.path().join("updater.toml"), |c| cwd.join(c));
+    let config = settings_place(cli, root.path(), cwd);
     let strict = !matches!(cli.command, Command::Recover(_));
     let (settings, warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
-    let mut cx = Context {
+    let cx = Context {
         root,
         settings,
         report,
@@ -104,13 +106,14 @@ fn context(cli: &Cli, report: Reporter, cwd: &std::path::Path) -> Result<Context
         is_down: false,
         has_said: false,
     };
-    for warning in warnings {
-        cx.report.warning("bad-settings", &warning, Some("updater.toml"));
-    }
-    Ok(cx)
+    Ok((cx, warnings))
 }
 
-fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
+fn settings_place(cli: &Cli, root: &Path, cwd: &Path) -> PathBuf {
+    cli.global.config.as_ref().map_or_else(|| root.join("updater.toml"), |config| cwd.join(config))
+}
+
+fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Result<u8> {
     match &cli.command {
         Command::Apply(args) if !args.dry_run => {
             let request = request(args, cwd)?;
@@ -166,6 +169,14 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
             Ok(end(cx, &finished))
         }
         Command::Recover(args) => {
+            if args.boot && args.data.is_some() {
+                return Err(Failure::usage(
+                    "usage",
+                    "--boot mends files only, so there is no --data to decide with it",
+                )
+                .remedy("decide it without --boot: updater recover --data keep or --data backup")
+                .into());
+            }
             let choice = recover::Choice {
                 data: args.data.map(|d| match d {
                     cli::Data::Keep => recover::Data::Keep,
@@ -174,15 +185,33 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &std::path::Path) -> Result<u8> {
                 boot: args.boot,
                 by_hand: !args.boot && !args.if_needed,
             };
+            if args.if_needed && !cx.report.options().json && !recover::is_needed(cx)? {
+                return Ok(0);
+            }
             cx.report.begin(cx.update_id.clone(), &[Stage::Rollback]);
+            for warning in warnings {
+                cx.report.warning("bad-settings", warning, Some("updater.toml"));
+            }
             let finished = recover::recover(cx, choice, args.run.wait);
-            Ok(end(cx, &finished))
+            // At boot the service manager waits for us: it must not be asked who runs.
+            Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })
+        }
+        Command::Init(args) if args.boot_recovery => {
+            let done = if args.remove { init::remove_boot_recovery(cx) } else { init::install_boot_recovery(cx) }?;
+            show(cx, &done, init::boot_text);
+            Ok(0)
+        }
+        Command::Init(args) => {
+            let place = settings_place(cli, cx.root.path(), cwd);
+            let done = init::settings(cx, &place, args.force)?;
+            show(cx, &done, init::settings_text);
+            Ok(0)
         }
         Command::Launch(_) => Err(Failure::usage("usage", "this command is the updater's own").into()),
     }
 }
 
-fn request(args: &cli::Apply, cwd: &std::path::Path) -> Result<Request> {
+fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     let Some(bundle) = &args.bundle else {
         return Err(Failure::usage("no-bundle", "no bundle was named")
             .remedy("give the path of a bundle: updater apply BUNDLE")
@@ -230,6 +259,19 @@ fn end(cx: &mut Context, finished: &Finished) -> u8 {
         if let Ok(mut status) = inspect::status(cx) {
             status["schema"] = json!(1);
             status["under_way"] = Value::Null;
+            cx.close_status(&status);
+        }
+    }
+    finished.exit_code
+}
+
+/// The same without a look at the server.
+fn end_unasked(cx: &mut Context, finished: &Finished) -> u8 {
+    if let Some(last) = cx.report.last_finished().filter(|_| cx.own().is_dir() && finished.exit_code != 5) {
+        let _ = history::Last::write(&cx.own(), &last);
+        if let Some(mut status) = history::read_status(&cx.own()) {
+            status["under_way"] = Value::Null;
+            status["last"] = last;
             cx.close_status(&status);
         }
     }

@@ -5,7 +5,7 @@ use crate::os::{self, Facts, Kind, Owner, files};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The facts of `path`, or None where nothing is. Errors: anything but "not found".
@@ -116,16 +116,10 @@ pub fn copy(from: &Path, to: &Path, facts: &Facts) -> Result<String> {
         files::set_owner(to, facts.owner).with_context(|| format!("giving {} its owner", to.display()))?;
         return sha256_of(to);
     }
-    let source = fs_err::File::open(from)?;
     let mut target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
-    let sum = if files::clone_contents(source.file(), target.file())
-        .with_context(|| format!("cloning {}", from.display()))?
-    {
-        sha256_of(to)?
-    } else {
-        copy_hashed(&mut source.into_file(), target.file_mut())
-            .with_context(|| format!("copying {}", from.display()))?
-    };
+    copy_contents(from, target.file_mut())?;
+    // What was written counts, not what was read.
+    let sum = sha256_of(to)?;
     dress(to, facts)?;
     target.sync_all()?;
     Ok(sum)
@@ -143,22 +137,50 @@ pub fn dress(path: &Path, facts: &Facts) -> Result<()> {
     files::set_mtime(path, facts.mtime).with_context(name)
 }
 
-fn copy_hashed(from: &mut File, to: &mut File) -> io::Result<String> {
-    let mut sum = Sha256::new();
+/// With `holes` what is all zeros is left out, so that a sparse file stays one.
+fn copy_bytes(from: &mut File, to: &mut File, holes: bool) -> io::Result<()> {
     let mut buffer = vec![0; 256 * 1024];
+    let mut size = 0;
     loop {
         let n = from.read(&mut buffer)?;
         if n == 0 {
-            return Ok(hex(&sum.finalize()));
+            // A hole at the end is only there once the length is set.
+            if holes {
+                to.set_len(size)?;
+            }
+            return Ok(());
         }
-        sum.update(&buffer[..n]);
-        to.write_all(&buffer[..n])?;
+        size += n as u64;
+        if holes && buffer[..n].iter().all(|byte| *byte == 0) {
+            to.seek(SeekFrom::Current(n as i64))?;
+        } else {
+            to.write_all(&buffer[..n])?;
+        }
     }
+}
+
+/// Copies contents into an empty file, by reflink where the volume can; a sparse file stays sparse. Unflushed.
+pub fn copy_contents(from: &Path, to: &mut File) -> Result<()> {
+    let source = fs_err::File::open(from)?;
+    if files::clone_contents(source.file(), to).with_context(|| format!("cloning {}", from.display()))? {
+        return Ok(());
+    }
+    let mut source = source.into_file();
+    let holes = files::allocated(from)? < source.metadata()?.len();
+    copy_bytes(&mut source, to, holes).with_context(|| format!("copying {}", from.display()))
+}
+
+/// Copies contents for scratch. Missing: Ok(false).
+pub fn copy_scratch(from: &Path, to: &Path) -> Result<bool> {
+    if !exists(from)? {
+        return Ok(false);
+    }
+    let mut target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
+    copy_contents(from, target.file_mut()).map(|()| true)
 }
 
 /// Makes the copy equal to the source, writing only the parts that differ, and returns whether any did.
 pub fn update_copy(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
-    use std::io::{Seek, SeekFrom};
     let mut source = fs_err::File::open(from)?;
     let mut copy = fs_err::OpenOptions::new().read(true).write(true).open(to)?;
     let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);

@@ -7,7 +7,7 @@ use crate::net::{self, Answer, PING, Protocol};
 use crate::os::{ProcessId, processes};
 use crate::path::InstallRoot;
 use crate::ports::{self, Listener};
-use crate::server::Table;
+use crate::server::{Launched, Table};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
@@ -120,12 +120,12 @@ pub trait Started {
     fn exited(&mut self) -> std::io::Result<Option<String>>;
 }
 
-impl Started for processes::Running {
+impl Started for Launched {
     fn id(&self) -> ProcessId {
-        processes::Running::id(self)
+        Launched::id(self)
     }
     fn exited(&mut self) -> std::io::Result<Option<String>> {
-        processes::Running::exited(self)
+        Launched::exited(self)
     }
 }
 

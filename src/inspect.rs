@@ -30,7 +30,7 @@ fn server_object(cx: &Context, server: Option<&Running>) -> Value {
         "port": answer.asked_port.or(running.ports.first().copied()),
         "protocol": answer.protocol,
         "healthy": answer.status.is_some_and(|s| (200..400).contains(&s)),
-        "managed_by": running.managed_by,
+        "managed_by": running.managed_by.as_ref().map(|unit| &unit.name),
     })
 }
 
@@ -92,8 +92,11 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
         worst = worst.max(error::class(&e) as u8);
         problems.push(error::record(&e));
     };
-    let (_, problem) = interrupted(cx)?;
-    problems.extend(problem);
+    match Journal::find(&cx.own())? {
+        // `apply` settles it first.
+        Found::Nothing | Found::Open(_) => problems.extend(interrupted(cx)?.1),
+        Found::Unreadable(reason) => note(journal::blocked(&cx.own(), &reason).into(), &mut problems),
+    }
     let survey = match apply::detect(cx, request) {
         Ok(survey) => Some(survey),
         Err(e) if error::class(&e) == Class::Failed => {
@@ -139,7 +142,7 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
         "server": server,
         "launch": survey.as_ref().and_then(|s| s.launch.as_ref()).map(|l| json!({
             "argv": l.argv, "cwd": l.cwd.display().to_string(),
-            "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": "process",
+            "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": survey.as_ref().and_then(|s| s.service.as_ref()).map_or("process".to_string(), |unit| format!("service {unit}")),
         })),
         "escape": "none",
         "space": prepared.as_ref().map(|p| vec![json!({"volume": volume, "needed": p.needed, "free": free})]).unwrap_or_default(),
@@ -224,8 +227,15 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
     };
     let limits =
         crate::bundle::Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
-    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits)
-        .context("opening the bundle to heal from")?;
+    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits);
+    let opened = match from {
+        Some(_) => opened.context("opening the bundle to heal from")?,
+        None => opened.map_err(|e| {
+            Failure::failed("no-bundle", format!("the kept bundle cannot be used: {e:#}"))
+                .at(".updater/bundle.zip")
+                .remedy("give the installed version's bundle: updater verify --repair --from BUNDLE")
+        })?,
+    };
     if opened.content_id != receipt.content_id {
         return Err(Failure::refused("other-content", "this bundle is not the one that is installed")
             .at(bundle.display())

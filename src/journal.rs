@@ -8,7 +8,7 @@
 
 use crate::error::Failure;
 use crate::fsx;
-use crate::os::{LaunchSpec, ProcessId, files};
+use crate::os::{LaunchSpec, ProcessId, Unit, files};
 use crate::path::RelPath;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,9 @@ pub struct Begin {
     /// How the server starts again; None: it is left stopped.
     pub launch: Option<LaunchSpec>,
     pub was_running: bool,
+    /// The unit through which it is stopped and started; None: its processes themselves.
+    #[serde(default)]
+    pub service: Option<Unit>,
     pub before: Measure,
     pub stop_timeout_ms: u64,
     pub health_timeout_ms: u64,
@@ -87,6 +90,18 @@ pub struct Moves {
     pub touched: Vec<Folder>,
 }
 
+/// What a way back does with the data of the users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataBack {
+    /// Only what the swap itself moved: the new version was not started.
+    Untouched,
+    /// What the new version changed is put back.
+    Restored,
+    /// It stays as it is now.
+    Kept,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum Record {
@@ -100,7 +115,14 @@ pub enum Record {
     /// The new version is about to run: from here data may have changed.
     Starting {
         boot: String,
-        process: ProcessId,
+        /// None: the service manager starts it, so that there is nobody before it runs; a second record
+        /// then names the main process.
+        #[serde(default)]
+        process: Option<ProcessId>,
+    },
+    /// The way back from a started version begins; what becomes of the data is decided.
+    Undoing {
+        data: DataBack,
     },
     DataRestored,
     RolledBack,
@@ -216,6 +238,20 @@ impl Journal {
             _ => None,
         })
     }
+    /// The start of the new version: the boot, and who it was as far as that is known.
+    pub fn starting(&self) -> Option<(&str, Option<ProcessId>)> {
+        self.records.iter().rev().find_map(|r| match r {
+            Record::Starting { boot, process } => Some((boot.as_str(), *process)),
+            _ => None,
+        })
+    }
+    /// What was decided about the data when the way back from a started version began.
+    pub fn undoing(&self) -> Option<DataBack> {
+        self.records.iter().rev().find_map(|r| match r {
+            Record::Undoing { data } => Some(*data),
+            _ => None,
+        })
+    }
     pub fn has(&self, wanted: fn(&Record) -> bool) -> bool {
         self.records.iter().any(wanted)
     }
@@ -264,15 +300,17 @@ pub fn set_aside(own: &Path, reason: &str) -> Result<Failure> {
 
 /// The failure that every changing command ends with while an unreadable journal waits for an operator.
 pub fn blocked(own: &Path, reason: &str) -> Failure {
-    Failure::operator(
-        "journal-unreadable",
-        format!("an update was interrupted and its journal cannot be used: {reason}"),
-    )
-    .at(".updater/journal")
-    .remedy(format!(
-        "compare the install with the newest folder under backups/, then type: rm '{}'",
-        marker(own).display()
-    ))
+    let root = own.parent().unwrap_or(own).display();
+    let remedy = if marker(own).exists() {
+        format!(
+            "whether the tree is whole tells updater verify, and updater restore brings the newest backup back; both work again once you type: rm '{}'",
+            marker(own).display()
+        )
+    } else {
+        format!("type: updater recover --root '{root}' (it sets the journal aside and says how to go on)")
+    };
+    let message = format!("an update was interrupted and its journal cannot be used: {reason}");
+    Failure::operator("journal-unreadable", message).at(".updater/journal").remedy(remedy)
 }
 
 #[cfg(test)]
@@ -292,6 +330,7 @@ mod tests {
             start_file: RelPath::parse("run.py").unwrap(),
             launch: None,
             was_running: false,
+            service: None,
             before: Measure::default(),
             stop_timeout_ms: 1,
             health_timeout_ms: 1,
@@ -341,6 +380,20 @@ mod tests {
         assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Unreadable(_)));
         std::fs::remove_file(marker(folder.path())).unwrap();
         assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Nothing));
+    }
+
+    #[test]
+    fn a_journal_of_before_units_is_read() {
+        let (folder, _) = written(vec![]);
+        let text = std::fs::read_to_string(folder.path().join("journal")).unwrap();
+        let first = text.lines().next().unwrap().split_once(' ').unwrap().1.replace(",\"service\":null", "");
+        assert!(!first.contains("service"));
+        let starting = r#"{"state":"starting","boot":"b","process":{"pid":7,"start":9}}"#;
+        let whole = [first.as_str(), starting].map(|l| format!("{} {l}\n", &fsx::sha256(l.as_bytes())[..16])).concat();
+        std::fs::write(folder.path().join("journal"), whole).unwrap();
+        let Found::Open(journal) = Journal::find(folder.path()).unwrap() else { panic!("an old journal is refused") };
+        assert_eq!(journal.begin.service, None);
+        assert_eq!(journal.starting(), Some(("b", Some(ProcessId { pid: 7, start: 9 }))));
     }
 
     #[test]

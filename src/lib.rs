@@ -40,6 +40,7 @@ pub mod recover;
 pub mod apply;
 pub mod inspect;
 pub mod restore;
+pub mod init;
 // entry
 pub mod cli;
 pub mod dispatch;

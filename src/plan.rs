@@ -304,6 +304,10 @@ fn preserved(
                 plan.held_back.push(entry.path.clone());
                 return Ok(planned(Action::Keep, entry, index, None, "a part of this database exists"));
             }
+            if is_elsewhere(root, &entry.path)? {
+                plan.held_back.push(entry.path.clone());
+                return Ok(planned(Action::Keep, entry, index, None, "its folder lies on another volume"));
+            }
             return Ok(planned(Action::Add, entry, index, None, "new in a preserved folder"));
         }
         Look::There(facts) => facts,
@@ -413,6 +417,17 @@ pub fn recheck_data(root: &InstallRoot, bundle: &Bundle, plan: &mut Plan) -> Res
     }
     whole_sets(root, bundle, plan)?;
     Ok(was_same.into_iter().filter(|i| plan.actions[*i].action != Action::Unchanged).collect())
+}
+
+/// Nothing can be moved to a folder that is a mount of another volume.
+fn is_elsewhere(root: &InstallRoot, path: &RelPath) -> Result<bool> {
+    let own = files::facts(root.path()).context("looking at the install")?.volume;
+    for above in path.ancestors().iter().rev() {
+        if let Some(facts) = fsx::facts(&root.join(above))? {
+            return Ok(facts.volume != own);
+        }
+    }
+    Ok(false)
 }
 
 fn set_exists(root: &InstallRoot, main: &RelPath) -> Result<bool> {

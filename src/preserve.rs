@@ -74,6 +74,12 @@ impl Preserve {
         })
     }
 
+    /// The same rules, with the folder of the backups as one of the updater's own places.
+    pub fn with_backups(self, dir: &str) -> Result<Self> {
+        let dir = format!("/{dir}");
+        Ok(Self { own: matcher(OWN.iter().copied().chain([dir.as_str()]), false)?, ..self })
+    }
+
     /// Why `path` is preserved; a file in a preserved folder is, too. None: the version owns it.
     pub fn class_of(&self, path: &RelPath, is_folder: bool) -> Option<Class> {
         let path = path.to_path();

@@ -4,7 +4,7 @@
 use crate::error::Failure;
 use crate::fsx;
 use crate::path::RelPath;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -46,13 +46,15 @@ pub fn load(own: &Path) -> Result<Option<Receipt>> {
     if !fsx::exists(&path)? {
         return Ok(None);
     }
-    let receipt: Receipt = serde_json::from_slice(&fs_err::read(&path)?)
-        .map_err(|e| {
-            Failure::failed("bad-receipt", format!("the receipt cannot be read: {e}"))
-                .at(".updater/receipt.json")
-                .remedy(format!("move it away: mv '{p}' '{p}.bad'", p = path.display()))
-        })
-        .context("reading the receipt")?;
+    let bad = |reason: String| {
+        Failure::failed("bad-receipt", format!("the receipt cannot be used: {reason}"))
+            .at(".updater/receipt.json")
+            .remedy(format!("move it away: mv '{p}' '{p}.bad'", p = path.display()))
+    };
+    let receipt: Receipt = serde_json::from_slice(&fs_err::read(&path)?).map_err(|e| bad(e.to_string()))?;
+    if receipt.format != FORMAT {
+        return Err(bad(format!("its format is {}, this program knows {FORMAT}", receipt.format)).into());
+    }
     Ok(Some(receipt))
 }
 

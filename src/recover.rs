@@ -7,10 +7,10 @@ use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
 use crate::journal::{self, Found, Journal, Record};
 use crate::lock::Lock;
-use crate::os::{ProcessId, processes};
+use crate::os::{ProcessId, processes, service};
 use crate::report::{Finished, Stage};
 use crate::rollback::{self, DataBack};
-use crate::server;
+use crate::server::{self, Launched};
 use anyhow::{Context as _, Result};
 use std::time::Duration;
 
@@ -36,10 +36,22 @@ pub struct Settled {
     pub interrupted_id: String,
     /// `old` or `new`.
     pub direction: &'static str,
+    /// False after `--boot`: the files are whole, the journal waits for the proof of health.
+    pub is_proven: bool,
     pub pid: Option<u32>,
     pub backup: Option<String>,
     pub from_version: Option<String>,
     pub to_version: Option<String>,
+}
+
+impl Settled {
+    /// How this run ended after all.
+    pub fn finished(self) -> Finished {
+        let (from, to) = (self.from_version, self.to_version);
+        let (from_version, to_version) = if self.direction == "new" { (from, to) } else { (to, from) };
+        let outcome = "recovered".to_string();
+        Finished { outcome, pid: self.pid, backup: self.backup, from_version, to_version, ..Finished::default() }
+    }
 }
 
 /// The most times that recovery is tried without a person.
@@ -77,12 +89,10 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
     }
     cx.start(Stage::Rollback, "settling an interrupted update");
     if let Some(done) = settle(cx, choice)? {
-        cx.done(Stage::Rollback, &format!("the {} version stands", done.direction));
+        let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
+        cx.done(Stage::Rollback, &format!("the {} version stands{proven}", done.direction));
         cx.report.recovered(&done.interrupted_id, done.direction);
-        finished.pid = done.pid;
-        finished.backup = done.backup;
-        let (from, to) = (done.from_version, done.to_version);
-        (finished.from_version, finished.to_version) = if done.direction == "new" { (from, to) } else { (to, from) };
+        *finished = done.finished();
     }
     Ok(())
 }
@@ -95,7 +105,31 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
         Found::Unreadable(reason) => return Err(journal::set_aside(&own, &reason)?.into()),
         Found::Open(journal) => *journal,
     };
-    journal.trim()?;
+    let id = journal.begin.update_id.clone();
+    let done = journal.trim().and_then(|()| settle_open(cx, journal, choice));
+    done.map(Some).map_err(|e| unsettled(cx, &id, e))
+}
+
+/// What stands is in the middle, so nothing less than an operator is needed.
+fn unsettled(cx: &Context, id: &str, e: anyhow::Error) -> anyhow::Error {
+    if error::class(&e) != Class::Failed {
+        return e;
+    }
+    let failure = e.downcast_ref::<Failure>();
+    let usual = format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display());
+    let remedy = failure.and_then(|f| f.remedy.clone()).map_or(usual.clone(), |own| format!("{own}; {usual}"));
+    let code = failure.map_or("recovery-failed", |f| f.code);
+    Failure::operator(code, format!("the interrupted update {id} could not be settled: {e:#}"))
+        .at(cx.root.path().display())
+        .remedy(remedy)
+        .into()
+}
+
+fn settle_open(cx: &Context, mut journal: Journal, choice: Choice) -> Result<Settled> {
+    let own = cx.own();
+    if choice.boot && is_whole(cx, &journal)? {
+        return boot(cx, journal);
+    }
     if journal.attempts() >= TRIES && !choice.by_hand {
         return Err(Failure::operator("recovery-failed", format!("recovery was tried {TRIES} times without success"))
             .at(cx.root.path().display())
@@ -104,22 +138,73 @@ pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
     }
     journal.append(Record::Attempt)?;
     let direction = decide(cx, &mut journal, choice)?;
-    let mut settled = Settled {
-        interrupted_id: journal.begin.update_id.clone(),
-        direction,
-        pid: None,
-        backup: Some(journal.begin.backup.clone()),
-        from_version: journal.begin.from_version.clone(),
-        to_version: journal.begin.to_version.clone(),
-    };
-    if direction == "old" && !choice.boot {
+    // Going down, the system starts nothing any more; the next boot does.
+    if choice.boot || direction == "old" && service::is_shutting_down() {
+        return boot(cx, journal);
+    }
+    let mut settled = settled(&journal, direction);
+    if direction == "old" {
         settled.pid = start_old(cx, &journal)?.map(|h| h.pid);
     } else if let Some(running) = server::find(&cx.root)? {
         settled.pid = running.processes.first().map(|p| p.id.pid);
     }
     rollback::clean_up(&cx.root, journal)?;
     crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
-    Ok(Some(settled))
+    Ok(settled)
+}
+
+fn settled(journal: &Journal, direction: &'static str) -> Settled {
+    Settled {
+        interrupted_id: journal.begin.update_id.clone(),
+        direction,
+        is_proven: true,
+        pid: None,
+        backup: Some(journal.begin.backup.clone()),
+        from_version: journal.begin.from_version.clone(),
+        to_version: journal.begin.to_version.clone(),
+    }
+}
+
+/// Whether the files are wholly of one version, so that nothing is left to mend in them. (A new version
+/// that was started is whole, too, until its undo begins: it was verified before.)
+fn is_whole(cx: &Context, journal: &Journal) -> Result<bool> {
+    let ended = journal.has(|r| matches!(r, Record::Committed | Record::RolledBack));
+    let restored = journal.has(|r| matches!(r, Record::DataRestored));
+    Ok(ended || journal.starting().is_some() && !restored && undo_begun(cx, journal)?.is_none())
+}
+
+/// How the undo of a started version goes on, if it has begun to move anything. Putting data back goes on only
+/// while the start file is away: so nothing can have run and written since it was decided.
+fn undo_begun(cx: &Context, journal: &Journal) -> Result<Option<DataBack>> {
+    let is_away = !crate::fsx::exists(&cx.root.join(&journal.begin.start_file))?;
+    Ok(journal.undoing().filter(|data| *data != DataBack::Restored || is_away))
+}
+
+/// What the boot leaves once the files are whole: the journal stays open where a server should run, because
+/// nobody has seen it well. Looks at no process, so that no service manager can be waited for.
+fn boot(cx: &Context, journal: Journal) -> Result<Settled> {
+    let own = cx.own();
+    let committed = journal.has(|r| matches!(r, Record::Committed));
+    let undone = journal.has(|r| matches!(r, Record::RolledBack));
+    let mut settled = settled(&journal, if undone { "old" } else { "new" });
+    settled.is_proven = committed || undone && !should_run(&journal);
+    if settled.is_proven {
+        rollback::clean_up(&cx.root, journal)?;
+    } else if undone {
+        rollback::tidy(&cx.root, &journal)?;
+    }
+    crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
+    Ok(settled)
+}
+
+/// Whether the old version's server ran, and so has to run again.
+fn should_run(journal: &Journal) -> bool {
+    journal.begin.was_running && journal.begin.launch.is_some()
+}
+
+/// True when `recover` has something to do; changes nothing.
+pub fn is_needed(cx: &Context) -> Result<bool> {
+    Ok(!matches!(Journal::find(&cx.own())?, Found::Nothing))
 }
 
 /// Finishes (`new`) or undoes (`old`), by the rules of the journal's last state.
@@ -130,46 +215,86 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     if journal.has(|r| matches!(r, Record::RolledBack)) {
         return Ok("old");
     }
-    let starting = journal.records.iter().find_map(|r| match r {
-        Record::Starting { boot, process } => Some((boot.clone(), *process)),
-        _ => None,
-    });
+    let starting = journal.starting().map(|(boot, process)| (boot.to_string(), process));
     let restored = journal.has(|r| matches!(r, Record::DataRestored));
     let Some((boot, process)) = starting.filter(|_| !restored) else {
         rollback::undo(&cx.root, journal, DataBack::Untouched)?;
         return Ok("old");
     };
-    let running = server::find(&cx.root)?;
-    if let Some(running) = &running {
-        let expected: Before = measure(&journal.begin.before.new)?;
-        if choice.data != Some(Data::Backup) && is_healthy(&expected, running) {
-            journal.append(Record::Committed)?;
-            return Ok("new");
+    if let Some(data) = undo_begun(cx, journal)?.filter(|_| choice.data.is_none()) {
+        if !choice.boot {
+            end_started(cx, journal)?;
         }
+        rollback::undo(&cx.root, journal, data)?;
+        return Ok("old");
     }
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
-    let unwatched = !same_boot
-        || running.iter().flat_map(|r| &r.processes).any(|p| p.id != process && p.parent != Some(process.pid));
+    let expected: Before = measure(&journal.begin.before.new)?;
+    // After a boot the service manager may be about to start it: there is time to wait for its answer.
+    if choice.data.is_none() && !same_boot && start(cx, journal, &expected).is_ok() {
+        journal.append(Record::Committed)?;
+        return Ok("new");
+    }
+    let running = server::find(&cx.root)?;
+    if choice.data != Some(Data::Backup) && running.as_ref().is_some_and(|running| is_healthy(&expected, running)) {
+        journal.append(Record::Committed)?;
+        return Ok("new");
+    }
+    let is_other = |p: &server::Process| process.is_none_or(|process| p.id != process && p.parent != Some(process.pid));
+    let unwatched = !same_boot || running.iter().flat_map(|r| &r.processes).any(is_other);
     let data = match choice.data {
         Some(Data::Backup) => DataBack::Restored,
         Some(Data::Keep) => DataBack::Kept,
         None if unwatched => {
-            let root = cx.root.path().display();
-            return Err(Failure::operator(
-                "data-undecided",
-                "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
-            )
-            .at(&root)
-            .remedy(format!(
-                "type: updater recover --root '{root}' --data keep (old code, data as it is now) or --data backup (old code, data as at the stop)"
-            ))
-            .into());
+            return Err(undecided(cx).into());
         }
         None => DataBack::Restored,
     };
     end_started(cx, journal)?;
     rollback::undo(&cx.root, journal, data)?;
     Ok("old")
+}
+
+fn undecided(cx: &Context) -> Failure {
+    let root = cx.root.path().display();
+    Failure::operator(
+        "data-undecided",
+        "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
+    )
+    .at(&root)
+    .remedy(format!(
+        "type: updater recover --root '{root}' --data keep (old code, data as it is now) or --data backup (old code, data as at the stop)"
+    ))
+}
+
+/// Before data is put back: a server of this install that somebody else started on the new tree writes data
+/// that must not be replaced. Errors (exit 4): there is one.
+pub fn refuse_outsiders(cx: &Context, journal: &Journal) -> Result<()> {
+    let (Some((_, process)), Some(running)) = (journal.starting(), server::find(&cx.root)?) else { return Ok(()) };
+    if journal.begin.service.is_some() && running.managed_by == journal.begin.service {
+        return Ok(());
+    }
+    let above_us = ancestors(std::process::id())?;
+    for one in &running.processes {
+        // A daemon of ours has left us: it belongs to what adopts orphans, and that is above us, too.
+        let above = ancestors(one.id.pid)?;
+        let ours = process.is_none_or(|p| one.id == p || above.contains(&p.pid));
+        if !ours && above.first().is_some_and(|parent| !above_us.contains(parent)) {
+            return Err(undecided(cx).into());
+        }
+    }
+    Ok(())
+}
+
+/// The processes above this one, the nearest first.
+fn ancestors(pid: u32) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    let mut at = pid;
+    while let Some(parent) = processes::parent(at).context("looking at the processes")?.filter(|p| !all.contains(p)) {
+        all.push(parent);
+        at = parent;
+    }
+    Ok(all)
 }
 
 fn measure(value: &Option<serde_json::Value>) -> Result<Before> {
@@ -188,16 +313,15 @@ fn is_healthy(expected: &Before, running: &server::Running) -> bool {
 /// Ends the new version that this update started: whatever of it still runs.
 pub fn end_started(cx: &Context, journal: &Journal) -> Result<()> {
     let timeout = Duration::from_millis(journal.begin.stop_timeout_ms);
-    let Some(process) = journal.records.iter().find_map(|r| match r {
-        Record::Starting { process, .. } => Some(*process),
-        _ => None,
-    }) else {
-        return Ok(());
-    };
+    let Some((_, process)) = journal.starting() else { return Ok(()) };
+    // Whether it runs or is about to be respawned.
+    if let Some(unit) = &journal.begin.service {
+        server::stop_unit(unit, timeout, &mut || Ok(()))?;
+    }
     if let Some(running) = server::find(&cx.root)? {
         server::stop(&running, timeout, &mut || Ok(()))?;
     }
-    end_process(process, timeout)
+    process.map_or(Ok(()), |process| end_process(process, timeout))
 }
 
 /// Ends one process by identity, politely first. A reused pid is another process and is left alone.
@@ -216,29 +340,38 @@ fn end_process(process: ProcessId, timeout: Duration) -> Result<()> {
 /// Starts the old version again where one ran before, and judges it by its own answer before.
 /// Errors (exit 4): it does not come back.
 pub fn start_old(cx: &Context, journal: &Journal) -> Result<Option<health::Healthy>> {
-    let begin = &journal.begin;
-    let Some(launch) = begin.launch.as_ref().filter(|_| begin.was_running) else { return Ok(None) };
-    let before = measure(&begin.before.old)?;
-    let judge = health::Judge {
-        timeout: Duration::from_millis(begin.health_timeout_ms),
-        soak: Duration::from_millis(begin.soak_ms),
-    };
+    if !should_run(journal) {
+        return Ok(None);
+    }
+    let before = measure(&journal.begin.before.old)?;
     let root = cx.root.path().display();
-    let failed = |what: String| {
+    let failed = |e: anyhow::Error| {
         Failure::operator(
             "old-not-started",
-            format!("the files of the old version are whole, but its server does not come back: {what}"),
+            format!("the files of the old version are whole, but its server does not come back: {e:#}"),
         )
         .at(&root)
         .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
     };
-    if server::find(&cx.root)?.is_some() {
-        return Ok(Some(
-            judge.judge(&before, &cx.root, &[], None, &mut || Ok(())).map_err(|e| failed(format!("{e:#}")))?,
-        ));
-    }
-    let held = processes::hold(launch).map_err(|e| failed(e.to_string()))?;
-    let mut running = held.release().map_err(|e| failed(e.to_string()))?;
-    let healthy = judge.judge(&before, &cx.root, &[], Some(&mut running), &mut || Ok(()));
-    Ok(Some(healthy.map_err(|e| failed(format!("{e:#}")))?))
+    Ok(Some(start(cx, journal, &before).map_err(failed)?))
+}
+
+/// Starts the server that the journal tells of, unless it runs, and judges it.
+fn start(cx: &Context, journal: &Journal, expected: &Before) -> Result<health::Healthy> {
+    let begin = &journal.begin;
+    let judge = health::Judge {
+        timeout: Duration::from_millis(begin.health_timeout_ms),
+        soak: Duration::from_millis(begin.soak_ms),
+    };
+    let running = server::find(&cx.root)?;
+    let mut started = match (&begin.service, &begin.launch) {
+        // Somebody started it without its unit.
+        (Some(unit), _) if running.as_ref().is_some_and(|r| r.managed_by.as_ref() != Some(unit)) => None,
+        // One that runs may be about to end: the manager knows.
+        (Some(unit), _) => server::start_unit(unit, judge.timeout, &mut || Ok(()))?,
+        (None, Some(launch)) if running.is_none() => Some(Launched::Child(processes::hold(launch)?.release()?)),
+        _ => None,
+    };
+    let started = started.as_mut().map(|s| s as &mut dyn health::Started);
+    judge.judge(expected, &cx.root, &[], started, &mut || Ok(()))
 }

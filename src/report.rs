@@ -246,6 +246,24 @@ impl Reporter {
         self.events = append(path);
     }
 
+    /// Goes on with the events of a run that was cut off, for its own file alone: the numbers go on, too.
+    pub fn resumed(update_id: &str, events: &Path, stages: &[Stage]) -> Reporter {
+        let mut new = Reporter::new(Options { quiet: true, ..Options::default() });
+        let text = std::fs::read_to_string(events).unwrap_or_default();
+        let numbers = |key: &str| {
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.filter_map(|event| event[key].as_u64()).max().unwrap_or(0)
+        };
+        (new.seq, new.percent) = (numbers("seq"), u8::try_from(numbers("percent")).unwrap_or(99).min(99));
+        new.begin(update_id.to_string(), stages);
+        new.events_to(events);
+        // A line that was cut off in the middle must not swallow the next.
+        if let Some(file) = new.events.as_mut().filter(|_| !text.is_empty() && !text.ends_with('\n')) {
+            let _ = file.write_all(b"\n");
+        }
+        new
+    }
+
     pub fn stage_started(&mut self, stage: Stage, message: &str) {
         if self.current == Some(stage) || self.closed.contains(&stage) {
             return;

@@ -4,6 +4,7 @@
 
 use crate::backup;
 use crate::fsx;
+pub use crate::journal::DataBack;
 use crate::journal::{Journal, Moves, Record};
 use crate::os::{Facts, Kind, files};
 use crate::path::{InstallRoot, RelPath};
@@ -19,17 +20,6 @@ pub fn backup_dir(root: &InstallRoot, journal: &Journal) -> PathBuf {
     root.join(&journal.begin.backup_dir).join(&journal.begin.backup)
 }
 
-/// What a way back does with the data of the users.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DataBack {
-    /// Only what the swap itself moved: the new version was not started.
-    Untouched,
-    /// What the new version changed is put back.
-    Restored,
-    /// It stays as it is now.
-    Kept,
-}
-
 /// Brings the tree back to the old version. After `data-restored` no data is ever put back again.
 pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result<()> {
     let dir = backup_dir(root, journal);
@@ -37,6 +27,10 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
     let start_file = journal.begin.start_file.clone();
     if let Some(mut moves) = journal.moves().cloned() {
         let restored = journal.has(|r| matches!(r, Record::DataRestored));
+        // From here on the tree of a version that was started is no longer whole.
+        if !restored && journal.starting().is_some() && journal.undoing() != Some(data) {
+            journal.append(Record::Undoing { data })?;
+        }
         if data == DataBack::Restored && !restored {
             let record = backup::load(&dir).context("the data cannot be put back")?;
             swap::hide_start_file(root, &moves, &start_file, &after)?;
@@ -71,6 +65,9 @@ fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record,
     }
     Ok(())
 }
+
+/// The name under which data waits to take its place.
+const DATA_BACK: &str = ".updater-data-back";
 
 fn differs(root: &InstallRoot, line: &backup::Line) -> Result<bool> {
     Ok(match fsx::facts(&root.join(&line.path))? {
@@ -132,10 +129,11 @@ fn set_back(
     Ok(())
 }
 
-/// Copies the saved file beside staging, moves the altered one to `after/`, and the copy into its place.
+/// Copies the saved file beside its place (on its volume, whichever that is), moves the altered one to
+/// `after/`, and the copy into its place. A copy that is cut off is made again by the next try.
 fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, after: &std::path::Path) -> Result<()> {
     let live = root.join(&line.path);
-    let copy = root.own().join("staging/data-back");
+    let copy = live.with_file_name(DATA_BACK);
     fsx::remove_own_file(&copy)?;
     let saved = dir.join(line.path.to_path());
     let facts = Facts {
@@ -157,6 +155,12 @@ fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, afte
 
 /// Cleans up after a finished update, in either direction. Called only once the journal says so.
 pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
+    tidy(root, &journal)?;
+    journal.close()
+}
+
+/// The same, but the journal stays open: what stands is whole, and its health is not proven yet.
+pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
     let own = root.own();
     let committed = journal.has(|r| matches!(r, Record::Committed));
     if committed {
@@ -167,15 +171,22 @@ pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
         }
         fsx::sync_parent(&own.join("receipt.json"))?;
     } else {
-        backup::mark_failed(&backup_dir(root, &journal))?;
+        backup::mark_failed(&backup_dir(root, journal))?;
     }
-    sweep(&own)?;
-    journal.close()
+    sweep(&own)
 }
 
 /// Removes what runs that have ended left in `.updater`. Called only when no journal refers to it.
 pub fn sweep(own: &std::path::Path) -> Result<()> {
     fsx::remove_own_tree(&staging::trash(own))?;
     staging::clear(own)?;
-    backup::clear_discarded(own)
+    backup::clear_discarded(own)?;
+    // Files that were never renamed into their places.
+    for item in fs_err::read_dir(own)? {
+        let path = item?.path();
+        if path.extension().is_some_and(|ending| ending == "new" || ending == "tmp") {
+            fsx::remove_own_file(&path)?;
+        }
+    }
+    Ok(())
 }

@@ -83,8 +83,12 @@ fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path
                 file.write_all(content)?;
                 fsx::sha256(content)
             }
+            // What it holds is hashed below.
             None => {
-                bundle.copy_entry(index, &mut file)?;
+                match bundle.saved_file(index) {
+                    Some(saved) => fsx::copy_contents(&saved, file.file_mut())?,
+                    None => bundle.copy_entry(index, &mut file)?,
+                }
                 entry.sha256.clone()
             }
         };

@@ -174,7 +174,19 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
         name.push(format!(".{n}"));
         to = name.into();
     }
-    rename_making(live, &to)?;
+    if let Some(parent) = to.parent() {
+        fsx::make_folders(parent)?;
+    }
+    match files::rename_new(live, &to) {
+        // A preserved folder may be a link or a mount that leads to another volume.
+        Err(e) if e.kind() == std::io::ErrorKind::CrossesDevices => {
+            let facts = files::facts(live).with_context(|| format!("looking at {}", live.display()))?;
+            fsx::copy(live, &to, &facts)?;
+            fsx::sync_parent(&to)?;
+            fs_err::remove_file(live)?;
+        }
+        done => done.with_context(|| format!("moving {} to {}", live.display(), to.display()))?,
+    }
     fsx::sync_parent(&to)
 }
 

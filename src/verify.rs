@@ -151,16 +151,19 @@ pub struct Database {
     pub path: RelPath,
     pub ok: bool,
     pub tables: BTreeMap<String, i64>,
+    /// Of the main file, in bytes.
+    #[serde(skip)]
+    pub size: u64,
 }
 
 /// Clones a database (main file, write-ahead log and rollback journal, never the shared memory) into a
 /// private folder of its own in `scratch`, runs `quick_check` and counts the rows of `tables`; the clone is deleted.
 /// A file that is no database at all (empty or another format) counts as damaged unless it is empty.
 pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scratch: &Path) -> Result<Database> {
-    let mut found = Database { path: main.clone(), ok: true, tables: BTreeMap::new() };
+    let mut found = Database { path: main.clone(), ok: true, tables: BTreeMap::new(), size: 0 };
     let live = root.join(main);
     match fsx::facts(&live)? {
-        Some(facts) if facts.size > 0 && facts.kind == Kind::File => {}
+        Some(facts) if facts.size > 0 && facts.kind == Kind::File => found.size = facts.size,
         _ => return Ok(found),
     }
     match on_clone(&live, scratch, |clone| examine(clone, tables))? {
@@ -180,11 +183,11 @@ fn on_clone<T>(main: &Path, scratch: &Path, look: impl FnOnce(&Path) -> Result<T
         let (mut from, mut to) = (main.to_path_buf().into_os_string(), clone.clone().into_os_string());
         from.push(ending);
         to.push(ending);
-        match fs_err::copy(&from, &to) {
-            Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !ending.is_empty() => {}
-            Err(e) => return Err(e.into()),
-        }
+        anyhow::ensure!(
+            fsx::copy_scratch(Path::new(&from), Path::new(&to))? || !ending.is_empty(),
+            "{} is gone",
+            main.display()
+        );
     }
     let seen = look(&clone);
     folder.close().context("removing the clone of a database")?;

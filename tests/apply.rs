@@ -321,6 +321,25 @@ fn a_second_updater_ends_with_5_while_the_lock_is_held() {
 // ---- bystanders ----
 
 #[test]
+fn an_updater_that_waits_goes_on_when_the_first_has_ended_and_names_it_when_it_does_not() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"2s\"\n");
+    let (first, second) = (install.save(&install.bundle("2.0")), install.save(&install.bundle("3.0")));
+    let mut command = install.command(&["apply", first.to_str().unwrap()]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !install.exists(".updater/journal") {
+        assert!(child.try_wait().unwrap().is_none(), "the first ended too early");
+        std::thread::yield_now();
+    }
+    let refused = install.apply_with(&second, &[]).expect(5);
+    let message = refused.finished()["error"]["message"].as_str().unwrap().to_string();
+    assert!(message.contains(&format!("pid {}, since ", child.id())), "{message}");
+    install.apply_with(&second, &["--wait", "60s"]).expect(0);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(install.version(), "3.0");
+}
+
+#[test]
 fn a_foreign_owner_of_the_port_is_refused_and_lives_on() {
     let stranger = Install::running();
     let mut install = Install::new();

@@ -137,7 +137,129 @@ fn a_killed_stop_leaves_the_old_version_and_the_next_apply_recovers_it_first() {
     kill_apply(&install, &install.bundle("2.0"), &[], &|| journal_says(&install, "stopping"));
     let output = install.apply(&install.bundle("3.0")).expect(0);
     assert_eq!(output.outcome(), "applied");
-    assert_eq!(output.events().iter().filter(|e| e["event"] == "recovered").count(), 1, "{output:?}");
+    let recovered: Vec<_> = output.events().into_iter().filter(|e| e["event"] == "recovered").collect();
+    assert_eq!(recovered.len(), 1, "{output:?}");
+    // The stream of the killed run goes on in its own file, and ends there.
+    let id = recovered[0]["interrupted_id"].as_str().unwrap();
+    let text = install.read(&format!(".updater/events/{id}.jsonl"));
+    let events: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(events.iter().enumerate().all(|(n, e)| e["seq"] == n as u64 + 1 && e["update_id"] == id), "{text}");
+    assert_eq!(events.iter().filter(|e| e["event"] == "finished").count(), 1);
+    assert_eq!(events.last().unwrap()["outcome"], "recovered");
     assert_eq!(install.version(), "3.0");
     assert_settled(&install);
+}
+
+/// A version whose swap takes long enough to be killed in it.
+fn many_files(install: &Install) -> Bundle {
+    (0..400).fold(install.bundle("2.0"), |bundle, n| bundle.file(&format!("app/part{n:03}.py"), format!("# {n}\n")))
+}
+
+fn killed_in_the_swap() -> Install {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
+    kill_apply(&install, &many_files(&install), &[], &|| journal_says(&install, "swapping"));
+    assert!(!journal_says(&install, "swapped"), "the kill came too late");
+    install
+}
+
+#[test]
+fn boot_mends_files_starts_nothing_and_leaves_the_proof_to_the_next() {
+    let install = killed_in_the_swap();
+    // As often as the system boots: what is mended counts as no further try.
+    for _ in 0..4 {
+        let output = install.updater(&["recover", "--boot", "--json"]).expect(0);
+        assert_eq!(output.outcome(), "recovered");
+        assert_eq!(output.finished()["pid"], serde_json::Value::Null);
+        assert!(ping(install.port).is_none(), "something was started");
+        assert!(install.read("run.py").contains("\"1.0\"") && !install.exists("app/part000.py"));
+        assert!(journal_says(&install, "rolled-back"), "nobody has proven its health");
+        assert!(!install.exists(".updater/staging") && !install.exists(".updater/trash"));
+    }
+    let interrupted = install.updater(&["status", "--json"]).expect(0).object()["interrupted"].clone();
+    assert!(interrupted.is_string());
+    install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!(install.version(), "1.0");
+    let pid = install.pid();
+    let quiet = install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    assert_eq!(install.pid(), pid);
+    assert_settled(&install);
+}
+
+#[test]
+fn a_server_started_after_the_boot_is_judged_and_not_started_twice() {
+    let install = killed_in_the_swap();
+    install.updater(&["recover", "--boot"]).expect(0);
+    let pid = u64::from(install.start());
+    let output = install.apply(&install.bundle("3.0")).expect(0);
+    assert_eq!(output.events().iter().filter(|e| e["event"] == "recovered").count(), 1, "{output:?}");
+    assert_eq!(install.version(), "3.0");
+    assert_ne!(install.pid(), pid);
+    assert_settled(&install);
+}
+
+#[test]
+fn boot_leaves_a_started_version_to_be_judged() {
+    let install = install();
+    kill_apply(&install, &install.bundle("2.0"), &[], &|| serves(&install, "2.0", 200));
+    let pid = install.pid();
+    install.updater(&["recover", "--boot"]).expect(0);
+    assert!(journal_says(&install, "starting") && !journal_says(&install, "committed"));
+    assert_eq!(install.pid(), pid);
+    install.updater(&["recover", "--boot", "--data", "keep"]).expect(2);
+    install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!((install.version().as_str(), install.pid()), ("2.0", pid));
+    assert_settled(&install);
+    install.updater(&["verify"]).expect(0);
+}
+
+#[test]
+fn boot_goes_on_with_data_that_was_about_to_be_put_back() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
+    let mut damage = DAMAGE.to_string();
+    for n in 0..150 {
+        install.write(&format!("uploads/more{n:03}.txt"), "old upload\n");
+        damage += &format!("WRITE = \"uploads/more{n:03}.txt=altered\"\n");
+    }
+    // Without its start file nothing can have run since it was decided.
+    let undoing = || journal_says(&install, "undoing") && !install.exists("run.py");
+    kill_apply(&install, &Bundle::release("2.0", &damage), &[], &undoing);
+    assert!(!journal_says(&install, "data-restored"), "the kill came too late");
+    install.updater(&["recover", "--boot"]).expect(0);
+    assert!(ping(install.port).is_none(), "something was started");
+    assert!(install.read("run.py").contains("\"1.0\""));
+    install.updater(&["recover", "--if-needed"]).expect(0);
+    assert_eq!(install.version(), "1.0");
+    assert_old_data(&install);
+    for n in 0..150 {
+        assert_eq!(install.read(&format!("uploads/more{n:03}.txt")), "old upload\n");
+    }
+    assert_settled(&install);
+}
+
+#[test]
+fn what_a_server_of_somebody_else_writes_is_not_replaced_by_a_rollback() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\nhealth_timeout = \"8s\"\n");
+    let bundle = install.save(&Bundle::release("2.0", DAMAGE));
+    let mut apply = install.command(&["apply", bundle.to_str().unwrap(), "--json"]);
+    apply.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut apply = apply.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !serves(&install, "2.0", 500) {
+        assert!(Instant::now() < deadline, "the new version never ran");
+    }
+    // An operator loses patience: the version is run from a shell, beside ours.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$0\" run.py; exit"]).arg(kit::standin());
+    shell.env("PORT", kit::free_port().to_string());
+    install.spawn(&mut shell);
+    assert_eq!(apply.wait().unwrap().code(), Some(4));
+    let last: serde_json::Value = serde_json::from_str(&install.read(".updater/last.json")).unwrap();
+    assert_eq!(last["outcome"], "needs-operator");
+    assert_eq!((install.note().as_str(), install.read("uploads/a.txt").as_str()), ("new row", "altered"));
+    assert_eq!(install.updater(&["recover", "--json"]).expect(4).outcome(), "needs-operator");
+    assert_eq!(install.note(), "new row");
 }

@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::error::Failure;
 use crate::health::{self, Before};
 use crate::net::Protocol;
-use crate::os::{self, LaunchSpec, ProcessId};
+use crate::os::{self, LaunchSpec, ProcessId, Unit};
 use crate::path::{InstallRoot, RelPath};
 use crate::receipt::{self, Receipt};
 use crate::server::{self, Running};
@@ -21,6 +21,8 @@ pub struct Survey {
     pub foreign: Option<Running>,
     /// How it starts again; None with `--no-start` where nothing runs.
     pub launch: Option<LaunchSpec>,
+    /// The unit that starts it in our place.
+    pub service: Option<Unit>,
     pub start_file: RelPath,
     /// How it answers now: the measure of the old version.
     pub before: Before,
@@ -49,14 +51,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
                 .remedy("start the updater from outside the server: from a shell of your own, or a scheduled task")
                 .into());
             }
-            if let Some(unit) = &running.managed_by {
-                return Err(Failure::failed(
-                    "managed",
-                    format!("the server belongs to the service {unit}, which would start it again in the middle"),
-                )
-                .remedy(format!("stop it first, update, and start it: systemctl stop {unit}"))
-                .into());
-            }
+            server::may_control(running, root)?;
             server::may_stop(running)?;
             let start = start_file(root, &running.launch);
             // `--port` says which port health asks only where the server listens on it.
@@ -74,6 +69,9 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
                     return Err(failure.into());
                 }
                 foreign = server::owner_tree(port, root)?;
+                if let Some(foreign) = &foreign {
+                    server::may_control(foreign, root)?;
+                }
             }
             let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
             let before = Before {
@@ -87,8 +85,12 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             (launch, start, before)
         }
     };
+    let service = match &server {
+        Some(running) => running.managed_by.clone(),
+        None => cx.settings.server.service.as_deref().filter(|_| launch.is_some()).map(os::service::named),
+    };
     let (launch, expected) = with_set(launch, &before, &request.set)?;
-    Ok(Survey { server, foreign, launch, start_file, before, expected, receipt })
+    Ok(Survey { server, foreign, launch, service, start_file, before, expected, receipt })
 }
 
 /// Where nothing tells how the server starts.

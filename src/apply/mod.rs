@@ -3,6 +3,7 @@
 //! the rollback.
 //! Refuses to go on after any error: before the stop it ends, after it it rolls back.
 
+mod databases;
 mod detect;
 mod preflight;
 mod record;
@@ -19,13 +20,13 @@ use crate::health::{self, Before};
 use crate::history;
 use crate::journal::{Journal, Record};
 use crate::lock::Lock;
-use crate::os::{LaunchSpec, ProcessId, files, processes};
+use crate::os::{LaunchSpec, ProcessId, Unit, files, processes};
 use crate::path::RelPath;
 use crate::plan;
 use crate::recover;
-use crate::report::{Finished, Stage};
+use crate::report::{Finished, Reporter, Stage};
 use crate::rollback;
-use crate::server::{self};
+use crate::server::{self, Launched};
 use crate::staging::{self, Staged};
 use crate::swap;
 use crate::verify;
@@ -95,8 +96,16 @@ pub fn apply(cx: &mut Context, request: &Request) -> Finished {
 const MOST_FAILURES: u64 = 2;
 
 /// The failures that the bundle itself caused, by their codes.
-const OWN_FAULT: [&str; 6] =
-    ["health-exited", "health-timeout", "health-status", "health-port", "cannot-start", "critical-missing"];
+const OWN_FAULT: [&str; 8] = [
+    "health-exited",
+    "health-timeout",
+    "health-status",
+    "health-port",
+    "cannot-start",
+    "critical-missing",
+    "database-damaged",
+    "rows-lost",
+];
 
 /// Turns the end of a run into its `finished` record.
 pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
@@ -219,6 +228,13 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
 pub fn recover_first(cx: &mut Context) -> Result<()> {
     if let Some(done) = recover::settle(cx, recover::Choice::default())? {
         cx.report.recovered(&done.interrupted_id, done.direction);
+        let events = cx.own().join(format!("events/{}.jsonl", done.interrupted_id));
+        let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
+        theirs.stage_started(Stage::Rollback, "settled by the next command");
+        theirs.finished(&done.finished());
+        if fsx::exists(&events)? {
+            fsx::adopt(&events)?;
+        }
     }
     // Without a journal nothing refers to what an earlier run may have left.
     rollback::sweep(&cx.own())
@@ -248,8 +264,13 @@ fn unchanged(
     match (&survey.server, &survey.launch) {
         (None, Some(launch)) if !request.no_start => {
             cx.start(Stage::Relaunch, "starting the server");
-            let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
-            let mut running = held.release().map_err(|e| cannot_start(launch, &e))?;
+            let mut running = match &survey.service {
+                Some(unit) => start_unit(cx, request, unit)?,
+                None => {
+                    let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+                    Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?))
+                }
+            };
             cx.done(Stage::Relaunch, "started");
             cx.start(Stage::Health, "waiting for its answer");
             let healthy = judge(cx, request, &survey.expected, &[], &mut running)?;
@@ -270,7 +291,7 @@ fn unchanged(
 /// A held start that is never released: user, folder, program and logs of the running server are proven
 /// before it is stopped.
 fn try_start(survey: &Survey) -> Result<()> {
-    if let Some(launch) = survey.launch.as_ref().filter(|_| survey.server.is_some()) {
+    if let Some(launch) = survey.launch.as_ref().filter(|_| survey.server.is_some() && survey.service.is_none()) {
         drop(processes::hold(launch).map_err(|e| cannot_start(launch, &e))?);
     }
     Ok(())
@@ -288,11 +309,17 @@ pub fn judge(
     request: &Request,
     expected: &Before,
     old: &[ProcessId],
-    running: &mut processes::Running,
+    running: &mut Option<Launched>,
 ) -> Result<health::Healthy> {
     let timeout = request.health_timeout.unwrap_or(cx.settings.server.health_timeout);
     let judge = health::Judge { timeout, soak: cx.settings.server.soak };
-    judge.judge(expected, &cx.root, old, Some(running), &mut || cx.check_signals_after_stop())
+    let running = running.as_mut().map(|r| r as &mut dyn health::Started);
+    judge.judge(expected, &cx.root, old, running, &mut || cx.check_signals_after_stop())
+}
+
+fn start_unit(cx: &Context, request: &Request, unit: &Unit) -> Result<Option<Launched>> {
+    let timeout = request.health_timeout.unwrap_or(cx.settings.server.health_timeout);
+    server::start_unit(unit, timeout, &mut || cx.check_signals_after_stop())
 }
 
 /// From staging to the commit. Any error after the stop comes back as a rollback's outcome.
@@ -398,7 +425,7 @@ fn down(
     mut staged: Vec<Staged>,
     saved: &mut Backup,
     journal: &mut Journal,
-    started: &mut Option<processes::Running>,
+    started: &mut Option<Launched>,
 ) -> Result<Option<health::Healthy>> {
     let preserve = cx.preserve()?;
     cx.start(Stage::Stop, "stopping the server");
@@ -414,6 +441,7 @@ fn down(
     cx.start(Stage::BackupFinal, "saving what changed since");
     let record = finish_backup(cx, request, survey, prepared, saved, &preserve)?;
     journal.append(Record::BackupWhole)?;
+    let databases = databases::at_the_stop(cx, prepared)?;
     cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
     cx.check_signals_after_stop()?;
 
@@ -450,15 +478,25 @@ fn down(
         }
     };
     cx.start(Stage::Relaunch, "starting the new version");
-    let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
     let boot = processes::boot_id().context("reading the boot id")?;
-    journal.append(Record::Starting { boot, process: held.id() })?;
-    let running = started.insert(held.release().map_err(|e| cannot_start(launch, &e))?);
-    cx.done(Stage::Relaunch, &format!("process {}", running.id().pid));
+    if let Some(unit) = &survey.service {
+        journal.append(Record::Starting { boot: boot.clone(), process: None })?;
+        *started = start_unit(cx, request, unit)?;
+        if let Some(running) = started {
+            journal.append(Record::Starting { boot, process: Some(running.id()) })?;
+        }
+    } else {
+        let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+        journal.append(Record::Starting { boot, process: Some(held.id()) })?;
+        *started = Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?));
+    }
+    let shown = started.as_ref().map_or("started".to_string(), |running| format!("process {}", running.id().pid));
+    cx.done(Stage::Relaunch, &shown);
 
     cx.start(Stage::Health, "waiting for its answer");
     let old: Vec<ProcessId> = survey.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
-    let healthy = judge(cx, request, &survey.expected, &old, running)?;
+    let healthy = judge(cx, request, &survey.expected, &old, started)?;
+    databases::kept(cx, &databases)?;
     journal.append(Record::Committed)?;
     cx.done(Stage::Health, "it answers as well as before");
     Ok(Some(healthy))

@@ -1,7 +1,7 @@
 //! Preflight: the bundle judged, the plan made, every obstacle found. Reading only.
 //! Refuses to leave anything to be found out after the stop that can be found out before it.
 
-use super::{Request, Saved, Survey};
+use super::{Request, Saved, Survey, databases};
 use crate::backup::{self};
 use crate::bundle::{Bundle, Limits};
 use crate::context::Context;
@@ -15,6 +15,7 @@ use crate::verify;
 use crate::version;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// What preflight decided.
 pub struct Prepared {
@@ -56,24 +57,84 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     }
     let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
     let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
-    let saved: u64 = plan.live.values().map(|l| l.facts.size).chain(data.iter().map(|(_, f)| f.size)).sum();
+    movable(cx, &plan)?;
+    let saved: u64 = plan.live.values().map(|l| l.facts.size).sum::<u64>() + allocated(cx, &data)?;
     let needed = arriving + saved + bundle.kept_size()? + journal_size(&plan);
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     if free < needed {
+        let volume = cx.root.path().display();
         return Err(Failure::failed(
             "no-space",
-            format!("{} bytes are needed and {free} are free: {} are missing", needed, needed - free),
+            format!(
+                "on the volume of {volume} {needed} bytes are needed and {free} are free: {} are missing",
+                needed - free
+            ),
         )
-        .at(cx.root.path().display())
+        .at(volume)
         .remedy("free space on the volume of the install, or lower [backup] keep")
         .into());
     }
     if !request.force_data {
         for main in cx.databases(&data)?.difference(&plan.sets) {
-            check_before(cx, main)?;
+            databases::whole_already(cx, main)?;
         }
     }
     Ok(Prepared { bundle, plan, data, needed })
+}
+
+/// What the data takes on its volume: a copy of a sparse file is sparse, too.
+fn allocated(cx: &Context, data: &[(RelPath, os::Facts)]) -> Result<u64> {
+    let mut sum = 0;
+    for (path, facts) in data {
+        // One that vanished meanwhile needs no room.
+        sum += files::allocated(&cx.root.join(path)).map_or(0, |bytes| bytes.min(facts.size));
+    }
+    Ok(sum)
+}
+
+/// Whether all that the swap moves can be moved: by this user, within one volume, and at all.
+fn movable(cx: &Context, plan: &Plan) -> Result<()> {
+    let volume = files::facts(cx.root.path()).context("looking at the install")?.volume;
+    let mut folders: BTreeSet<PathBuf> = BTreeSet::from([cx.root.path().to_path_buf()]);
+    for planned in plan.changes() {
+        folders.extend(existing_parent(&cx.root.join(&planned.path)));
+        if planned.live.is_some() {
+            refuse_obstacle(cx, &cx.root.join(&planned.path))?;
+        }
+    }
+    folders.extend(plan.emptied.iter().map(|(path, _)| cx.root.join(path)));
+    for own in [cx.own(), cx.backups()] {
+        folders.extend(if own.is_dir() { Some(own) } else { existing_parent(&own) });
+    }
+    for folder in folders {
+        // Through a link: what counts is where the files would lie.
+        let full = fs_err::canonicalize(&folder)?;
+        if files::facts(&full).with_context(|| format!("looking at {}", full.display()))?.volume != volume {
+            let message =
+                format!("{} lies on another volume than the install, so nothing can be moved there", folder.display());
+            return Err(Failure::failed("other-volume", message)
+                .at(folder.display())
+                .remedy("put it on the install's volume, or leave it out ([preserve] paths, [backup] dir)")
+                .into());
+        }
+        refuse_obstacle(cx, &full)?;
+    }
+    Ok(())
+}
+
+fn existing_parent(path: &std::path::Path) -> Option<PathBuf> {
+    path.ancestors().skip(1).find(|above| above.is_dir()).map(std::path::Path::to_path_buf)
+}
+
+fn refuse_obstacle(cx: &Context, path: &std::path::Path) -> Result<()> {
+    let Some(reason) = files::obstacle(path).with_context(|| format!("looking at {}", path.display()))? else {
+        return Ok(());
+    };
+    let name = path.strip_prefix(cx.root.path()).ok().filter(|p| !p.as_os_str().is_empty()).unwrap_or(path);
+    Err(Failure::failed("not-movable", format!("{} cannot be moved: {reason}", name.display()))
+        .at(name.display())
+        .remedy("lift that, or run the updater as the owner of the install, or as root")
+        .into())
 }
 
 /// The bundle file, judged: what it must hash to, its contents, where it comes from.
@@ -105,28 +166,6 @@ fn open_saved(saved: &Saved, survey: &Survey) -> Result<Bundle> {
     let mut bundle = Bundle::open_saved(&saved.dir, entries, &survey.start_file, &wanted)?;
     bundle.version = saved.record.version();
     Ok(bundle)
-}
-
-/// A database that is damaged already must not be blamed on the update. A busy one may be cloned in
-/// the middle of a write, so only a verdict on a file that stood still counts.
-pub(super) fn check_before(cx: &Context, main: &RelPath) -> Result<()> {
-    let scratch = cx.scratch()?;
-    for _ in 0..3 {
-        let was = fsx::facts(&cx.root.join(main))?;
-        if verify::check_database(&cx.root, main, &[], &scratch)?.ok {
-            return Ok(());
-        }
-        if was == fsx::facts(&cx.root.join(main))? {
-            return Err(Failure::failed(
-                "database-damaged",
-                format!("the database {main} is damaged already, before the update"),
-            )
-            .at(main)
-            .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite")
-            .into());
-        }
-    }
-    Ok(())
 }
 
 /// Whether the bundle is for this program, and no older than what is installed.

@@ -89,6 +89,7 @@ pub(super) fn open_journal(
         start_file: survey.start_file.clone(),
         launch: survey.server.as_ref().map(|s| s.launch.clone()).or_else(|| survey.launch.clone()),
         was_running: survey.server.is_some(),
+        service: survey.service.clone(),
         before: Measure {
             old: Some(serde_json::to_value(&survey.before)?),
             new: Some(serde_json::to_value(&survey.expected)?),

@@ -7,10 +7,11 @@ use crate::error::{self, Class, Failure};
 use crate::fsx;
 use crate::health::{self};
 use crate::journal::Journal;
-use crate::os::processes;
+use crate::os::service;
 use crate::recover;
 use crate::report::{Finished, Stage};
 use crate::rollback::{self, DataBack};
+use crate::server::Launched;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ pub(super) fn roll_back(
     cx: &mut Context,
     survey: &Survey,
     mut journal: Journal,
-    started: Option<processes::Running>,
+    started: Option<Launched>,
     cause: anyhow::Error,
     finished: &mut Finished,
     stopped_at: Instant,
@@ -31,12 +32,20 @@ pub(super) fn roll_back(
         show_log(cx, &journal);
     }
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
-    let data = if started.is_some() { DataBack::Restored } else { DataBack::Untouched };
-    let undone = recover::end_started(cx, &journal).and_then(|()| rollback::undo(&cx.root, &mut journal, data));
+    // A unit may have started it although its request failed.
+    let asked = survey.service.is_some() && journal.starting().is_some();
+    let data = if started.is_some() || asked { DataBack::Restored } else { DataBack::Untouched };
+    let outsiders = if data == DataBack::Restored { recover::refuse_outsiders(cx, &journal) } else { Ok(()) };
+    let undone = outsiders
+        .and_then(|()| recover::end_started(cx, &journal))
+        .and_then(|()| rollback::undo(&cx.root, &mut journal, data));
     drop(started);
     if let Err(e) = undone {
         cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
         return needs_operator(cx, &record, &e);
+    }
+    if service::is_shutting_down() {
+        return at_shutdown(cx, &journal, &cause, &record);
     }
     let healthy = recover::start_old(cx, &journal);
     let cleaned =
@@ -62,6 +71,27 @@ pub(super) fn roll_back(
     }
 }
 
+/// The system goes down, so nothing is started: the files are mended, and the journal stays open until
+/// somebody has seen the old version well.
+fn at_shutdown(
+    cx: &mut Context,
+    journal: &Journal,
+    cause: &anyhow::Error,
+    record: &error::ErrorRecord,
+) -> anyhow::Error {
+    let cleaned =
+        rollback::tidy(&cx.root, journal).and_then(|()| fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?));
+    if let Err(e) = cleaned {
+        cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
+        return needs_operator(cx, record, &e);
+    }
+    cx.report.stage_done(Stage::Rollback, "the old version is back; nothing is started, because the system goes down");
+    let message = format!("{}; the system goes down, so the old version is back and not started", record.message);
+    Failure::new(Class::RolledBack, code_of(cause), message)
+        .remedy("apply the bundle again when the system is up")
+        .into()
+}
+
 /// The end of what the new version itself said.
 pub(super) fn show_log(cx: &mut Context, journal: &Journal) {
     let Some(launch) = &journal.begin.launch else { return };
@@ -83,8 +113,10 @@ pub(super) fn code_of(cause: &anyhow::Error) -> &'static str {
 
 pub(super) fn needs_operator(cx: &Context, cause: &error::ErrorRecord, e: &anyhow::Error) -> anyhow::Error {
     let code = e.downcast_ref::<Failure>().map_or("rollback-failed", |f| f.code);
+    let own_remedy = e.downcast_ref::<Failure>().and_then(|f| f.remedy.clone());
+    let usual = format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display());
     Failure::operator(code, format!("the update failed ({}) and going back did not succeed: {e:#}", cause.message))
         .at(cx.root.path().display())
-        .remedy(format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display()))
+        .remedy(own_remedy.unwrap_or(usual))
         .into()
 }

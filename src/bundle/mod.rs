@@ -152,6 +152,14 @@ impl Bundle {
         Ok(())
     }
 
+    /// The very file, where the bundle is a saved version.
+    pub fn saved_file(&self, position: usize) -> Option<PathBuf> {
+        match &self.contents {
+            Contents::Folder(dir) => Some(dir.join(self.entries.get(position)?.path.to_path())),
+            Contents::Zip(_) => None,
+        }
+    }
+
     /// The bytes of the entry at `position` of `entries`.
     pub fn read_entry(&mut self, position: usize) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();

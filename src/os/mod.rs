@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | `files` | facts of a file, names as bytes, owner, mode and time, flushes, reflinks, free space |
 //! | `processes` | identity, held handles, signals, credentials, held start of a server |
-//! | `service` | which service manager unit a process belongs to |
+//! | `service` | which service manager unit a process belongs to, its stop and start |
+//! | `boot` | the units that mend an install at boot and prove its health after |
 //! | `escape` | what ties this process to another one |
 
 use serde::{Deserialize, Serialize};
@@ -17,9 +18,9 @@ mod linux;
 mod windows;
 
 #[cfg(unix)]
-pub use linux::{escape, files, processes, service};
+pub use linux::{boot, escape, files, processes, service};
 #[cfg(windows)]
-pub use windows::{escape, files, processes, service};
+pub use windows::{boot, escape, files, processes, service};
 
 /// What a directory entry is; links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,38 @@ pub struct Credentials {
     pub umask: u32,
     /// The name of the user, or the number as text.
     pub user: String,
+}
+
+/// A unit of the service manager: what is stopped and started in place of its processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    pub name: String,
+    /// Whose own service manager it belongs to; None: the system's.
+    #[serde(default)]
+    pub user: Option<u32>,
+}
+
+impl Unit {
+    /// A unit of the system's service manager.
+    pub fn system(name: &str) -> Unit {
+        Unit { name: name.to_string(), user: None }
+    }
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// What is installed so that an interrupted update is mended at boot.
+#[derive(Debug, Clone)]
+pub struct BootPlan {
+    pub root: std::path::PathBuf,
+    /// The program that is run.
+    pub exe: std::path::PathBuf,
+    /// Whose start waits for the mending; None: not known.
+    pub server: Option<Unit>,
 }
 
 /// The command line and environment of a running process, word for word.

@@ -6,14 +6,16 @@
 mod launch;
 mod stop;
 mod table;
+mod unit;
 
 pub use launch::guess_launch;
 pub use stop::{may_stop, stop};
 pub use table::{Process, Table, belongs};
+pub use unit::{Launched, may_control, start_unit, stop_unit};
 
 use crate::error::Failure;
 use crate::os::processes::{self, Handle};
-use crate::os::{LaunchSpec, ProcessId, service};
+use crate::os::{LaunchSpec, ProcessId, Unit, service};
 use crate::path::InstallRoot;
 use crate::ports::{self, Listener};
 use anyhow::Context;
@@ -30,7 +32,8 @@ pub struct Running {
     pub ports: Vec<u16>,
     pub listeners: Vec<Listener>,
     pub launch: LaunchSpec,
-    pub managed_by: Option<String>,
+    /// The unit that is stopped and started in place of its processes.
+    pub managed_by: Option<Unit>,
     /// One per process, held from detection to the kill.
     pub handles: Vec<Handle>,
 }

@@ -3,6 +3,7 @@
 
 use super::Running;
 use super::table::Table;
+use super::unit::stop_unit;
 use crate::error::Failure;
 use crate::os::ProcessId;
 use crate::os::processes::{self, Handle};
@@ -22,6 +23,10 @@ const RESCAN: Duration = Duration::from_millis(100);
 
 /// Refuses before anything is changed when the server cannot be signalled by us.
 pub fn may_stop(running: &Running) -> anyhow::Result<()> {
+    // The service manager ends it, and was asked (`may_control`).
+    if running.managed_by.is_some() {
+        return Ok(());
+    }
     for (process, handle) in running.processes.iter().zip(&running.handles) {
         let pid = process.id.pid;
         if !handle.may_signal().with_context(|| format!("asking whether process {pid} can be ended"))? {
@@ -35,9 +40,12 @@ pub fn may_stop(running: &Running) -> anyhow::Result<()> {
 }
 
 /// Ends the whole tree: asks politely, waits `timeout` (calling `tick` at least every 10 ms), then kills;
-/// afterwards waits until its ports are free. Children started meanwhile are ended too.
+/// afterwards waits until its ports are free. A unit is stopped as one, and its leftovers likewise. Children started meanwhile are ended too.
 /// Errors: what `tick` says, a process that cannot be ended, a port that stays taken (its holder is named).
 pub fn stop(running: &Running, timeout: Duration, tick: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if let Some(unit) = &running.managed_by {
+        stop_unit(unit, timeout, tick)?;
+    }
     let started = Instant::now();
     let mut late = Latecomers::default();
     // What was started since detection is held while its parents still show whose it is.

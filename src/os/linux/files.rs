@@ -100,6 +100,38 @@ pub fn clone_contents(src: &File, dst: &File) -> io::Result<bool> {
     }
 }
 
+/// How many bytes the file takes on its volume: a sparse one takes less than its size.
+pub fn allocated(path: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    // In units of 512 bytes, whatever the volume's blocks are (stat(3type)).
+    Ok(std::fs::symlink_metadata(path)?.blocks() * 512)
+}
+
+/// Why names in this folder, or this file itself, cannot be moved; None where nothing speaks against it.
+pub fn obstacle(path: &Path) -> io::Result<Option<&'static str>> {
+    let kind = facts(path)?.kind;
+    if kind == Kind::Folder {
+        match rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
+            Ok(()) => {}
+            Err(Errno::ROFS) => return Ok(Some("its volume is read-only")),
+            Err(Errno::ACCESS | Errno::PERM) => return Ok(Some("this user may not write in it")),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if !matches!(kind, Kind::File | Kind::Folder) {
+        return Ok(None);
+    }
+    // A file that may not be read is found out elsewhere; a volume without such flags has none.
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) else {
+        return Ok(None);
+    };
+    Ok(match rustix::fs::ioctl_getflags(&file) {
+        Ok(flags) if flags.contains(rustix::fs::IFlags::IMMUTABLE) => Some("it is immutable (chattr +i)"),
+        Ok(flags) if flags.contains(rustix::fs::IFlags::APPEND) => Some("it is append-only (chattr +a)"),
+        _ => None,
+    })
+}
+
 /// Reserves room for `size` bytes without changing the file's size; Ok where the volume cannot reserve.
 pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
     if size == 0 {

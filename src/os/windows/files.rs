@@ -148,6 +148,16 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     }
 }
 
+/// How many bytes the file takes on its volume, at most.
+pub fn allocated(path: &Path) -> io::Result<u64> {
+    Ok(std::fs::symlink_metadata(path)?.len())
+}
+
+/// Why names in this folder, or this file itself, cannot be moved. Never known here before it is tried.
+pub fn obstacle(_path: &Path) -> io::Result<Option<&'static str>> {
+    Ok(None)
+}
+
 /// Shares the contents of `src` with `dst` (ReFS). Ok(false): the volume cannot; `dst` is empty.
 pub fn clone_contents(src: &File, dst: &File) -> io::Result<bool> {
     let size = src.metadata()?.len();

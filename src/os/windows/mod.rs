@@ -1,4 +1,5 @@
 //! The contract of `os` on this system. Refuses policy.
+pub mod boot;
 pub mod escape;
 pub mod files;
 pub mod processes;

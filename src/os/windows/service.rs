@@ -1,7 +1,8 @@
 //! Which service a process belongs to, by the service manager's own list.
-//! Refuses to change any service.
+//! Refuses to change any service: their stop and start is not built yet, and `refusal` says so before an update.
 
 use super::files::check;
+use crate::os::{ProcessId, Unit};
 use std::io;
 use windows_sys::Win32::Foundation::ERROR_MORE_DATA;
 use windows_sys::Win32::System::Services::{
@@ -10,7 +11,7 @@ use windows_sys::Win32::System::Services::{
 };
 
 /// The service that runs in this process. None: no service.
-pub fn unit_of(pid: u32) -> io::Result<Option<String>> {
+pub fn unit_of(pid: u32) -> io::Result<Option<Unit>> {
     let rights = SC_MANAGER_CONNECT | SC_MANAGER_ENUMERATE_SERVICE;
     // SAFETY: null names mean this computer and its active database.
     let manager = unsafe { OpenSCManagerW(std::ptr::null(), std::ptr::null(), rights) };
@@ -20,7 +21,65 @@ pub fn unit_of(pid: u32) -> io::Result<Option<String>> {
     let found = search(manager, pid);
     // SAFETY: opened above and not used after this.
     unsafe { CloseServiceHandle(manager) };
-    found
+    Ok(found?.map(|name| Unit::system(&name)))
+}
+
+/// The service that an operator calls so.
+pub fn named(name: &str) -> Unit {
+    Unit::system(name)
+}
+
+const NOT_BUILT: &str = "this program cannot control Windows services yet";
+
+/// Why we may not stop and start this service, in words.
+pub fn refusal(_unit: &Unit) -> io::Result<Option<String>> {
+    Ok(Some(NOT_BUILT.to_string()))
+}
+
+/// Every process of the service that this process belongs to: no others are known here.
+pub fn members_of(_pid: u32) -> io::Result<Vec<u32>> {
+    Ok(Vec::new())
+}
+
+/// A request to the service manager under way: none can be.
+#[derive(Debug)]
+pub enum Job {}
+
+/// Errors: always, `Unsupported`.
+pub fn stop(_unit: &Unit) -> io::Result<Job> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
+}
+
+/// Errors: always, `Unsupported`.
+pub fn kill(_unit: &Unit) -> io::Result<Job> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
+}
+
+/// Errors: always, `Unsupported`.
+pub fn start(_unit: &Unit) -> io::Result<Job> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
+}
+
+impl Job {
+    /// There is none that could end.
+    pub fn ended(&mut self) -> io::Result<Option<Result<String, String>>> {
+        match *self {}
+    }
+}
+
+/// The main process of a service. Errors: always, `Unsupported`.
+pub fn main_process(_unit: &Unit) -> io::Result<Option<ProcessId>> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
+}
+
+/// Whether a service has ended. Errors: always, `Unsupported`.
+pub fn has_failed(_unit: &Unit) -> io::Result<bool> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
+}
+
+/// Whether the system goes down: not asked here.
+pub fn is_shutting_down() -> bool {
+    false
 }
 
 fn search(manager: windows_sys::Win32::System::Services::SC_HANDLE, pid: u32) -> io::Result<Option<String>> {

@@ -1,0 +1,80 @@
+//! The databases before, at and after an update: whole, and no row of the watched tables lost.
+//! Refuses to open one that is live: everything is asked of clones.
+
+use super::Prepared;
+use crate::context::Context;
+use crate::error::Failure;
+use crate::fsx;
+use crate::os::Facts;
+use crate::path::RelPath;
+use crate::preserve::member;
+use crate::verify::{self, Database};
+use anyhow::Result;
+
+/// How often a database that is being written is looked at again before nothing counts as proven.
+const LOOKS: usize = 20;
+
+/// Preflight: a database that is damaged already must not be blamed on the update.
+pub(super) fn whole_already(cx: &Context, main: &RelPath) -> Result<()> {
+    let damaged = Failure::failed("database-damaged", format!("the database {main} is damaged already, before the update"))
+        .at(main)
+        .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite");
+    judge(cx, main, &[], |found| (!found.ok).then(|| damaged.clone()))
+}
+
+/// A busy database may be cloned in the middle of a write, so `fault` counts only in files that stood still.
+fn judge(cx: &Context, main: &RelPath, tables: &[String], fault: impl Fn(&Database) -> Option<Failure>) -> Result<()> {
+    let scratch = cx.scratch()?;
+    for _ in 0..LOOKS {
+        let was = facts(cx, main)?;
+        let found = verify::check_database(&cx.root, main, tables, &scratch)?;
+        let Some(failure) = fault(&found) else { return Ok(()) };
+        if was == facts(cx, main)? {
+            return Err(failure.into());
+        }
+    }
+    Ok(())
+}
+
+fn facts(cx: &Context, main: &RelPath) -> Result<[Option<Facts>; 3]> {
+    let of = |ending| fsx::facts(&cx.root.join(&member(main, ending)));
+    Ok([of("")?, of("-wal")?, of("-journal")?])
+}
+
+/// After the stop: what each whole database holds. One that is damaged (`--force-data`) is not judged later.
+pub(super) fn at_the_stop(cx: &Context, prepared: &Prepared) -> Result<Vec<Database>> {
+    let all = cx.databases(&prepared.data)?;
+    let scratch = cx.scratch()?;
+    let kept = all.difference(&prepared.plan.sets);
+    let found = kept.map(|main| verify::check_database(&cx.root, main, &cx.settings.verify.tables, &scratch));
+    Ok(found.collect::<Result<Vec<_>>>()?.into_iter().filter(|database| database.ok).collect())
+}
+
+/// After the new version answered: each is whole still, and has no fewer rows in the watched tables.
+pub(super) fn kept(cx: &Context, before: &[Database]) -> Result<()> {
+    for was in before {
+        let place = cx.root.join(&was.path);
+        let empty = || !fsx::facts(&place).is_ok_and(|facts| facts.is_some_and(|f| f.size > 0));
+        judge(cx, &was.path, &cx.settings.verify.tables, |is| lost(was, is, was.size > 0 && empty()))?;
+    }
+    Ok(())
+}
+
+fn lost(was: &Database, is: &Database, gone: bool) -> Option<Failure> {
+    let path = &was.path;
+    if !is.ok || gone {
+        return Some(
+            Failure::failed("database-damaged", format!("the new version damaged the database {path}"))
+                .at(path)
+                .remedy("mend the bundle, then apply it again"),
+        );
+    }
+    let fewer = was.tables.iter().map(|(table, rows)| (table, *rows, is.tables.get(table).copied().unwrap_or(0)));
+    let (table, rows, left) = fewer.into_iter().find(|(_, rows, left)| left < rows)?;
+    let message = format!("the new version lost rows of {table} in {path}: {rows} before, {left} after");
+    Some(
+        Failure::failed("rows-lost", message)
+            .at(path)
+            .remedy("mend the bundle, or take the table out of [verify] tables, then apply it again"),
+    )
+}

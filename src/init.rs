@@ -1,0 +1,217 @@
+//! `init`: writes a commented `updater.toml` from what it detects; with `--boot-recovery` installs the
+//! system's part, which mends an interrupted update before the server starts.
+//! Refuses to overwrite settings without `--force`, and to let root run at boot what others may change.
+
+use crate::context::Context;
+use crate::error::Failure;
+use crate::fsx;
+use crate::os::{BootPlan, Unit, boot, files, processes, service};
+use crate::preserve;
+use crate::server;
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::Path;
+
+/// `init --boot-recovery`: writes the units and ties them to the boot. Doing it again changes nothing.
+pub fn install_boot_recovery(cx: &Context) -> Result<Value> {
+    may_install("sudo updater init --boot-recovery")?;
+    let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
+    let open = boot::writable_by_others(&exe).context("asking who may change this program")?;
+    if let Some(place) = open {
+        let message = format!("others than root may change {}, and root would run it at boot", place.display());
+        return Err(Failure::failed("unsafe-program", message)
+            .at(exe.display())
+            .remedy("install the program for root alone, for example in /usr/local/bin, and run it from there")
+            .into());
+    }
+    let server = server_unit(cx)?;
+    let plan = BootPlan { root: cx.root.path().to_path_buf(), exe, server: server.clone() };
+    let name = unit_name(cx.root.path());
+    let places = boot::places(&name);
+    let texts = boot::texts(&plan).map_err(|e| Failure::failed("odd-path", e.to_string()))?;
+    for (place, text) in places.iter().zip(&texts) {
+        if fs_err::read(place).is_ok_and(|is| is == text.as_bytes()) {
+            continue;
+        }
+        fsx::write_atomic(place, text.as_bytes())?;
+        files::set_mode(place, 0o644).with_context(|| format!("setting the mode of {}", place.display()))?;
+    }
+    if let Err(e) = boot::enable(&name) {
+        // What is not tied to the boot must not look as if it were.
+        remove(&name)?;
+        return Err(Failure::failed("boot-units", format!("the units cannot be enabled: {e}"))
+            .remedy("see what the service manager says: systemctl status")
+            .into());
+    }
+    Ok(json!({
+        "boot_recovery": "installed",
+        "units": places.map(|place| place.display().to_string()),
+        "server": server.map(|unit| unit.name),
+    }))
+}
+
+/// `init --boot-recovery --remove`: takes the units away. Ok when there are none.
+pub fn remove_boot_recovery(cx: &Context) -> Result<Value> {
+    may_install("sudo updater init --boot-recovery --remove")?;
+    let name = unit_name(cx.root.path());
+    let units = remove(&name)?;
+    Ok(json!({"boot_recovery": "removed", "units": units, "server": null}))
+}
+
+fn remove(name: &str) -> Result<Vec<String>> {
+    let there: Vec<_> = boot::places(name).into_iter().filter(|place| place.exists()).collect();
+    if there.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Before the files: a server must not require a unit that is gone.
+    boot::disable(name).map_err(|e| Failure::failed("boot-units", format!("the units cannot be disabled: {e}")))?;
+    for place in &there {
+        fs_err::remove_file(place)?;
+        fsx::sync_parent(place)?;
+    }
+    boot::reload().map_err(|e| Failure::failed("boot-units", e.to_string()))?;
+    Ok(there.iter().map(|place| place.display().to_string()).collect())
+}
+
+fn may_install(command: &str) -> Result<()> {
+    if let Some(why) = boot::refusal() {
+        return Err(Failure::failed("no-service-manager", why)
+            .remedy("let what starts the server run `updater recover --boot` before it")
+            .into());
+    }
+    if processes::own_credentials().context("finding out who we are")?.uid != 0 {
+        return Err(Failure::failed("not-root", "units of the system are installed by root alone")
+            .remedy(format!("run it as root: {command}"))
+            .into());
+    }
+    Ok(())
+}
+
+/// The unit of the settings, else the one that the running server belongs to.
+fn server_unit(cx: &Context) -> Result<Option<Unit>> {
+    if let Some(name) = &cx.settings.server.service {
+        return Ok(Some(service::named(name)));
+    }
+    Ok(server::find(&cx.root)?.and_then(|running| running.managed_by))
+}
+
+/// `site-1a2b3c4d`: readable, one per install, and safe as part of a unit's name.
+fn unit_name(root: &Path) -> String {
+    let shown = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "_.".contains(c) { c } else { '_' };
+    let short: String = shown.chars().map(safe).take(64).collect();
+    let sum = fsx::sha256(root.as_os_str().as_encoded_bytes());
+    format!("{short}-{}", sum.get(..8).unwrap_or_default())
+}
+
+/// What `--boot-recovery` did, in words.
+pub fn boot_text(done: &Value) -> Vec<String> {
+    let word = done["boot_recovery"].as_str().unwrap_or_default();
+    let mut lines: Vec<String> = done["units"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(|unit| format!("{word}: {unit}"))
+        .collect();
+    if lines.is_empty() {
+        lines.push("nothing was installed, so there is nothing to remove".into());
+    }
+    if word == "installed" {
+        lines.push(match done["server"].as_str() {
+            Some(server) => format!("the server {server} starts only after its files were mended"),
+            None => {
+                "the unit of the server is not known: name it as [server] service in updater.toml, and do this again"
+                    .into()
+            }
+        });
+    }
+    lines
+}
+
+/// Plain `init`: writes the settings file from what runs now.
+pub fn settings(cx: &Context, place: &Path, force: bool) -> Result<Value> {
+    if fsx::exists(place)? && !force {
+        return Err(Failure::failed("settings-exist", "there are settings already, and they are left as they are")
+            .at(place.display())
+            .remedy("edit them, or have them replaced with updater init --force")
+            .into());
+    }
+    let running = server::find(&cx.root)?;
+    let port = running.as_ref().and_then(|r| r.ports.first().copied());
+    let unit = running.as_ref().and_then(|r| r.managed_by.as_ref()).filter(|unit| unit.user.is_none());
+    let command = running.as_ref().map(|r| r.launch.argv.clone());
+    fsx::write_atomic(place, text(port, command.as_deref(), unit.map(|u| u.name.as_str())).as_bytes())?;
+    Ok(json!({
+        "settings": place.display().to_string(),
+        "port": port,
+        "command": command,
+        "service": unit.map(|unit| &unit.name),
+    }))
+}
+
+/// The settings with every key; what was not detected is a comment that shows the default.
+fn text(port: Option<u16>, command: Option<&[String]>, service: Option<&str>) -> String {
+    let quoted = |text: &str| toml::Value::String(text.to_string()).to_string();
+    let list = |words: &[String]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(", ");
+    let key = |name: &str, found: Option<String>, example: &str| match found {
+        Some(value) => format!("{name} = {value}\n"),
+        None => format!("# {name} = {example}\n"),
+    };
+    let mut out = String::from(
+        "# Settings of the updater for this install. Every key is optional; a comment shows the default or an example.\n\n[server]\n",
+    );
+    out += &key("port", port.map(|port| port.to_string()), "8081");
+    out += &key("command", command.map(|words| format!("[{}]", list(words))), r#"[".venv/bin/python", "run.py"]"#);
+    out += &key("service", service.map(quoted), r#""web.service""#);
+    let defaults: String = [preserve::DATA, preserve::ENVIRONMENT, preserve::OWN].concat().iter().fold(
+        String::new(),
+        |mut all, pattern| {
+            let _ = writeln!(all, "#   {pattern}");
+            all
+        },
+    );
+    let _ = write!(
+        out,
+        "# health = \"/api/sync/ping\"\n# health_timeout = \"60s\"\n# soak = \"2s\"\n# stop_timeout = \"15s\"\n\n\
+         [preserve]\n# Never replaced, whatever is set here (defaults = false turns the list off):\n{defaults}\
+         # paths = [\"/more/\"]\n\n\
+         [verify]\n# sqlite = [\"instance/*.db\"]\n\n\
+         [backup]\n# keep = 5\n# skip = [\"/uploads/\"]\n\n\
+         [bundle]\n# app = \"my-app\"\n"
+    );
+    out
+}
+
+/// What plain `init` wrote, in words.
+pub fn settings_text(done: &Value) -> Vec<String> {
+    vec![format!("written: {}", done["settings"].as_str().unwrap_or_default())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_name_is_safe_and_one_per_install() {
+        let (one, two) = (unit_name(Path::new("/srv/my site%")), unit_name(Path::new("/opt/my site%")));
+        assert!(one.starts_with("my_site_-") && one.len() == "my_site_-".len() + 8);
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn the_settings_that_are_written_can_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("updater.toml");
+        let command = ["python3".to_string(), "it's \"run\".py".to_string()];
+        for (port, command, service) in [(None, None, None), (Some(81), Some(&command[..]), Some("web.service"))] {
+            std::fs::write(&place, text(port, command, service)).unwrap();
+            let (settings, warnings) = crate::settings::Settings::load(&place, true).unwrap();
+            assert!(warnings.is_empty());
+            assert_eq!(settings.server.port, port);
+            assert_eq!(settings.server.command.as_deref(), command);
+            assert_eq!(settings.server.service.as_deref(), service);
+        }
+    }
+}
