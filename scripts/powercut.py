@@ -19,7 +19,7 @@ Hooks: `sh -c`, with CUT_N (the cut), CUT_DONE=1 (--run had ended by then), CUT_
 It must run in namespaces of its own (mounts, processes, network: see `power-cut`), so that what hooks leave
 running dies and what is mounted goes with it, however it ends.
 """
-import argparse, ctypes, fcntl, hashlib, os, random, select, signal, socket, struct, subprocess, sys, time, uuid
+import argparse, ctypes, errno, fcntl, hashlib, os, random, select, signal, socket, struct, subprocess, sys, time, uuid
 
 BOOT_ID = '/proc/sys/kernel/random/boot_id'
 PIECE = 4096
@@ -238,7 +238,13 @@ class Lab:
         except OSError as e:
             return f'BROKEN: {e}', True
         try:
-            key = (fingerprint(self.mnt), env['CUT_DONE'])
+            try:
+                key = (fingerprint(self.mnt), env['CUT_DONE'])
+            except OSError as e:
+                # The file system itself says that it is damaged: no program can answer for that. Counted apart.
+                if e.errno != errno.EUCLEAN:
+                    raise
+                return f'VOLUME: {e}', False
             is_new = key not in seen
             if is_new:
                 self.reboot()
@@ -311,9 +317,9 @@ def cut_up(lab, chance, base, log, end, expected=None, **env):
             build(base, log, flushed, kept, lab.place('cut.raw'))
             now = {'CUT_N': n, 'CUT_DONE': int(n >= end), **env}
             verdict, is_new = lab.judge(lab.place('cut.raw'), seen, **now)
-            if n >= end and expected and not verdict.startswith(('BROKEN', expected)):
+            if n >= end and expected and not verdict.startswith(('BROKEN', 'VOLUME', expected)):
                 verdict = f'BROKEN: {expected} stood, and was lost: {verdict}'
-            word, when = 'BROKEN' if verdict.startswith('BROKEN') else verdict, 'before' if n < end else 'after'
+            word, when = verdict.split(':')[0] if verdict.startswith(('BROKEN', 'VOLUME')) else verdict, 'before' if n < end else 'after'
             counts[when, word] = counts.get((when, word), 0) + 1
             if is_new:
                 states.append((verdict, flushed, kept, now))
