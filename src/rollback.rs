@@ -25,6 +25,7 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
     let dir = backup_dir(root, journal);
     let after = dir.join("after");
     let start_file = journal.begin.start_file.clone();
+    staging::release_reserve(&root.own())?;
     if let Some(mut moves) = journal.moves().cloned() {
         let restored = journal.has(|r| matches!(r, Record::DataRestored));
         // From here on the tree of a version that was started is no longer whole.

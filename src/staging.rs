@@ -144,6 +144,21 @@ fn sync_folders(tree: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Sets room aside, so that a full disk cannot stop the way back. Errors: there is none.
+pub fn reserve(own: &Path, bytes: u64) -> Result<()> {
+    let path = own.join(RESERVE);
+    let file = files::open_private(&path).with_context(|| format!("creating {}", path.display()))?;
+    files::preallocate(&file, bytes).context("setting room aside for the way back")?;
+    fsx::adopt(&path)
+}
+
+/// Gives the room back: whoever calls this needs it now.
+pub fn release_reserve(own: &Path) -> Result<()> {
+    fsx::remove_own_file(&own.join(RESERVE))
+}
+
+const RESERVE: &str = "staging/reserve";
+
 /// Removes what an earlier run may have left; nothing in it is the only copy (see `rollback::undo`).
 pub fn clear(own: &Path) -> Result<()> {
     fsx::remove_own_tree(&own.join("staging"))

@@ -10,6 +10,7 @@ use crate::fsx;
 use crate::os::{self, files, processes};
 use crate::path::RelPath;
 use crate::plan::{self, Plan};
+use crate::preserve::database_set;
 use crate::receipt::Receipt;
 use crate::verify;
 use crate::version;
@@ -59,7 +60,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
     movable(cx, &plan)?;
     let saved: u64 = plan.live.values().map(|l| l.facts.size).sum::<u64>() + allocated(cx, &data)?;
-    let needed = arriving + saved + bundle.kept_size()? + journal_size(&plan);
+    let needed = arriving + saved + bundle.kept_size()? + journal_size(&plan) + reserve_size(cx, &data)?;
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     if free < needed {
         let volume = cx.root.path().display();
@@ -218,6 +219,12 @@ pub(super) fn same_program(cx: &Context, bundle: &Bundle) -> Result<()> {
 pub(super) fn journal_size(plan: &Plan) -> u64 {
     let names: u64 = plan.actions.iter().map(|p| p.path.as_bytes().len() as u64 + 256).sum();
     names * 2 + 64 * 1024
+}
+
+/// Room for putting every database back, and for the folders and records of the way back.
+pub(super) fn reserve_size(cx: &Context, data: &[(RelPath, os::Facts)]) -> Result<u64> {
+    let sets: Vec<_> = data.iter().filter(|(path, _)| database_set(path).is_some()).cloned().collect();
+    Ok(allocated(cx, &sets)? + (1 << 20))
 }
 
 pub(super) fn is_whole(cx: &Context, survey: &Survey) -> Result<bool> {

@@ -1,7 +1,7 @@
 //! What an update writes down: the receipt-to-be, the journal's first record, the backup's record.
 //! Refuses to decide anything.
 
-use super::preflight::journal_size;
+use super::preflight::{journal_size, reserve_size};
 use super::{Prepared, Request, Survey, millis};
 use crate::backup::{self, Backup};
 use crate::context::Context;
@@ -12,7 +12,7 @@ use crate::os::files;
 use crate::path::RelPath;
 use crate::plan::Action;
 use crate::receipt::{self, Receipt};
-use crate::staging::Staged;
+use crate::staging::{self, Staged};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 
@@ -98,6 +98,7 @@ pub(super) fn open_journal(
         health_timeout_ms: millis(request.health_timeout.unwrap_or(settings.health_timeout)),
         soak_ms: millis(settings.soak),
     };
+    staging::reserve(&cx.own(), reserve_size(cx, &prepared.data)?)?;
     Journal::create(&cx.own(), begin, journal_size(&prepared.plan))
 }
 
