@@ -13,19 +13,19 @@ use serde_json::{Map, Value, json};
 
 fn folded(install: &Install, key: &str, value: Value) -> Value {
     let word = match key {
-        "ts" | "applied_at" | "started_at" => "TIME",
+        "ts" | "applied_at" | "started_at" | "created" => "TIME",
         "update_id" | "interrupted_id" | "interrupted" => "ID",
         "pid" | "ppid" => "PID",
         "port" => "PORT",
         "content_id" => "SHA256",
-        "downtime_ms" | "needed" | "free" | "bytes" | "bytes_staged" => "NUMBER",
-        "backup" => "BACKUP",
+        "downtime_ms" | "needed" | "free" | "bytes" | "data_bytes" | "bytes_staged" => "NUMBER",
+        "backup" | "id" | "pruned" => "BACKUP",
         "user" => "USER",
         _ => "",
     };
     match value {
         Value::Null => Value::Null,
-        _ if !word.is_empty() && !value.is_object() => json!(word),
+        _ if !word.is_empty() && !value.is_object() && !value.is_array() => json!(word),
         Value::Object(fields) => {
             fields.into_iter().map(|(k, v)| (k.clone(), folded(install, &k, v))).collect::<Map<_, _>>().into()
         }
@@ -104,6 +104,17 @@ fn a_rolled_back_update() {
     let install = Install::running();
     let output = install.apply(&Bundle::release("2.0", "EXIT = 1\n")).expect(3);
     assert_like(&install, "apply-rolled-back.jsonl", &output);
+}
+
+#[test]
+fn backups_and_going_back_to_one() {
+    let install = Install::running();
+    assert_like(&install, "backups-none.json", &install.updater(&["backups", "--json"]).expect(0));
+    install.apply(&install.bundle("2.0")).expect(0);
+    assert_like(&install, "restore.jsonl", &install.updater(&["restore", "--json"]).expect(0));
+    assert_like(&install, "backups.json", &install.updater(&["backups", "--check", "--json"]).expect(0));
+    assert_like(&install, "restore-none.jsonl", &install.updater(&["restore", "nothing", "--json"]).expect(1));
+    assert_like(&install, "prune.json", &install.updater(&["backups", "prune", "--keep", "1", "--json"]).expect(0));
 }
 
 #[test]
