@@ -162,7 +162,7 @@ pub fn verify(cx: &Context) -> Result<(Value, bool)> {
     let data = backup::data_files(&cx.root, &rules.preserve, &cx.skipped()?)?;
     let scratch = cx.scratch()?;
     for main in cx.databases(&data)? {
-        databases.push(verify::check_database(&cx.root, &main, &cx.settings.verify.tables, &scratch)?);
+        databases.push(verify::check_database(cx.root.path(), &main, &cx.settings.verify.tables, &scratch)?);
     }
     let whole = found.is_whole() && databases.iter().all(|d| d.ok);
     let (_, problem) = interrupted(cx)?;

@@ -406,12 +406,15 @@ pub fn recheck_data(root: &InstallRoot, bundle: &Bundle, plan: &mut Plan) -> Res
         let Some((index, entry)) = plan.actions[*at].entry.and_then(|i| Some((i, bundle.entries.get(i)?))) else {
             continue;
         };
+        if !entry.data {
+            continue;
+        }
         let is = fsx::facts(&root.join(&entry.path))?;
         let touched = match (plan.actions[*at].live, is) {
             (Some(was), Some(is)) => !fsx::is_unchanged(&was, &is),
             _ => true,
         };
-        if entry.data && touched {
+        if touched {
             plan.actions[*at] = restored(root, index, entry)?;
         }
     }

@@ -156,12 +156,12 @@ pub struct Database {
     pub size: u64,
 }
 
-/// Clones a database (main file, write-ahead log and rollback journal, never the shared memory) into a
+/// Clones a database below `base`, an install or a backup (main file, write-ahead log and rollback journal, never the shared memory) into a
 /// private folder of its own in `scratch`, runs `quick_check` and counts the rows of `tables`; the clone is deleted.
 /// A file that is no database at all (empty or another format) counts as damaged unless it is empty.
-pub fn check_database(root: &InstallRoot, main: &RelPath, tables: &[String], scratch: &Path) -> Result<Database> {
+pub fn check_database(base: &Path, main: &RelPath, tables: &[String], scratch: &Path) -> Result<Database> {
     let mut found = Database { path: main.clone(), ok: true, tables: BTreeMap::new(), size: 0 };
-    let live = root.join(main);
+    let live = base.join(main.to_path());
     match fsx::facts(&live)? {
         Some(facts) if facts.size > 0 && facts.kind == Kind::File => found.size = facts.size,
         _ => return Ok(found),

@@ -1,4 +1,4 @@
-//! The databases before, at and after an update: whole, and no row of the watched tables lost.
+//! The databases before and after an update: whole, and no row of the watched tables lost.
 //! Refuses to open one that is live: everything is asked of clones.
 
 use super::Prepared;
@@ -10,6 +10,7 @@ use crate::path::RelPath;
 use crate::preserve::member;
 use crate::verify::{self, Database};
 use anyhow::Result;
+use std::path::Path;
 
 /// How often a database that is being written is looked at again before nothing counts as proven.
 const LOOKS: usize = 20;
@@ -27,7 +28,7 @@ fn judge(cx: &Context, main: &RelPath, tables: &[String], fault: impl Fn(&Databa
     let scratch = cx.scratch()?;
     for _ in 0..LOOKS {
         let was = facts(cx, main)?;
-        let found = verify::check_database(&cx.root, main, tables, &scratch)?;
+        let found = verify::check_database(cx.root.path(), main, tables, &scratch)?;
         let Some(failure) = fault(&found) else { return Ok(()) };
         if was == facts(cx, main)? {
             return Err(failure.into());
@@ -41,21 +42,19 @@ fn facts(cx: &Context, main: &RelPath) -> Result<[Option<Facts>; 3]> {
     Ok([of("")?, of("-wal")?, of("-journal")?])
 }
 
-/// After the stop: what each whole database holds. One that is damaged (`--force-data`) is not judged later.
-pub(super) fn at_the_stop(cx: &Context, prepared: &Prepared) -> Result<Vec<Database>> {
-    let all = cx.databases(&prepared.data)?;
+/// After the new version answered: each database is as whole as at the stop, and has no fewer rows in the watched
+/// tables. How it was then tells the backup's copy, so that nothing of this costs outage.
+pub(super) fn kept(cx: &Context, prepared: &Prepared, backup: &Path) -> Result<()> {
     let scratch = cx.scratch()?;
-    let kept = all.difference(&prepared.plan.sets);
-    let found = kept.map(|main| verify::check_database(&cx.root, main, &cx.settings.verify.tables, &scratch));
-    Ok(found.collect::<Result<Vec<_>>>()?.into_iter().filter(|database| database.ok).collect())
-}
-
-/// After the new version answered: each is whole still, and has no fewer rows in the watched tables.
-pub(super) fn kept(cx: &Context, before: &[Database]) -> Result<()> {
-    for was in before {
-        let place = cx.root.join(&was.path);
-        let empty = || !fsx::facts(&place).is_ok_and(|facts| facts.is_some_and(|f| f.size > 0));
-        judge(cx, &was.path, &cx.settings.verify.tables, |is| lost(was, is, was.size > 0 && empty()))?;
+    let tables = &cx.settings.verify.tables;
+    for main in cx.databases(&prepared.data)?.difference(&prepared.plan.sets) {
+        let was = verify::check_database(backup, main, tables, &scratch)?;
+        // Damaged already (`--force-data`), or not there: nothing is to be judged.
+        if !was.ok || was.size == 0 {
+            continue;
+        }
+        let gone = || !fsx::facts(&cx.root.join(main)).is_ok_and(|facts| facts.is_some_and(|f| f.size > 0));
+        judge(cx, main, tables, |is| lost(&was, is, gone()))?;
     }
     Ok(())
 }

@@ -441,7 +441,6 @@ fn down(
     cx.start(Stage::BackupFinal, "saving what changed since");
     let record = finish_backup(cx, request, survey, prepared, saved, &preserve)?;
     journal.append(Record::BackupWhole)?;
-    let databases = databases::at_the_stop(cx, prepared)?;
     cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
     cx.check_signals_after_stop()?;
 
@@ -496,7 +495,7 @@ fn down(
     cx.start(Stage::Health, "waiting for its answer");
     let old: Vec<ProcessId> = survey.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
     let healthy = judge(cx, request, &survey.expected, &old, started)?;
-    databases::kept(cx, &databases)?;
+    databases::kept(cx, prepared, &cx.backups().join(&saved.id))?;
     journal.append(Record::Committed)?;
     cx.done(Stage::Health, "it answers as well as before");
     Ok(Some(healthy))
