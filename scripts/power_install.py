@@ -90,20 +90,18 @@ def wrong_backup():
 
 def wrong_receipt(stands_new):
     receipt, kept = site / '.updater/receipt.json', site / '.updater/bundle.zip'
+    if {receipt.exists(), kept.exists()} != {stands_new}:
+        return 'the receipt or the kept bundle is missing' if stands_new else 'a receipt of a version that does not stand'
     if not stands_new:
-        return 'of a version that does not stand' if receipt.exists() or kept.exists() else None
+        return None
     lines = {line['path']: line['sha256'] for line in json.loads(receipt.read_text())['files']}
     wanted = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in install.code('2.0').items()}
     if not list((site / 'backups').glob('*/backup.json')):
-        return 'without a backup'
-    return None if lines == wanted and kept.read_bytes() == install.bundle.read_bytes() else str(lines)
+        return 'the new version stands without a backup'
+    return None if lines == wanted and kept.read_bytes() == install.bundle.read_bytes() else f'the receipt or the kept bundle: {lines}'
 
 
 def check():
-    if wrong := wrong_backup():
-        return print('BROKEN backup:', wrong)
-    if wrong := wrong_receipt((site / 'app/new/new.py').exists()):
-        return print('BROKEN receipt:', wrong)
     # The new version did not flush it: a power cut may leave it empty or, on ext4, as zeros. That is not ours.
     added = site / 'uploads/b.txt'
     if is_bad and added.exists() and added.read_bytes() in (b'', b'\0' * len('added')):
@@ -114,7 +112,11 @@ def check():
     with contextlib.redirect_stdout(said):
         install.check()
     verdict = said.getvalue().strip()
-    print(verdict if verdict.startswith('BROKEN') else verdict + asked.read_text())
+    if not verdict.startswith('BROKEN'):
+        verdict += asked.read_text()
+        if wrong := wrong_backup() or wrong_receipt(verdict == 'NEW'):
+            verdict = f'BROKEN: {wrong}'
+    print(verdict)
 
 
 if __name__ == '__main__':
