@@ -214,3 +214,28 @@ fn a_sparse_file_is_saved_sparsely_and_comes_back_so() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 400 << 20);
     assert!(taken(&path) < 1 << 20);
 }
+
+#[test]
+fn a_path_that_would_be_too_long_in_a_backup_is_refused_by_name_and_a_shorter_one_is_saved() {
+    let install = install();
+    // Step by step, as the whole path is too long for one call.
+    let make = |bytes: usize| {
+        let script = format!(
+            "import os\nos.chdir('uploads')\nleft = {bytes}\nwhile left > 0:\n os.mkdir('d' * min(left, 200)); os.chdir('d' * min(left, 200)); left -= 201\nopen('deep.txt', 'w').write('deep')"
+        );
+        assert!(Command::new("python3").args(["-c", &script]).current_dir(&install.root).status().unwrap().success());
+    };
+    make(3700);
+    install.start();
+    let done = install.apply(&install.bundle("2.0")).expect(0);
+    install.updater(&["backups", "--check"]).expect(0);
+    install.updater(&["restore", done.finished()["backup"].as_str().unwrap(), "--data"]).expect(0);
+    fs::remove_dir_all(install.root.join("uploads")).unwrap();
+    fs::create_dir(install.root.join("uploads")).unwrap();
+    make(4055 - install.root.as_os_str().len());
+    let pid = install.pid();
+    let refused = install.apply(&install.bundle("3.0")).expect(1);
+    assert_eq!(refused.error_code(), "path-too-long");
+    assert!(refused.finished()["error"]["path"].as_str().unwrap().ends_with("/deep.txt"));
+    assert_eq!(install.pid(), pid);
+}

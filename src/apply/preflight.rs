@@ -59,6 +59,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
     let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
     movable(cx, &plan)?;
+    short_enough(cx, &plan, &data)?;
     let saved: u64 = plan.live.values().map(|l| l.facts.size).sum::<u64>() + allocated(cx, &data)?;
     let needed = arriving + saved + bundle.kept_size()? + journal_size(&plan) + reserve_size(cx, &data)?;
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
@@ -121,6 +122,26 @@ fn movable(cx: &Context, plan: &Plan) -> Result<()> {
         refuse_obstacle(cx, &full)?;
     }
     Ok(())
+}
+
+/// Whether everything that is saved can be reached in a backup, whose folder makes the path longer.
+fn short_enough(cx: &Context, plan: &Plan, data: &[(RelPath, os::Facts)]) -> Result<()> {
+    // `backups/update_backup_YYYYMMDD_HHMMSS_NN/after/PATH.NN`
+    let more = cx.backups().as_os_str().len() + "/update_backup_20000101_000000_00/after/.00".len();
+    let all = plan.live.keys().chain(data.iter().map(|(path, _)| path));
+    let Some(path) = all.max_by_key(|path| path.as_bytes().len()) else { return Ok(()) };
+    let length = more + path.as_bytes().len();
+    if length <= files::MAX_PATH {
+        return Ok(());
+    }
+    let message = format!(
+        "a path is too long to be saved: in a backup it would have {length} bytes, of {} allowed",
+        files::MAX_PATH
+    );
+    Err(Failure::failed("path-too-long", message)
+        .at(path)
+        .remedy("give the folders above it shorter names, or put it in [backup] skip")
+        .into())
 }
 
 fn existing_parent(path: &std::path::Path) -> Option<PathBuf> {

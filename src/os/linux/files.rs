@@ -100,6 +100,9 @@ pub fn clone_contents(src: &File, dst: &File) -> io::Result<bool> {
     }
 }
 
+/// The longest path that a call takes, in bytes (PATH_MAX of `limits.h`, without the final zero).
+pub const MAX_PATH: usize = 4095;
+
 /// How many bytes the file takes on its volume: a sparse one takes less than its size.
 pub fn allocated(path: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt;

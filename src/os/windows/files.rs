@@ -148,6 +148,10 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     }
 }
 
+/// The longest path that a call takes (32,767 UTF-16 units with the `\\?\` prefix, which needs a few itself).
+/// Source: "Maximum Path Length Limitation", Microsoft Learn.
+pub const MAX_PATH: usize = 32_000;
+
 /// How many bytes the file takes on its volume, at most.
 pub fn allocated(path: &Path) -> io::Result<u64> {
     Ok(std::fs::symlink_metadata(path)?.len())
