@@ -77,7 +77,7 @@ pub enum Command {
     /// Say what apply would do; nothing under the root changes
     Plan(Apply),
     /// Say what is installed, running, under way, interrupted
-    Status,
+    Status(Status),
     /// Hold the installed tree against its receipt
     Verify(Verify),
     /// List the backups, or take the oldest away
@@ -94,6 +94,18 @@ pub enum Command {
 }
 
 impl Command {
+    /// How a command that stops and starts the server was asked to leave its caller; None: it does neither.
+    pub fn leaves(&self) -> Option<bool> {
+        match self {
+            Command::Apply(apply) => (!apply.dry_run).then_some(apply.run.detach),
+            Command::Restore(restore) => Some(restore.run.detach),
+            // At boot the service manager waits for us, and nothing is stopped.
+            Command::Recover(recover) => (!recover.boot).then_some(recover.run.detach),
+            Command::Verify(verify) => verify.repair.then_some(false),
+            _ => None,
+        }
+    }
+
     /// True when `--json` makes the command write events instead of one object.
     pub fn writes_events(&self) -> bool {
         match self {
@@ -146,6 +158,9 @@ pub struct Run {
     /// The port, when nothing of the install listens; which one health asks, when several do
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
+    /// Return at once; the update goes on outside the caller's tree, session, and control group
+    #[arg(long)]
+    pub detach: bool,
     /// Wait for the lock (500ms, 15s, 2m) instead of exit 5
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub wait: Option<Duration>,
@@ -164,6 +179,13 @@ pub struct Run {
     /// Go on although a database was already damaged before
     #[arg(long)]
     pub force_data: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Status {
+    /// Show the update under way as it goes on, and end with its exit code
+    #[arg(long)]
+    pub follow: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -244,15 +266,19 @@ pub struct Recover {
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("part").args(["boot_recovery", "systemd_helper"]))]
 pub struct Init {
     /// Replace settings that are there
-    #[arg(long, conflicts_with = "boot_recovery")]
+    #[arg(long, conflicts_with_all = ["boot_recovery", "systemd_helper"])]
     pub force: bool,
     /// Install what mends an interrupted update at boot, before the server starts (as root)
     #[arg(long)]
     pub boot_recovery: bool,
+    /// Install what runs updates outside the server's unit for a user who may not leave it (as root)
+    #[arg(long, conflicts_with = "boot_recovery")]
+    pub systemd_helper: bool,
     /// Take it away again
-    #[arg(long, requires = "boot_recovery")]
+    #[arg(long, requires = "part")]
     pub remove: bool,
 }
 
@@ -407,6 +433,9 @@ mod tests {
             "recover --if-needed --boot --data keep",
             "init --force",
             "init --boot-recovery --remove",
+            "init --systemd-helper --remove",
+            "status --follow --json",
+            "apply x.zip --detach",
             "__launch --port x",
             "--color never status -q",
         ] {
@@ -422,6 +451,7 @@ mod tests {
             "recover --data both",
             "init --remove",
             "init --force --boot-recovery",
+            "init --systemd-helper --boot-recovery",
             "apply --set x",
             "apply --zzz=\u{e9}",
         ] {

@@ -4,8 +4,9 @@
 use crate::error::Failure;
 use crate::fsx;
 use crate::history;
+use crate::os::escape::Line;
 use crate::os::processes::Signals;
-use crate::os::{Facts, files};
+use crate::os::{Facts, Said, files};
 use crate::path::{InstallRoot, RelPath};
 use crate::preserve::{Class, Preserve, Rules, database_set};
 use crate::report::{Reporter, Stage};
@@ -14,6 +15,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 pub struct Context {
     pub root: InstallRoot,
@@ -27,6 +29,8 @@ pub struct Context {
     pub is_down: bool,
     /// That was said.
     pub has_said: bool,
+    /// To the first process, where this one runs outside of what it was called by.
+    pub line: Option<Rc<Line>>,
 }
 
 pub struct UnderWay {
@@ -100,6 +104,13 @@ impl Context {
         self.keep_status();
     }
 
+    /// Tells the first process how far this one is, where there is one.
+    pub fn say(&self, said: Said) {
+        if let Some(line) = &self.line {
+            line.say(said);
+        }
+    }
+
     /// A stage ended. Errors: a signal asked to stop, before anything was stopped.
     pub fn done(&mut self, stage: Stage, message: &str) {
         self.report.stage_done(stage, message);
@@ -122,7 +133,7 @@ impl Context {
     }
 
     /// A dashboard may poll this file; that it cannot be written is no reason to fail an update.
-    fn keep_status(&self) {
+    pub fn keep_status(&self) {
         let Some(under_way) = &self.under_way else { return };
         let mut status = history::read_status(&self.own()).unwrap_or_else(|| json!({"schema": 1}));
         let (name, percent) = self.report.legacy_stage();

@@ -5,16 +5,19 @@ use crate::apply::{self, Request};
 use crate::cli::{self, Cli, Command, Ended};
 use crate::context::Context;
 use crate::error::{self, Failure};
+use crate::escape::{self, Outside};
+use crate::follow;
 use crate::history;
 use crate::init;
 use crate::inspect;
-use crate::os::processes;
+use crate::os::{SystemPart, processes};
 use crate::recover;
 use crate::report::{self, Finished, Reporter, Stage};
 use crate::restore;
 use crate::settings::Settings;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -29,6 +32,14 @@ pub fn launch() -> ExitCode {
 /// Not even the inherited handles could be closed.
 pub fn cannot_begin(e: &std::io::Error) -> ExitCode {
     let failure = Failure::failed("inherited-handles", format!("what the caller left open cannot be closed: {e}"));
+    Reporter::new(report::Options::default()).error(&error::record(&failure.into()));
+    ExitCode::from(1)
+}
+
+/// A step on the way out of the caller; the one that follows tells the rest.
+pub fn stepped(done: std::io::Result<()>) -> ExitCode {
+    let Err(e) = done else { return ExitCode::SUCCESS };
+    let failure = Failure::failed("escape-failed", format!("the updater that was to run outside: {e}"));
     Reporter::new(report::Options::default()).error(&error::record(&failure.into()));
     ExitCode::from(1)
 }
@@ -67,13 +78,20 @@ fn usage(report: &mut Reporter, e: &anyhow::Error, events: bool) -> u8 {
 }
 
 /// Runs the command and returns the exit code of the contract.
-pub fn run(cli: &Cli) -> u8 {
+pub fn run(cli: &Cli, outside: &Outside) -> u8 {
     let mut options = cli.global.report();
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     options.log_file = options.log_file.map(|path| cwd.join(path));
     let report = Reporter::new(options);
     let mut early = Reporter::new(cli.global.report());
-    let (mut cx, warnings) = match context(cli, report, &cwd) {
+    if outside.line.is_none() {
+        match leave(cli, &cwd, &mut early) {
+            Ok(None) => {}
+            Ok(Some(code)) => return code,
+            Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
+        }
+    }
+    let (mut cx, warnings) = match context(cli, report, &cwd, outside) {
         Ok(both) => both,
         Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
     };
@@ -88,8 +106,18 @@ pub fn run(cli: &Cli) -> u8 {
     }
 }
 
+/// Has the work done outside of what would end with the server, where that is needed. None: it is done here.
+fn leave(cli: &Cli, cwd: &Path, report: &mut Reporter) -> Result<Option<u8>> {
+    let Some(detach) = cli.command.leaves() else { return Ok(None) };
+    let exe = std::env::current_exe().context("finding this program")?;
+    let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
+    let Some(way) = escape::way(&root, detach)? else { return Ok(None) };
+    let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
+    escape::leave(&root, &way, &escape::Caller { argv: &argv, cwd, detach }, report).map(Some)
+}
+
 /// What a command is given, and what is wrong with the settings where that may be.
-fn context(cli: &Cli, report: Reporter, cwd: &Path) -> Result<(Context, Vec<String>)> {
+fn context(cli: &Cli, report: Reporter, cwd: &Path, outside: &Outside) -> Result<(Context, Vec<String>)> {
     let exe = std::env::current_exe().context("finding this program")?;
     let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
     let config = settings_place(cli, root.path(), cwd);
@@ -101,10 +129,11 @@ fn context(cli: &Cli, report: Reporter, cwd: &Path) -> Result<(Context, Vec<Stri
         settings,
         report,
         signals,
-        update_id: history::new_update_id(),
+        update_id: outside.update_id.clone().unwrap_or_else(history::new_update_id),
         under_way: None,
         is_down: false,
         has_said: false,
+        line: outside.line.clone(),
     };
     Ok((cx, warnings))
 }
@@ -126,8 +155,11 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             show(cx, &object, inspect::plan_text);
             Ok(code)
         }
-        Command::Status => {
+        Command::Status(args) => {
             let object = inspect::status(cx)?;
+            if args.follow && !object["under_way"].is_null() {
+                return follow::follow(cx, &object["under_way"]);
+            }
             show(cx, &object, inspect::status_text);
             Ok(0)
         }
@@ -196,9 +228,10 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             // At boot the service manager waits for us: it must not be asked who runs.
             Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })
         }
-        Command::Init(args) if args.boot_recovery => {
-            let done = if args.remove { init::remove_boot_recovery(cx) } else { init::install_boot_recovery(cx) }?;
-            show(cx, &done, init::boot_text);
+        Command::Init(args) if args.boot_recovery || args.systemd_helper => {
+            let part = if args.boot_recovery { SystemPart::BootRecovery } else { SystemPart::Helper };
+            let done = if args.remove { init::remove_part(cx, part) } else { init::install_part(cx, part) }?;
+            show(cx, &done, init::part_text);
             Ok(0)
         }
         Command::Init(args) => {

@@ -1,11 +1,12 @@
-//! `init`: writes a commented `updater.toml` from what it detects; with `--boot-recovery` installs the
-//! system's part, which mends an interrupted update before the server starts.
+//! `init`: writes a commented `updater.toml` from what it detects; with `--boot-recovery` installs what mends an
+//! interrupted update before the server starts, with `--systemd-helper` what runs updates outside its unit.
 //! Refuses to overwrite settings without `--force`, and to let root run at boot what others may change.
 
 use crate::context::Context;
 use crate::error::Failure;
+use crate::escape::unit_name;
 use crate::fsx;
-use crate::os::{BootPlan, Unit, boot, files, processes, service};
+use crate::os::{BootPlan, SystemPart, Unit, boot, files, processes, service};
 use crate::preserve;
 use crate::server;
 use anyhow::{Context as _, Result};
@@ -13,23 +14,29 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
 
-/// `init --boot-recovery`: writes the units and ties them to the boot. Doing it again changes nothing.
-pub fn install_boot_recovery(cx: &Context) -> Result<Value> {
-    may_install("sudo updater init --boot-recovery")?;
+/// `init --boot-recovery`, `init --systemd-helper`: writes the units and enables them. Again: changes nothing.
+pub fn install_part(cx: &Context, part: SystemPart) -> Result<Value> {
+    may_install(part, "")?;
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
     let open = boot::writable_by_others(&exe).context("asking who may change this program")?;
     if let Some(place) = open {
-        let message = format!("others than root may change {}, and root would run it at boot", place.display());
+        let message = format!("others than root may change {}, and root would run it", place.display());
         return Err(Failure::failed("unsafe-program", message)
             .at(exe.display())
             .remedy("install the program for root alone, for example in /usr/local/bin, and run it from there")
             .into());
     }
     let server = server_unit(cx)?;
+    if part == SystemPart::Helper && server.as_ref().is_none_or(|unit| unit.user.is_some()) {
+        return Err(Failure::failed("no-unit", "the server belongs to no unit of the system that is known")
+            .at(cx.root.path().display())
+            .remedy("start the server through its unit, or name the unit as [server] service in updater.toml")
+            .into());
+    }
     let plan = BootPlan { root: cx.root.path().to_path_buf(), exe, server: server.clone() };
     let name = unit_name(cx.root.path());
-    let places = boot::places(&name);
-    let texts = boot::texts(&plan).map_err(|e| Failure::failed("odd-path", e.to_string()))?;
+    let places = boot::places(part, &name);
+    let texts = boot::texts(part, &plan).map_err(|e| Failure::failed("odd-path", e.to_string()))?;
     for (place, text) in places.iter().zip(&texts) {
         if fs_err::read(place).is_ok_and(|is| is == text.as_bytes()) {
             continue;
@@ -37,35 +44,42 @@ pub fn install_boot_recovery(cx: &Context) -> Result<Value> {
         fsx::write_atomic(place, text.as_bytes())?;
         files::set_mode(place, 0o644).with_context(|| format!("setting the mode of {}", place.display()))?;
     }
-    if let Err(e) = boot::enable(&name) {
+    if let Err(e) = boot::enable(part, &name) {
         // What is not tied to the boot must not look as if it were.
-        remove(&name)?;
+        remove(part, &name)?;
         return Err(Failure::failed("boot-units", format!("the units cannot be enabled: {e}"))
             .remedy("see what the service manager says: systemctl status")
             .into());
     }
     Ok(json!({
-        "boot_recovery": "installed",
+        word(part): "installed",
         "units": places.map(|place| place.display().to_string()),
         "server": server.map(|unit| unit.name),
     }))
 }
 
-/// `init --boot-recovery --remove`: takes the units away. Ok when there are none.
-pub fn remove_boot_recovery(cx: &Context) -> Result<Value> {
-    may_install("sudo updater init --boot-recovery --remove")?;
-    let name = unit_name(cx.root.path());
-    let units = remove(&name)?;
-    Ok(json!({"boot_recovery": "removed", "units": units, "server": null}))
+/// With `--remove`: takes the units away. Ok when there are none.
+pub fn remove_part(cx: &Context, part: SystemPart) -> Result<Value> {
+    may_install(part, " --remove")?;
+    let units = remove(part, &unit_name(cx.root.path()))?;
+    Ok(json!({word(part): "removed", "units": units, "server": null}))
 }
 
-fn remove(name: &str) -> Result<Vec<String>> {
-    let there: Vec<_> = boot::places(name).into_iter().filter(|place| place.exists()).collect();
+fn word(part: SystemPart) -> &'static str {
+    match part {
+        SystemPart::BootRecovery => "boot_recovery",
+        SystemPart::Helper => "systemd_helper",
+    }
+}
+
+fn remove(part: SystemPart, name: &str) -> Result<Vec<String>> {
+    let there: Vec<_> = boot::places(part, name).into_iter().filter(|place| place.exists()).collect();
     if there.is_empty() {
         return Ok(Vec::new());
     }
     // Before the files: a server must not require a unit that is gone.
-    boot::disable(name).map_err(|e| Failure::failed("boot-units", format!("the units cannot be disabled: {e}")))?;
+    boot::disable(part, name)
+        .map_err(|e| Failure::failed("boot-units", format!("the units cannot be disabled: {e}")))?;
     for place in &there {
         fs_err::remove_file(place)?;
         fsx::sync_parent(place)?;
@@ -74,15 +88,16 @@ fn remove(name: &str) -> Result<Vec<String>> {
     Ok(there.iter().map(|place| place.display().to_string()).collect())
 }
 
-fn may_install(command: &str) -> Result<()> {
+fn may_install(part: SystemPart, more: &str) -> Result<()> {
     if let Some(why) = boot::refusal() {
         return Err(Failure::failed("no-service-manager", why)
             .remedy("let what starts the server run `updater recover --boot` before it")
             .into());
     }
     if processes::own_credentials().context("finding out who we are")?.uid != 0 {
+        let option = word(part).replace('_', "-");
         return Err(Failure::failed("not-root", "units of the system are installed by root alone")
-            .remedy(format!("run it as root: {command}"))
+            .remedy(format!("run it as root: sudo updater init --{option}{more}"))
             .into());
     }
     Ok(())
@@ -96,18 +111,10 @@ fn server_unit(cx: &Context) -> Result<Option<Unit>> {
     Ok(server::find(&cx.root)?.and_then(|running| running.managed_by))
 }
 
-/// `site-1a2b3c4d`: readable, one per install, and safe as part of a unit's name.
-fn unit_name(root: &Path) -> String {
-    let shown = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let safe = |c: char| if c.is_ascii_alphanumeric() || "_.".contains(c) { c } else { '_' };
-    let short: String = shown.chars().map(safe).take(64).collect();
-    let sum = fsx::sha256(root.as_os_str().as_encoded_bytes());
-    format!("{short}-{}", sum.get(..8).unwrap_or_default())
-}
-
-/// What `--boot-recovery` did, in words.
-pub fn boot_text(done: &Value) -> Vec<String> {
-    let word = done["boot_recovery"].as_str().unwrap_or_default();
+/// What `--boot-recovery` or `--systemd-helper` did, in words.
+pub fn part_text(done: &Value) -> Vec<String> {
+    let is_helper = !done["systemd_helper"].is_null();
+    let word = done["boot_recovery"].as_str().or(done["systemd_helper"].as_str()).unwrap_or_default();
     let mut lines: Vec<String> = done["units"]
         .as_array()
         .into_iter()
@@ -120,6 +127,7 @@ pub fn boot_text(done: &Value) -> Vec<String> {
     }
     if word == "installed" {
         lines.push(match done["server"].as_str() {
+            Some(server) if is_helper => format!("updates of {server} that its own user starts run outside of it"),
             Some(server) => format!("the server {server} starts only after its files were mended"),
             None => {
                 "the unit of the server is not known: name it as [server] service in updater.toml, and do this again"
@@ -192,13 +200,6 @@ pub fn settings_text(done: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_unit_name_is_safe_and_one_per_install() {
-        let (one, two) = (unit_name(Path::new("/srv/my site%")), unit_name(Path::new("/opt/my site%")));
-        assert!(one.starts_with("my_site_-") && one.len() == "my_site_-".len() + 8);
-        assert_ne!(one, two);
-    }
 
     #[test]
     fn the_settings_that_are_written_can_be_read() {

@@ -5,6 +5,7 @@ use crate::apply::{self, Request};
 use crate::backup;
 use crate::context::Context;
 use crate::error::{self, Class, ErrorRecord, Failure};
+use crate::escape;
 use crate::health;
 use crate::history;
 use crate::journal::{self, Found, Journal};
@@ -113,6 +114,10 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
         }
         None => None,
     };
+    let way = escape::way(&cx.root, false).unwrap_or_else(|e| {
+        note(e, &mut problems);
+        None
+    });
     let found = server::find(&cx.root).ok().flatten();
     let mut server = server_object(cx, found.as_ref());
     server["processes"] = found
@@ -144,7 +149,7 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
             "argv": l.argv, "cwd": l.cwd.display().to_string(),
             "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": survey.as_ref().and_then(|s| s.service.as_ref()).map_or("process".to_string(), |unit| format!("service {unit}")),
         })),
-        "escape": "none",
+        "escape": way.map_or("none", |way| way.word()),
         "space": prepared.as_ref().map(|p| vec![json!({"volume": volume, "needed": p.needed, "free": free})]).unwrap_or_default(),
         "problems": problems,
         "warnings": warnings,

@@ -28,6 +28,7 @@ pub mod context;
 pub mod bundle;
 pub mod ports;
 pub mod server;
+pub mod escape;
 pub mod plan;
 pub mod staging;
 pub mod backup;
@@ -39,6 +40,7 @@ pub mod rollback;
 pub mod recover;
 pub mod apply;
 pub mod inspect;
+pub mod follow;
 pub mod restore;
 pub mod init;
 // entry

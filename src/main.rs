@@ -2,19 +2,25 @@
 //! Refuses to do any work of its own.
 
 use std::process::ExitCode;
-use updater::{cli, dispatch, os};
+use updater::{cli, dispatch, escape, os};
 
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().collect();
+    let mut args: Vec<_> = std::env::args_os().collect();
     if args.get(1).is_some_and(|a| a == "__launch") {
         return dispatch::launch();
     }
     // First of all: what we inherited must not be kept open by us or by the new server.
-    if let Err(e) = os::processes::close_inherited() {
+    let outside = escape::Outside::named(&mut args);
+    if let Err(e) = os::processes::close_inherited(&outside.handles()) {
         return dispatch::cannot_begin(&e);
     }
-    match cli::parse(args) {
-        Ok(cli) => ExitCode::from(dispatch::run(&cli)),
-        Err(ended) => ExitCode::from(dispatch::ended(ended)),
+    if let Some(moved) = escape::step(&args) {
+        return dispatch::stepped(moved);
     }
+    let code = match cli::parse(args) {
+        Ok(cli) => dispatch::run(&cli, &outside),
+        Err(ended) => dispatch::ended(ended),
+    };
+    outside.ended(code);
+    ExitCode::from(code)
 }

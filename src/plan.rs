@@ -139,7 +139,9 @@ fn look(root: &InstallRoot, path: &RelPath) -> Result<Look> {
 pub fn build(root: &InstallRoot, bundle: &mut Bundle, receipt: Option<&Receipt>, rules: &Rules) -> Result<Plan> {
     let tops: BTreeSet<RelPath> = bundle.entries.iter().map(|e| e.path.top()).collect();
     let named: BTreeSet<RelPath> = bundle.entries.iter().flat_map(|e| e.path.ancestors()).collect();
-    let (live, folders) = owned(root, &tops, receipt, rules)?;
+    // This program and the files of our output, which a caller may have opened anywhere, stay where they are.
+    let ours = files::own_files();
+    let (live, folders) = owned(root, &tops, receipt, rules, &ours)?;
     let mut plan = Plan {
         actions: Vec::new(),
         held_back: Vec::new(),
@@ -152,7 +154,11 @@ pub fn build(root: &InstallRoot, bundle: &mut Bundle, receipt: Option<&Receipt>,
     let set_target = rules.carry.keys().next().cloned();
     for index in 0..bundle.entries.len() {
         let entry = bundle.entries[index].clone();
-        let planned = match rules.preserve.class_of(&entry.path, false) {
+        let class = match look(root, &entry.path)? {
+            Look::There(facts) if is_ours(&facts, &ours) => Some(Class::Own),
+            _ => rules.preserve.class_of(&entry.path, false),
+        };
+        let planned = match class {
             Some(Class::Data) if entry.data => restored(root, index, &entry)?,
             Some(class) => preserved(root, bundle, index, &entry, class, rules, &mut plan)?,
             None => shipped(root, bundle, index, &entry, rules, set_target.as_ref(), &mut plan)?,
@@ -185,6 +191,10 @@ pub fn build(root: &InstallRoot, bundle: &mut Bundle, receipt: Option<&Receipt>,
     Ok(plan)
 }
 
+fn is_ours(facts: &Facts, ours: &[Facts]) -> bool {
+    ours.iter().any(|own| (own.volume, own.inode) == (facts.volume, facts.inode))
+}
+
 /// Inside a folder that the bundle names, or in the way of such a folder.
 fn is_in_named(path: &RelPath, named: &BTreeSet<RelPath>, in_bundle: &BTreeSet<&RelPath>) -> bool {
     named.contains(path)
@@ -194,7 +204,13 @@ fn is_in_named(path: &RelPath, named: &BTreeSet<RelPath>, in_bundle: &BTreeSet<&
 type Owned = (BTreeMap<RelPath, Live>, Vec<(RelPath, Facts)>);
 
 /// Every unpreserved file (and folder) below the names of the bundle and of the receipt.
-fn owned(root: &InstallRoot, tops: &BTreeSet<RelPath>, receipt: Option<&Receipt>, rules: &Rules) -> Result<Owned> {
+fn owned(
+    root: &InstallRoot,
+    tops: &BTreeSet<RelPath>,
+    receipt: Option<&Receipt>,
+    rules: &Rules,
+    ours: &[Facts],
+) -> Result<Owned> {
     let mut tops = tops.clone();
     let mut wanted = BTreeSet::new();
     for line in receipt.iter().flat_map(|r| &r.files) {
@@ -203,7 +219,6 @@ fn owned(root: &InstallRoot, tops: &BTreeSet<RelPath>, receipt: Option<&Receipt>
         }
     }
     tops.extend(wanted.iter().map(RelPath::top));
-    let us = std::env::current_exe().ok().and_then(|exe| files::facts(&exe).ok());
     let (mut live, mut folders) = (BTreeMap::new(), Vec::new());
     for top in &tops {
         let from_receipt_alone = wanted.iter().any(|w| w.is_within(top));
@@ -226,7 +241,7 @@ fn owned(root: &InstallRoot, tops: &BTreeSet<RelPath>, receipt: Option<&Receipt>
                 continue;
             }
             let facts = files::facts(item.path()).with_context(|| format!("looking at {path}"))?;
-            if us.is_some_and(|us| (us.volume, us.inode) == (facts.volume, facts.inode)) {
+            if is_ours(&facts, ours) {
                 continue;
             }
             match facts.kind {

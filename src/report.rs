@@ -169,6 +169,34 @@ pub struct Finished {
     pub error: Option<ErrorRecord>,
 }
 
+impl Finished {
+    /// The end of a run in words.
+    pub fn words(&self) -> Vec<String> {
+        let from_to = || {
+            let version = |v: &Option<String>| v.as_deref().map_or("unknown".to_string(), one_line);
+            format!("{} -> {}", version(&self.from_version), version(&self.to_version))
+        };
+        let mut lines = vec![match self.outcome.as_str() {
+            "already-current" => "already-current: this version is installed; nothing was changed".to_string(),
+            word if self.to_version.is_none() => word.to_string(),
+            word => format!("{word}: {}", from_to()),
+        }];
+        if self.files_changed > 0 {
+            lines.push(format!("  files changed: {}", self.files_changed));
+        }
+        if let Some(ms) = self.downtime_ms {
+            lines.push(format!("  the server was down for {}.{:02} s", ms / 1000, ms % 1000 / 10));
+        }
+        if let (Some(port), Some(pid)) = (self.port, self.pid) {
+            lines.push(format!("  it listens on port {port} as process {pid}"));
+        }
+        if let Some(backup) = &self.backup {
+            lines.push(format!("  the version before is in the backup {backup}"));
+        }
+        lines
+    }
+}
+
 /// Writes everything that a run says, to whoever listens.
 pub struct Reporter {
     options: Options,
@@ -380,7 +408,7 @@ impl Reporter {
         if let Some(events) = &self.events {
             let _ = events.sync_all();
         }
-        for line in finished_words(finished) {
+        for line in finished.words() {
             self.say(&ascii(&line));
         }
         if let Some(error) = finished.error.as_ref().filter(|_| !self.options.json) {
@@ -391,6 +419,16 @@ impl Reporter {
     /// A line of a human result, to stdout.
     pub fn line(&mut self, text: &str) {
         self.say(&ascii(text));
+    }
+
+    /// What another process of this program wrote for the same caller.
+    pub fn relayed(&mut self, stdout: &str, stderr: &str) {
+        for line in stdout.lines() {
+            self.to_stdout(&ascii(line));
+        }
+        for line in stderr.lines() {
+            self.to_stderr(&ascii(line));
+        }
     }
 
     /// Asks a person at a terminal; without one the answer is yes. Nothing but `y` or `yes` agrees.
@@ -609,32 +647,6 @@ fn append(path: &Path) -> Option<File> {
     let mut file = os::files::open_private(path).ok()?;
     file.seek(SeekFrom::End(0)).ok()?;
     Some(file)
-}
-
-/// The end of a run in words.
-fn finished_words(finished: &Finished) -> Vec<String> {
-    let from_to = || {
-        let version = |v: &Option<String>| v.as_deref().map_or("unknown".to_string(), one_line);
-        format!("{} -> {}", version(&finished.from_version), version(&finished.to_version))
-    };
-    let mut lines = vec![match finished.outcome.as_str() {
-        "already-current" => "already-current: this version is installed; nothing was changed".to_string(),
-        word if finished.to_version.is_none() => word.to_string(),
-        word => format!("{word}: {}", from_to()),
-    }];
-    if finished.files_changed > 0 {
-        lines.push(format!("  files changed: {}", finished.files_changed));
-    }
-    if let Some(ms) = finished.downtime_ms {
-        lines.push(format!("  the server was down for {}.{:02} s", ms / 1000, ms % 1000 / 10));
-    }
-    if let (Some(port), Some(pid)) = (finished.port, finished.pid) {
-        lines.push(format!("  it listens on port {port} as process {pid}"));
-    }
-    if let Some(backup) = &finished.backup {
-        lines.push(format!("  the version before is in the backup {backup}"));
-    }
-    lines
 }
 
 #[cfg(test)]

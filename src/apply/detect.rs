@@ -1,5 +1,5 @@
 //! Detect: the server, how it answers, how it starts. Reading only.
-//! Refuses what cannot end well: a stranger on the port, a server whose end would be ours.
+//! Refuses what cannot end well: a stranger on the port, a server that we may not stop and start.
 
 use super::Request;
 use crate::carry;
@@ -7,11 +7,11 @@ use crate::context::Context;
 use crate::error::Failure;
 use crate::health::{self, Before};
 use crate::net::Protocol;
-use crate::os::{self, LaunchSpec, ProcessId, Unit};
+use crate::os::{self, LaunchSpec, Unit};
 use crate::path::{InstallRoot, RelPath};
 use crate::receipt::{self, Receipt};
 use crate::server::{self, Running};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use std::path::PathBuf;
 
 /// What detection found, by reading alone.
@@ -36,21 +36,13 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     let root = &cx.root;
     let receipt = receipt::load(&cx.own())?;
     let server = server::find(root)?;
+
     let mut foreign = None;
     let target = request.health_url.as_ref().or(cx.settings.server.health.as_ref());
     let target = target.map(|text| health::Target::parse(text)).transpose()?;
     let health = target.as_ref().map(|t| t.path.as_str());
     let (launch, start_file, before) = match &server {
         Some(running) => {
-            let ids: Vec<ProcessId> = running.processes.iter().map(|p| p.id).collect();
-            if let Some(tie) = os::escape::tied_to(&ids).context("finding out what ties us to the server")? {
-                return Err(Failure::failed(
-                    "would-end-us",
-                    format!("stopping the server would end this updater: {tie}"),
-                )
-                .remedy("start the updater from outside the server: from a shell of your own, or a scheduled task")
-                .into());
-            }
             server::may_control(running, root)?;
             server::may_stop(running)?;
             let start = start_file(root, &running.launch);

@@ -15,12 +15,13 @@ pub use preflight::{Prepared, kept_bundle, left_out, preflight};
 use crate::backup::{self, Backup};
 use crate::context::{Context, UnderWay};
 use crate::error::{self, Class, Failure};
+use crate::escape;
 use crate::fsx;
 use crate::health::{self, Before};
 use crate::history;
 use crate::journal::{Journal, Record};
 use crate::lock::Lock;
-use crate::os::{LaunchSpec, ProcessId, Unit, files, processes};
+use crate::os::{LaunchSpec, ProcessId, Said, Unit, files, processes};
 use crate::path::RelPath;
 use crate::plan;
 use crate::recover;
@@ -151,6 +152,9 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
 
     cx.start(Stage::Detect, "looking for the server");
     let survey = detect(cx, request)?;
+    for victim in survey.server.iter().chain(&survey.foreign) {
+        escape::prove_outside(victim, &cx.root)?;
+    }
     finished.from_version = survey.receipt.as_ref().map(|r| r.version.clone());
     finished.port = survey.before.asked_port.or(survey.expected.asked_port);
     finished.pid = survey.server.as_ref().and_then(|s| s.processes.first()).map(|p| p.id.pid);
@@ -220,7 +224,9 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
         cx.report.log_to(&log);
     }
     cx.under_way = Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string() });
-    history::prune(&own, 20);
+    history::prune(&own, history::KEEP);
+    cx.keep_status();
+    cx.say(Said::Begun);
     Ok(lock)
 }
 
@@ -428,6 +434,8 @@ fn down(
     started: &mut Option<Launched>,
 ) -> Result<Option<health::Healthy>> {
     let preserve = cx.preserve()?;
+    // Whoever is signalled with the server must not pass that on to us.
+    cx.say(Said::Stopping);
     cx.start(Stage::Stop, "stopping the server");
     journal.append(Record::Stopping)?;
     if let Some(server) = survey.server.as_ref().filter(|_| !request.in_place) {

@@ -8,7 +8,7 @@
 //! | `processes` | identity, held handles, signals, credentials, held start of a server |
 //! | `service` | which service manager unit a process belongs to, its stop and start |
 //! | `boot` | the units that mend an install at boot and prove its health after |
-//! | `escape` | what ties this process to another one |
+//! | `escape` | what ties this process to another one, and the ways out |
 
 use serde::{Deserialize, Serialize};
 
@@ -95,7 +95,86 @@ impl std::fmt::Display for Unit {
     }
 }
 
-/// What is installed so that an interrupted update is mended at boot.
+/// Why the end of a server would end us, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tie {
+    /// We descend from it.
+    Tree,
+    /// It leads our session: its end hangs up our terminal.
+    Session,
+    /// The service manager ends all that belongs to its unit (or Windows service).
+    Unit(Unit),
+}
+
+impl std::fmt::Display for Tie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Tie::Tree => f.write_str("the server is above it in the process tree"),
+            Tie::Session => f.write_str("the server leads its session"),
+            Tie::Unit(unit) => write!(f, "both belong to the service {unit}"),
+        }
+    }
+}
+
+/// How a process gets out of what ends with the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// A session of its own, adopted by init.
+    Session,
+    /// A transient unit of the system's service manager, or of our own user's.
+    Transient { of_user: bool },
+    /// The unit that `init --systemd-helper` installed.
+    Helper,
+}
+
+impl Way {
+    /// The word of `plan` for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Way::Session => "session",
+            Way::Transient { .. } => "systemd-run",
+            Way::Helper => "systemd-helper",
+        }
+    }
+}
+
+/// What the process outside is to do, and for whom.
+#[derive(Debug)]
+pub struct Errand<'a> {
+    /// The command line without the program.
+    pub argv: &'a [std::ffi::OsString],
+    /// The caller's folder.
+    pub cwd: &'a std::path::Path,
+    pub update_id: &'a str,
+    /// A folder of ours in which both processes meet.
+    pub place: &'a std::path::Path,
+    /// Where its standard output and error go; None: to ours.
+    pub outputs: Option<&'a [std::fs::File; 2]>,
+}
+
+/// What the process outside tells the first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// It holds the lock.
+    Begun,
+    /// The server is about to be stopped, and all that belongs to it may be signalled.
+    Stopping,
+    /// It ended with this exit code.
+    Ended(u8),
+    /// It ended without a word.
+    Lost,
+}
+
+/// What root may install of the system for an install.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SystemPart {
+    /// Mends an interrupted update at boot.
+    BootRecovery,
+    /// Runs updates outside the server's unit for a user who may not leave it.
+    Helper,
+}
+
+/// What a part of the system is installed for.
 #[derive(Debug, Clone)]
 pub struct BootPlan {
     pub root: std::path::PathBuf,

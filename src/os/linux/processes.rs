@@ -67,6 +67,16 @@ pub fn parent(pid: u32) -> io::Result<Option<u32>> {
     Ok(stat(pid)?.map(|stat| stat.parent).filter(|pid| *pid != 0))
 }
 
+/// The pid of the leader of its session. None: the process is gone.
+pub fn session(pid: u32) -> io::Result<Option<u32>> {
+    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match rustix::process::getsid(Some(id)) {
+        Ok(leader) => Ok(Some(leader.as_raw_nonzero().get().unsigned_abs())),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A process held so that no later one of the same pid can be meant.
 #[derive(Debug)]
 pub struct Handle {
@@ -112,6 +122,11 @@ impl Handle {
     /// Asks it to end (SIGTERM). Ok when it has ended already.
     pub fn ask_to_end(&self) -> io::Result<()> {
         self.signal(Signal::TERM)
+    }
+
+    /// Interrupts it (SIGINT). Ok when it has ended already.
+    pub fn interrupt(&self) -> io::Result<()> {
+        self.signal(Signal::INT)
     }
 
     /// Ends it (SIGKILL). Ok when it has ended already.
@@ -471,16 +486,16 @@ impl Signals {
     }
 }
 
-/// Closes every handle that our caller left open, but the three standard ones: an inherited listening socket
-/// would keep the port. To be called first, while nothing of ours is open and no thread runs.
-pub fn close_inherited() -> io::Result<()> {
+/// Closes every handle that our caller left open, but the three standard ones and `kept`: an inherited listening
+/// socket would keep the port. To be called first, while nothing of ours is open and no thread runs.
+pub fn close_inherited(kept: &[i32]) -> io::Result<()> {
     let mut open = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
     }
     for fd in open {
         // The listing's own handle is among them, closed by now.
-        if fd > 2 && std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok() {
+        if fd > 2 && !kept.contains(&fd) && std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok() {
             // SAFETY: called before anything of ours was opened, so nobody in this process owns this handle.
             unsafe { rustix::io::close(fd) };
         }

@@ -44,7 +44,7 @@ pub fn manage(words: &[&str]) -> io::Result<Result<(), String>> {
 }
 
 /// True where systemd is the service manager (sd_booted(3)).
-fn is_there() -> bool {
+pub(super) fn is_there() -> bool {
     Path::new("/run/systemd/system").exists()
 }
 

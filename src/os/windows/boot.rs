@@ -1,7 +1,7 @@
 //! The system's part of recovery on Windows: not built yet.
 //! Refuses everything, and says so before anything is written.
 
-use crate::os::BootPlan;
+use crate::os::{BootPlan, SystemPart};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -22,22 +22,22 @@ pub fn writable_by_others(_path: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 /// Nothing lies anywhere.
-pub fn places(_name: &str) -> [PathBuf; 2] {
+pub fn places(_part: SystemPart, _name: &str) -> [PathBuf; 2] {
     [PathBuf::new(), PathBuf::new()]
 }
 
 /// Errors: always, `Unsupported`.
-pub fn texts(_plan: &BootPlan) -> io::Result<[String; 2]> {
+pub fn texts(_part: SystemPart, _plan: &BootPlan) -> io::Result<[String; 2]> {
     Err(unsupported())
 }
 
 /// Errors: always, `Unsupported`.
-pub fn enable(_name: &str) -> io::Result<()> {
+pub fn enable(_part: SystemPart, _name: &str) -> io::Result<()> {
     Err(unsupported())
 }
 
 /// Errors: always, `Unsupported`.
-pub fn disable(_name: &str) -> io::Result<()> {
+pub fn disable(_part: SystemPart, _name: &str) -> io::Result<()> {
     Err(unsupported())
 }
 

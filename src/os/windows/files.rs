@@ -71,6 +71,16 @@ pub fn facts(path: &Path) -> io::Result<Facts> {
     facts_of(&open_entry(path, FILE_READ_ATTRIBUTES)?)
 }
 
+/// This program, and the files that are open as its standard output and error.
+pub fn own_files() -> Vec<Facts> {
+    use std::os::windows::io::AsHandle;
+    let exe = std::env::current_exe().ok().and_then(|exe| facts(&exe).ok());
+    let outputs =
+        [std::io::stdout().as_handle().try_clone_to_owned(), std::io::stderr().as_handle().try_clone_to_owned()];
+    let outputs = outputs.into_iter().filter_map(|handle| facts_of(&File::from(handle.ok()?)).ok());
+    exe.into_iter().chain(outputs).filter(|facts| facts.kind == Kind::File).collect()
+}
+
 /// What this open file is.
 pub fn facts_of(file: &File) -> io::Result<Facts> {
     let mut info = BY_HANDLE_FILE_INFORMATION::default();

@@ -544,7 +544,7 @@ impl Signals {
 
 /// What a caller left open beyond the standard handles cannot be listed here. This takes the inherit mark from the
 /// standard ones, so that no server keeps the caller's; a missing one is no error.
-pub fn close_inherited() -> io::Result<()> {
+pub fn close_inherited(_kept: &[i32]) -> io::Result<()> {
     for which in [STD_INPUT_HANDLE, STD_OUTPUT_HANDLE, STD_ERROR_HANDLE] {
         // SAFETY: takes a number only.
         let handle = unsafe { GetStdHandle(which) };

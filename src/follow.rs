@@ -1,0 +1,95 @@
+//! `status --follow`: shows the update under way as it goes on, from its events file, and its end.
+//! Refuses to take part: it reads, and its own end changes nothing.
+
+use crate::context::Context;
+use crate::error::Failure;
+use crate::os::processes;
+use crate::report::Finished;
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+/// How often new events are looked for.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Shows the update that `under_way` (of `status`) tells of until it ends. With `--json`: its events, a line each.
+/// The exit code is the update's. Errors (exit 4): it was cut off.
+pub fn follow(cx: &mut Context, under_way: &Value) -> Result<u8> {
+    let id = under_way["update_id"].as_str().unwrap_or_default().to_string();
+    let pid = under_way["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
+    let identity = processes::identity(pid).context("looking at the updater")?;
+    let place = cx.own().join(format!("events/{id}.jsonl"));
+    let mut events = Events::open(&place)?;
+    loop {
+        // Asked first: what it wrote before its end is read after.
+        let lives = identity.is_some() && processes::identity(pid).context("looking at the updater")? == identity;
+        for event in events.more()? {
+            show(cx, &event);
+            if event["event"] == "finished" {
+                return Ok(event["exit_code"].as_u64().and_then(|code| u8::try_from(code).ok()).unwrap_or(4));
+            }
+        }
+        if !lives {
+            return Err(cut_off(cx, &id).into());
+        }
+        cx.check_signals()?;
+        std::thread::sleep(POLL);
+    }
+}
+
+fn cut_off(cx: &Context, id: &str) -> Failure {
+    Failure::operator("interrupted", format!("the update {id} was cut off"))
+        .at(cx.root.path().display())
+        .remedy(format!("finish or undo it: updater recover --root '{}'", cx.root.path().display()))
+}
+
+fn show(cx: &mut Context, event: &Value) {
+    if cx.report.options().json {
+        cx.report.object(event);
+        return;
+    }
+    let text = |key: &str| event[key].as_str().unwrap_or_default().to_string();
+    match event["event"].as_str() {
+        Some("stage") => {
+            let state = text("state");
+            let message = Some(text("message")).filter(|m| !m.is_empty()).unwrap_or(state);
+            cx.report.line(&format!("{:>3}% {}: {message}", event["percent"], text("stage")));
+        }
+        Some("warning") => cx.report.line(&format!("     warning: {}", text("message"))),
+        Some("healed") => cx.report.line(&format!("     healed: {} from {}", text("path"), text("from"))),
+        Some("recovered") => cx.report.line(&format!("     recovered: the update {}", text("interrupted_id"))),
+        Some("finished") => {
+            for line in serde_json::from_value::<Finished>(event.clone()).map(|f| f.words()).unwrap_or_default() {
+                cx.report.line(&line);
+            }
+            if let Some(error) = serde_json::from_value(event["error"].clone()).ok().flatten() {
+                cx.report.error(&error);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The events of one update, as they are written.
+struct Events {
+    file: File,
+    /// The beginning of a line whose end was not written yet.
+    rest: Vec<u8>,
+}
+
+impl Events {
+    fn open(place: &Path) -> Result<Events> {
+        Ok(Events { file: fs_err::File::open(place)?.into_file(), rest: Vec::new() })
+    }
+
+    /// What was written since the last look.
+    fn more(&mut self) -> Result<Vec<Value>> {
+        self.file.read_to_end(&mut self.rest).context("reading the events")?;
+        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return Ok(Vec::new()) };
+        let whole: Vec<u8> = self.rest.drain(..=end).collect();
+        Ok(whole.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+}
