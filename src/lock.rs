@@ -20,8 +20,13 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock of the install whose own folder (`.updater`) this is, waiting at most `wait`.
-    /// Errors: class `Locked` when another updater holds it; input and output errors.
-    pub fn take(own_folder: &Path, wait: Option<Duration>) -> anyhow::Result<Lock> {
+    /// Errors: class `Locked` when another updater holds it; what `tick` says, asked while it waits; input and
+    /// output errors.
+    pub fn take(
+        own_folder: &Path,
+        wait: Option<Duration>,
+        tick: &mut dyn FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Lock> {
         os::files::private_folder(own_folder)?;
         let path = own_folder.join("lock");
         let began = Instant::now();
@@ -36,6 +41,7 @@ impl Lock {
                     if left.is_zero() {
                         return Err(held(&path, &mut file).into());
                     }
+                    tick()?;
                     std::thread::sleep(POLL.min(left));
                 }
                 Err(TryLockError::Error(e)) => {
@@ -80,9 +86,9 @@ mod tests {
     #[test]
     fn the_second_is_told_who_holds_it() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Lock::take(folder.path(), None).unwrap();
+        let first = Lock::take(folder.path(), None, &mut || Ok(())).unwrap();
         let began = Instant::now();
-        let error = Lock::take(folder.path(), Some(Duration::from_millis(120))).unwrap_err();
+        let error = Lock::take(folder.path(), Some(Duration::from_millis(120)), &mut || Ok(())).unwrap_err();
         assert!(began.elapsed() >= Duration::from_millis(120));
         assert_eq!(error::class(&error), Class::Locked);
         let record = error::record(&error);
@@ -90,7 +96,7 @@ mod tests {
         let expected = format!("another updater holds the lock: pid {}, since ", std::process::id());
         assert!(record.message.starts_with(&expected), "{}", record.message);
         drop(first);
-        Lock::take(folder.path(), None).unwrap();
+        Lock::take(folder.path(), None, &mut || Ok(())).unwrap();
         assert!(folder.path().join("lock").exists());
     }
 
@@ -98,7 +104,7 @@ mod tests {
     fn the_line_of_the_holder_is_rewritten_whole() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("lock"), "x".repeat(300)).unwrap();
-        let _lock = Lock::take(folder.path(), None).unwrap();
+        let _lock = Lock::take(folder.path(), None, &mut || Ok(())).unwrap();
         let text = std::fs::read_to_string(folder.path().join("lock")).unwrap();
         assert_eq!(holder(&text).map(|(pid, _)| pid), Some(std::process::id()));
         assert!(text.ends_with("Z\n"));

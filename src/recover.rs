@@ -80,7 +80,7 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
         cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(());
     }
-    let _lock = Lock::take(&cx.own(), wait)?;
+    let _lock = Lock::take(&cx.own(), wait, &mut || cx.check_signals())?;
     if matches!(Journal::find(&cx.own())?, Found::Nothing) {
         // What was killed before its journal began: nothing refers to it.
         rollback::sweep(&cx.own())?;

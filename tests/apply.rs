@@ -7,7 +7,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::process::Stdio;
 
-use kit::{Bundle, Install, Output, ping, run_as_child_of};
+use kit::{Bundle, Install, Output, ping};
 use serde_json::{Value, json};
 
 const BROKEN: &str = "EXIT = 1\n";
@@ -377,20 +377,6 @@ fn a_server_of_another_install_and_a_client_of_the_port_live_on() {
     install.apply(&install.bundle("2.0")).expect(0);
     assert_eq!(install.version(), "2.0");
     assert_eq!(neighbour.pid(), pid);
-}
-
-#[test]
-fn an_update_started_by_the_server_itself_is_refused_before_any_change() {
-    let install = Install::running();
-    let before = install.tree();
-    let (pid, bundle) = (install.pid(), install.save(&install.bundle("2.0")));
-    let updater = env!("CARGO_BIN_EXE_updater");
-    let root = install.root.to_str().unwrap();
-    let argv = [updater, "--root", root, "apply", bundle.to_str().unwrap()];
-    let answer = run_as_child_of(install.port, &argv).expect("the server was ended by its own child");
-    assert_eq!(answer["code"], 1, "{answer}");
-    assert_eq!(install.pid(), pid);
-    assert_same(&install, &before);
 }
 
 // ---- reading commands ----

@@ -199,7 +199,7 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     let own = cx.own();
     files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
     fsx::adopt(&own)?;
-    let lock = Lock::take(&own, wait)?;
+    let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
     let id = cx.update_id.clone();
     for name in ["events", "log"] {
         files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;

@@ -129,6 +129,11 @@ impl Install {
         pid
     }
 
+    pub fn start_command_with(&self, mut command: Command, env: &[(&str, &str)]) -> u32 {
+        command.envs(env.iter().copied());
+        self.start_command(command)
+    }
+
     pub fn spawn(&self, command: &mut Command) -> u32 {
         let log = fs::File::create(self.root.join("instance/server.log")).unwrap();
         command.current_dir(&self.root).stdin(Stdio::null());

@@ -164,7 +164,11 @@ fn start(way: &Way, errand: &Errand, name: &str) -> io::Result<Option<Child>> {
             return Ok(None);
         }
     };
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if *way != Way::Session {
+        // A Ctrl-C at the terminal is not meant for it; who leads no group may lead a session.
+        command.process_group(0);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().map(Some)
 }
 
