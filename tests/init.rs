@@ -26,7 +26,7 @@ fn the_settings_tell_what_runs_and_are_not_overwritten() {
 #[test]
 fn without_a_service_manager_recovery_at_boot_is_refused_with_a_remedy() {
     if std::path::Path::new("/run/systemd/system").exists() {
-        // There it is the business of scripts/systemd-check, in a box: never on a developer's own system.
+        // There it is the business of scripts/test-systemd, in a box: never on a developer's own system.
         return;
     }
     let install = Install::new();
