@@ -12,7 +12,7 @@ use crate::path::{InstallRoot, RelPath};
 use crate::receipt::{self, Receipt};
 use crate::server::{self, Running};
 use anyhow::Result;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What detection found, by reading alone.
 pub struct Survey {
@@ -45,7 +45,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
         Some(running) => {
             server::may_control(running, root)?;
             server::may_stop(running)?;
-            let start = start_file(root, &running.launch);
+            let start = running_start_file(root, running);
             // `--port` says which port health asks only where the server listens on it.
             let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
             let before = health::measure(&running.listeners, asked, health, health::PATIENCE);
@@ -90,15 +90,26 @@ pub fn default_start_file() -> RelPath {
     RelPath::parse("run.py").unwrap_or_else(|_| unreachable!("a constant name"))
 }
 
+/// The program behind a wrapper script, where there is one: the wrapper may be the operator's own.
+fn running_start_file(root: &InstallRoot, running: &Running) -> RelPath {
+    let behind =
+        running.processes.iter().filter(|p| !p.is_shell()).find_map(|p| inside(root, p.cwd.as_ref()?, &p.argv));
+    behind.unwrap_or_else(|| start_file(root, &running.launch))
+}
+
 /// The script of the launch spec that lies in the install; else the executable; else the default.
 pub(super) fn start_file(root: &InstallRoot, launch: &LaunchSpec) -> RelPath {
+    inside(root, &launch.cwd, &launch.argv).unwrap_or_else(default_start_file)
+}
+
+fn inside(root: &InstallRoot, cwd: &Path, argv: &[String]) -> Option<RelPath> {
     let inside = |text: &String| {
-        let full = fsx_canonical(&launch.cwd.join(text))?;
+        let full = fsx_canonical(&cwd.join(text))?;
         RelPath::from_disk(full.strip_prefix(root.path()).ok()?)
     };
-    let scripts = launch.argv.iter().skip(1).filter(|a| !a.starts_with('-')).find_map(inside);
-    let program = || launch.argv.first().filter(|a| a.contains(['/', '\\'])).and_then(inside);
-    scripts.or_else(program).unwrap_or_else(default_start_file)
+    let scripts = argv.iter().skip(1).filter(|a| !a.starts_with('-')).find_map(inside);
+    let program = || argv.first().filter(|a| a.contains(['/', '\\'])).and_then(inside);
+    scripts.or_else(program)
 }
 
 pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {

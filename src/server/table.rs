@@ -258,13 +258,28 @@ impl Table {
     }
 }
 
+/// The bare name of the program: no folder, no `.exe`, no version (`python3.12` is `python`).
+fn name_of(argv: &[String]) -> String {
+    let first = argv.first().map(String::as_str).unwrap_or_default();
+    let shown = first.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase();
+    let plain = shown.strip_suffix(".exe").unwrap_or(&shown).trim_start_matches('-');
+    plain.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').to_string()
+}
+
+fn names_a_shell(name: &str) -> bool {
+    SHELLS.contains(&name) || SHELL_STARTS.iter().any(|start| name.starts_with(start))
+}
+
+impl Process {
+    /// True for a shell, be it that it only runs a wrapper script.
+    pub fn is_shell(&self) -> bool {
+        names_a_shell(&name_of(&self.argv))
+    }
+}
+
 impl Entry {
-    /// The bare name of the program: no folder, no `.exe`, no version (`python3.12` is `python`).
     pub(super) fn name(&self) -> String {
-        let first = self.argv.first().map(String::as_str).unwrap_or_default();
-        let shown = first.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase();
-        let plain = shown.strip_suffix(".exe").unwrap_or(&shown).trim_start_matches('-');
-        plain.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').to_string()
+        name_of(&self.argv)
     }
 
     pub(super) fn is_interpreter(&self) -> bool {
@@ -272,8 +287,7 @@ impl Entry {
     }
 
     pub(super) fn is_shell(&self) -> bool {
-        let name = self.name();
-        SHELLS.contains(&name.as_str()) || SHELL_STARTS.iter().any(|start| name.starts_with(start))
+        names_a_shell(&self.name())
     }
 
     /// The first plain argument of an interpreter or shell, past its options. None with `-c` or `-m`.

@@ -34,6 +34,7 @@ fn is_gone(error: &io::Error) -> bool {
 struct Stat {
     state: char,
     parent: u32,
+    session: u32,
     start: u64,
 }
 
@@ -53,7 +54,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     // rest begins with field 3 (proc_pid_stat(5)).
     let field = |number: usize| fields.get(number - 3).copied();
-    Some(Stat { state: field(3)?.chars().next()?, parent: field(4)?.parse().ok()?, start: field(22)?.parse().ok()? })
+    Some(Stat {
+        state: field(3)?.chars().next()?,
+        parent: field(4)?.parse().ok()?,
+        session: field(6)?.parse().ok()?,
+        start: field(22)?.parse().ok()?,
+    })
 }
 
 /// Who runs under this pid now. None: nobody, or only a dead process that was not yet collected.
@@ -67,14 +73,9 @@ pub fn parent(pid: u32) -> io::Result<Option<u32>> {
     Ok(stat(pid)?.map(|stat| stat.parent).filter(|pid| *pid != 0))
 }
 
-/// The pid of the leader of its session. None: the process is gone.
+/// The pid of the leader of its session. None: the process is gone, or the leader lies outside of what we see.
 pub fn session(pid: u32) -> io::Result<Option<u32>> {
-    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-    match rustix::process::getsid(Some(id)) {
-        Ok(leader) => Ok(Some(leader.as_raw_nonzero().get().unsigned_abs())),
-        Err(rustix::io::Errno::SRCH) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(stat(pid)?.map(|stat| stat.session).filter(|leader| *leader != 0))
 }
 
 /// A process held so that no later one of the same pid can be meant.
