@@ -173,13 +173,25 @@ fn relay(moved: &mut Moved, signals: &Signals, root: &InstallRoot, report: &mut 
             interrupts += 1;
             moved.interrupt().context("passing the interrupt on")?;
         }
+        if is_stopping && now_terminations > terminations {
+            return Ok(left_behind(moved, root, report));
+        }
         while terminations < now_terminations {
             terminations += 1;
-            if !is_stopping {
-                moved.ask_to_end().context("passing the signal on")?;
-            }
+            moved.ask_to_end().context("passing the signal on")?;
         }
     }
+}
+
+/// The server ends, and this process with it: whoever stops a unit waits for all that belongs to it.
+fn left_behind(moved: &Moved, root: &InstallRoot, report: &mut Reporter) -> u8 {
+    let message = format!("this process ends with the server; the update goes on as process {}", moved.pid());
+    let failure = Failure::operator("left-behind", message)
+        .at(root.path().display())
+        .remedy(format!("to see its end type: updater status --follow --root '{}'", root.path().display()));
+    let code = failure.class as u8;
+    report.error(&crate::error::record(&failure.into()));
+    code
 }
 
 fn lost(root: &InstallRoot, report: &mut Reporter) -> u8 {
