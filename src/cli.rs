@@ -88,6 +88,8 @@ pub enum Command {
     Recover(Recover),
     /// Write updater.toml from what is detected, or install the system's part
     Init(Init),
+    /// Install the drop-in through which an unmodified legacy server calls this program
+    Shim(Shim),
     /// Start a server on behalf of an update
     #[command(name = "__launch", hide = true)]
     Launch(Launch),
@@ -117,7 +119,7 @@ impl Command {
     }
 }
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Apply {
     /// A path, or an http:// or https:// URL
     pub bundle: Option<OsString>,
@@ -145,6 +147,12 @@ pub struct Apply {
     /// Try such a bundle all the same
     #[arg(long)]
     pub retry_failed: bool,
+    /// Do not verify the certificate of the server that the bundle comes from
+    #[arg(long)]
+    pub insecure: bool,
+    /// What the legacy server takes for its port
+    #[arg(skip)]
+    pub legacy_port: Option<u16>,
     /// What the bundle must hash to
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
@@ -153,7 +161,7 @@ pub struct Apply {
 }
 
 /// What every command takes that stops and starts the server.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Run {
     /// The port, when nothing of the install listens; which one health asks, when several do
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -266,6 +274,13 @@ pub struct Recover {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct Shim {
+    /// Take it away again
+    #[arg(long)]
+    pub remove: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 #[command(group = clap::ArgGroup::new("part").args(["boot_recovery", "systemd_helper"]))]
 pub struct Init {
     /// Replace settings that are there
@@ -294,6 +309,36 @@ pub struct Launch {
     pub rest: Vec<OsString>,
 }
 
+/// The call of the legacy server, with only the program changed.
+#[derive(Debug, Parser)]
+#[command(name = "updater", version, about = "Updates as the legacy updater did")]
+struct Legacy {
+    #[command(flatten)]
+    global: Global,
+    /// The bundle
+    #[arg(long, value_name = "URL")]
+    zip_url: OsString,
+    /// The port, where nothing else tells it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// The new version serves with waitress
+    #[arg(long)]
+    use_waitress: bool,
+}
+
+impl From<Legacy> for Cli {
+    fn from(call: Legacy) -> Cli {
+        let waitress = ("USE_WAITRESS".to_string(), "True".to_string());
+        let apply = Apply {
+            bundle: Some(call.zip_url),
+            set: call.use_waitress.then_some(waitress).into_iter().collect(),
+            legacy_port: call.port,
+            ..Apply::default()
+        };
+        Cli { global: call.global, command: Command::Apply(apply) }
+    }
+}
+
 /// Why there is no command to run.
 #[derive(Debug)]
 pub enum Ended {
@@ -306,7 +351,9 @@ pub enum Ended {
 /// Reads the command line; the first argument is the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let error = match Cli::try_parse_from(&args) {
+    let is_legacy = args.iter().any(|arg| arg.to_str().is_some_and(|arg| arg.split('=').next() == Some("--zip-url")));
+    let parsed = if is_legacy { Legacy::try_parse_from(&args).map(Cli::from) } else { Cli::try_parse_from(&args) };
+    let error = match parsed {
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
@@ -317,10 +364,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let message = text.trim().strip_prefix("error: ").unwrap_or(text.trim()).to_string();
     let before_dashes = || args.iter().skip(1).take_while(|arg| *arg != "--");
     let has = |word: &str| before_dashes().any(|arg| arg == word);
-    let command = before_dashes()
-        .filter_map(|arg| arg.to_str())
-        .find(|arg| ["apply", "plan", "status", "verify", "backups", "restore", "recover", "init"].contains(arg));
+    let command = before_dashes().filter_map(|arg| arg.to_str()).find(|arg| {
+        ["apply", "plan", "status", "verify", "backups", "restore", "recover", "init", "shim"].contains(arg)
+    });
     let events = match command {
+        _ if is_legacy => true,
         Some("apply") => !has("--dry-run"),
         Some("verify") => has("--repair"),
         Some("recover" | "restore") => true,
@@ -424,6 +472,20 @@ mod tests {
     }
 
     #[test]
+    fn the_legacy_call_is_an_update() {
+        let cli = read("--zip-url http://x/a.zip --port 8080 --use-waitress --root /x").unwrap();
+        let Command::Apply(apply) = &cli.command else { panic!("not apply") };
+        assert_eq!(apply.bundle.as_deref(), Some("http://x/a.zip".as_ref()));
+        assert_eq!((apply.run.port, apply.legacy_port), (None, Some(8080)));
+        assert_eq!(apply.set, [("USE_WAITRESS".into(), "True".into())]);
+        let cli = read("--zip-url=a.zip --port=1").unwrap();
+        assert!(matches!(&cli.command, Command::Apply(apply) if apply.set.is_empty()));
+        for line in ["--zip-url", "--zip-url x --port 0", "--zip-url x --prot 1", "--zip-url x apply"] {
+            assert!(matches!(read(line), Err(Ended::Usage { events: true, .. })), "{line}");
+        }
+    }
+
+    #[test]
     fn every_command_is_there() {
         for line in [
             "plan",
@@ -435,6 +497,7 @@ mod tests {
             "init --boot-recovery --remove",
             "init --systemd-helper --remove",
             "status --follow --json",
+            "shim --remove",
             "apply x.zip --detach",
             "__launch --port x",
             "--color never status -q",

@@ -6,6 +6,7 @@ use crate::cli::{self, Cli, Command, Ended};
 use crate::context::Context;
 use crate::error::{self, Failure};
 use crate::escape::{self, Outside};
+use crate::fetch;
 use crate::follow;
 use crate::history;
 use crate::init;
@@ -15,6 +16,7 @@ use crate::recover;
 use crate::report::{self, Finished, Reporter, Stage};
 use crate::restore;
 use crate::settings::Settings;
+use crate::shim;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -240,6 +242,11 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             show(cx, &done, init::settings_text);
             Ok(0)
         }
+        Command::Shim(args) => {
+            let done = if args.remove { shim::remove(cx) } else { shim::install(cx) }?;
+            show(cx, &done, shim::text);
+            Ok(0)
+        }
         Command::Launch(_) => Err(Failure::usage("usage", "this command is the updater's own").into()),
     }
 }
@@ -250,16 +257,17 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
             .remedy("give the path of a bundle: updater apply BUNDLE")
             .into());
     };
-    if bundle.to_string_lossy().contains("://") {
-        return Err(Failure::usage(
-            "unsupported-source",
-            "bundles are taken from a path; downloading is not built yet",
-        )
-        .remedy("download the bundle, then give its path")
-        .into());
+    let url = bundle.to_str().filter(|text| fetch::is_url(text)).map(str::to_string);
+    if let Some(url) = url.as_ref().filter(|url| !is_http(url)) {
+        return Err(Failure::usage("unsupported-source", format!("a bundle cannot be taken from {url}"))
+            .remedy("give a path, or an http:// or https:// URL")
+            .into());
     }
     Ok(Request {
         bundle: cwd.join(bundle),
+        url,
+        insecure: args.insecure,
+        legacy_port: args.legacy_port,
         set: args.set.clone(),
         reinstall: args.reinstall,
         partial: args.partial,
@@ -268,6 +276,11 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
         sha256: args.sha256.clone(),
         ..run_of(&args.run)
     })
+}
+
+fn is_http(url: &str) -> bool {
+    let lower = url.to_ascii_lowercase();
+    lower.starts_with("http://") || lower.starts_with("https://")
 }
 
 fn run_of(run: &cli::Run) -> Request {

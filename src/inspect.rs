@@ -86,8 +86,21 @@ fn is_alive(under_way: &Value) -> bool {
 }
 
 /// `plan`: what `apply` would do. The exit code is the one with which `apply` would end before the stop.
-pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
+pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     let mut problems: Vec<ErrorRecord> = Vec::new();
+    let scratch = tempfile::tempdir().context("making a temporary folder")?;
+    let mut fetched = request.clone();
+    let missing = match &request.url {
+        Some(url) => match apply::fetch_to(cx, request, url, scratch.path()) {
+            Ok(path) => {
+                fetched.bundle = path;
+                None
+            }
+            Err(e) => Some(e),
+        },
+        None => None,
+    };
+    let (cx, request) = (&*cx, &fetched);
     let mut worst = 0u8;
     let mut note = |e: anyhow::Error, problems: &mut Vec<ErrorRecord>| {
         worst = worst.max(error::class(&e) as u8);
@@ -106,7 +119,7 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Value, u8)> {
         }
         Err(e) => return Err(e),
     };
-    let prepared = match survey.as_ref().map(|s| apply::preflight(cx, request, s)) {
+    let prepared = match survey.as_ref().map(|s| missing.map_or_else(|| apply::preflight(cx, request, s), Err)) {
         Some(Ok(prepared)) => Some(prepared),
         Some(Err(e)) => {
             note(e, &mut problems);

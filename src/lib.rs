@@ -25,6 +25,7 @@ pub mod version;
 // what every command is given
 pub mod context;
 // stages, in pipeline order
+pub mod fetch;
 pub mod bundle;
 pub mod ports;
 pub mod server;
@@ -43,6 +44,7 @@ pub mod inspect;
 pub mod follow;
 pub mod restore;
 pub mod init;
+pub mod shim;
 // entry
 pub mod cli;
 pub mod dispatch;

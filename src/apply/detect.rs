@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 /// What detection found, by reading alone.
 pub struct Survey {
     pub server: Option<Running>,
+    /// What is believed about the port of a server that does not run.
+    pub port_source: Option<&'static str>,
     /// A stranger on the port that `--stop-foreign` allows to stop. It is not started again.
     pub foreign: Option<Running>,
     /// How it starts again; None with `--no-start` where nothing runs.
@@ -38,6 +40,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     let server = server::find(root)?;
 
     let mut foreign = None;
+    let mut port_source = None;
     let target = request.health_url.as_ref().or(cx.settings.server.health.as_ref());
     let target = target.map(|text| health::Target::parse(text)).transpose()?;
     let health = target.as_ref().map(|t| t.path.as_str());
@@ -52,7 +55,9 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             (Some(running.launch.clone()), start, before)
         }
         None => {
-            let port = stopped_port(cx, request, receipt.as_ref())?;
+            let believed = stopped_port(cx, request, receipt.as_ref())?;
+            port_source = believed.map(|(_, source)| source);
+            let port = believed.map(|(port, _)| port);
             let launch = if request.no_start { None } else { Some(stopped_launch(cx, port)?) };
             if let (Some(port), false) = (port, request.no_start)
                 && let Some(failure) = server::foreign_owner(port, root)?
@@ -82,7 +87,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
         None => cx.settings.server.service.as_deref().filter(|_| launch.is_some()).map(os::service::named),
     };
     let (launch, expected) = with_set(launch, &before, &request.set)?;
-    Ok(Survey { server, foreign, launch, service, start_file, before, expected, receipt })
+    Ok(Survey { server, port_source, foreign, launch, service, start_file, before, expected, receipt })
 }
 
 /// Where nothing tells how the server starts.
@@ -117,24 +122,21 @@ pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {
     full.is_file().then_some(full)
 }
 
-/// The order of belief when nothing listens: `--port`, settings, last receipt, `.env`, `run.py`.
-pub(super) fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> Result<Option<u16>> {
-    let from_file = |name: &str, key: &str| -> Option<u16> {
-        let bytes = std::fs::read(cx.root.path().join(name)).ok()?;
-        if name == ".env" {
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            let mut line = text.lines().filter_map(|l| l.trim().trim_start_matches("export ").split_once('='));
-            return line.rfind(|(k, _)| k.trim() == key)?.1.trim().trim_matches(['"', '\'']).parse().ok();
-        }
-        carry::assignment(&bytes, key)?.trim().parse().ok()
-    };
-    let port = request
-        .port
-        .or(cx.settings.server.port)
-        .or_else(|| cx.settings.server.env.get("PORT")?.parse().ok())
-        .or_else(|| receipt?.ports.first().copied())
-        .or_else(|| from_file(".env", "PORT"))
-        .or_else(|| from_file("run.py", "PORT"));
+/// The order of belief when nothing listens, and which of them won: `--port`, settings, last receipt, `.env`,
+/// `run.py`, and what a legacy server calls its port.
+fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> Result<Option<(u16, &'static str)>> {
+    let settings = &cx.settings.server;
+    let text = |name: &str| std::fs::read(cx.root.path().join(name)).ok();
+    let sources = [
+        (request.port, "--port"),
+        (settings.port, "[server] port"),
+        (settings.env.get("PORT").and_then(|port| port.parse().ok()), "[server] env"),
+        (receipt.and_then(|r| r.ports.first().copied()), "the last update"),
+        (text(".env").and_then(|bytes| port_of_env(&bytes)), ".env"),
+        (text("run.py").and_then(|bytes| carry::assignment(&bytes, "PORT")?.trim().parse().ok()), "run.py"),
+        (request.legacy_port, "the caller's --port"),
+    ];
+    let port = sources.into_iter().find_map(|(port, source)| Some((port?, source)));
     if port.is_none() && !request.no_start {
         return Err(Failure::failed(
             "no-port",
@@ -144,6 +146,14 @@ pub(super) fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Rec
         .into());
     }
     Ok(port)
+}
+
+/// The last `PORT=` of a `.env` file.
+fn port_of_env(bytes: &[u8]) -> Option<u16> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut pairs = text.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
+    let (_, value) = pairs.rfind(|(name, _)| name.trim() == "PORT")?;
+    value.trim().trim_matches(['"', '\'']).parse().ok()
 }
 
 pub(super) fn stopped_launch(cx: &Context, port: Option<u16>) -> Result<LaunchSpec> {
@@ -193,6 +203,9 @@ pub(super) fn described(survey: &Survey) -> String {
             let ports: Vec<String> = server.ports.iter().map(u16::to_string).collect();
             format!("the server is process {pid} on port {}", ports.join(", "))
         }
-        None => "the server is not running".into(),
+        None => match (survey.before.asked_port, survey.port_source) {
+            (Some(port), Some(source)) => format!("the server is not running; port {port} by {source}"),
+            _ => "the server is not running".into(),
+        },
     }
 }

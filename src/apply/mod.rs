@@ -16,6 +16,7 @@ use crate::backup::{self, Backup};
 use crate::context::{Context, UnderWay};
 use crate::error::{self, Class, Failure};
 use crate::escape;
+use crate::fetch;
 use crate::fsx;
 use crate::health::{self, Before};
 use crate::history;
@@ -36,7 +37,7 @@ use detect::described;
 use preflight::{counted, is_whole, no_bundle};
 use record::{finish_backup, open_journal, write_receipt};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use way_back::{code_of, roll_back};
 
@@ -45,9 +46,15 @@ use way_back::{code_of, roll_back};
 pub struct Request {
     /// A zip; not looked at when a saved version is given.
     pub bundle: PathBuf,
+    /// Where the zip comes from, in place of a file.
+    pub url: Option<String>,
+    /// The certificate of that server is not verified.
+    pub insecure: bool,
     /// The backup to go back to (`restore`).
     pub saved: Option<Saved>,
     pub port: Option<u16>,
+    /// What the legacy server takes for its port: the very last guess.
+    pub legacy_port: Option<u16>,
     pub set: Vec<(String, String)>,
     pub wait: Option<Duration>,
     pub reinstall: bool,
@@ -133,9 +140,11 @@ pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'sta
 }
 
 fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
-    let path = std::path::absolute(&request.bundle).context("finding the bundle")?;
-    if !path.is_file() {
-        return Err(no_bundle(&path).into());
+    if request.url.is_none() {
+        let path = std::path::absolute(&request.bundle).context("finding the bundle")?;
+        if !path.is_file() {
+            return Err(no_bundle(&path).into());
+        }
     }
     let _lock = begin(cx, request.wait)?;
     recover_first(cx)?;
@@ -145,10 +154,16 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
 /// The stages, one after the other. The caller holds the lock, and nothing is interrupted.
 pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
     cx.start(Stage::Fetch, "opening the bundle");
-    match &request.saved {
-        Some(saved) => cx.done(Stage::Fetch, &format!("the backup {}", saved.record.id)),
-        None => cx.done(Stage::Fetch, "the bundle is a local file"),
+    let mut fetched = request.clone();
+    match (&request.saved, &request.url) {
+        (Some(saved), _) => cx.done(Stage::Fetch, &format!("the backup {}", saved.record.id)),
+        (None, Some(url)) => {
+            fetched.bundle = fetch_to(cx, request, url, &cx.own().join("downloads"))?;
+            cx.done(Stage::Fetch, &format!("downloaded from {}", fetch::without_user(url)));
+        }
+        (None, None) => cx.done(Stage::Fetch, "the bundle is a local file"),
     }
+    let request = &fetched;
 
     cx.start(Stage::Detect, "looking for the server");
     let survey = detect(cx, request)?;
@@ -192,6 +207,16 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
     let repaired = same && !request.reinstall && !prepared.plan.set_changes;
     update(cx, request, survey, &mut prepared, finished)?;
     Ok(if repaired { "repaired" } else { "applied" })
+}
+
+/// Downloads the bundle into `folder`.
+pub fn fetch_to(cx: &mut Context, request: &Request, url: &str, folder: &Path) -> Result<PathBuf> {
+    let most = cx.settings.bundle.max_size;
+    let order = fetch::Order { url, insecure: request.insecure, most, patience: fetch::Patience::default() };
+    fetch::download(&order, folder, &mut |done, total| {
+        cx.report.progress(Stage::Fetch, done, total, "bytes");
+        cx.check_signals()
+    })
 }
 
 /// Takes the lock and opens the logs of this run.
