@@ -5,6 +5,7 @@
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
+use crate::os::files;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -28,6 +29,8 @@ pub fn install(cx: &Context) -> Result<Value> {
     refuse_foreign(&place, "have it replaced by hand: move it away, then type updater shim again")?;
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
     fsx::write_atomic(&place, script(&exe, cx.root.path())?.as_bytes())?;
+    // The server that runs it need not be its owner.
+    files::set_mode(&place, 0o644).with_context(|| format!("setting the mode of {}", place.display()))?;
     Ok(json!({"shim": place.display().to_string(), "program": exe.display().to_string(), "installed": true}))
 }
 
