@@ -90,6 +90,9 @@ pub enum Command {
     Init(Init),
     /// Install the drop-in through which an unmodified legacy server calls this program
     Shim(Shim),
+    /// Run what a process inside a unit has asked for
+    #[command(name = "__helper", hide = true)]
+    Helper(Helper),
     /// Start a server on behalf of an update
     #[command(name = "__launch", hide = true)]
     Launch(Launch),
@@ -301,6 +304,12 @@ pub struct Init {
 pub enum Data {
     Keep,
     Backup,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Helper {
+    /// The one unit that it may stop and start
+    pub unit: String,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,7 +1,7 @@
 //! From a parsed command line to a command and its exit code.
 //! Refuses to know what the commands do.
 
-use crate::apply::{self, Request};
+use crate::apply::{self, Origin, Request};
 use crate::cli::{self, Cli, Command, Ended};
 use crate::context::Context;
 use crate::error::{self, Failure};
@@ -11,7 +11,8 @@ use crate::follow;
 use crate::history;
 use crate::init;
 use crate::inspect;
-use crate::os::{SystemPart, processes};
+use crate::os::{self, SystemPart, monitor, processes};
+use crate::owner;
 use crate::recover;
 use crate::report::{self, Finished, Reporter, Stage};
 use crate::restore;
@@ -86,12 +87,17 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
     options.log_file = options.log_file.map(|path| cwd.join(path));
     let report = Reporter::new(options);
     let mut early = Reporter::new(cli.global.report());
-    if outside.line.is_none() {
+    if outside.line.is_none() && !monitor::is_monitored() {
         match leave(cli, &cwd, &mut early) {
             Ok(None) => {}
             Ok(Some(code)) => return code,
             Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
         }
+    }
+    match as_owner(cli, &cwd, outside) {
+        Ok(None) => {}
+        Ok(Some(code)) => return code,
+        Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
     }
     let (mut cx, warnings) = match context(cli, report, &cwd, outside) {
         Ok(both) => both,
@@ -116,6 +122,34 @@ fn leave(cli: &Cli, cwd: &Path, report: &mut Reporter) -> Result<Option<u8>> {
     let Some(way) = escape::way(&root, detach)? else { return Ok(None) };
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
     escape::leave(&root, &way, &escape::Caller { argv: &argv, cwd, detach }, report).map(Some)
+}
+
+/// Has the work done by a child of the install's owner, where root runs it for him. None: it is done here.
+fn as_owner(cli: &Cli, cwd: &Path, outside: &Outside) -> Result<Option<u8>> {
+    // Units of the system are root's to write.
+    if matches!(&cli.command, Command::Init(args) if args.boot_recovery || args.systemd_helper) {
+        return Ok(None);
+    }
+    let exe = std::env::current_exe().context("finding this program")?;
+    // What is wrong with the root is told with the rest of what a command is given.
+    let Ok(root) = cli::find_root(cli.global.root.as_deref(), cwd, &exe) else { return Ok(None) };
+    let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let bundle = match &cli.command {
+        Command::Apply(args) | Command::Plan(args) => args.bundle.as_ref().map(|bundle| cwd.join(bundle)),
+        _ => None,
+    };
+    let bound = match &cli.command {
+        Command::Helper(helper) => Some(helper.unit.as_str()),
+        _ => None,
+    };
+    let task = owner::Task {
+        argv: &argv,
+        bundle: bundle.as_deref(),
+        stops: cli.command.leaves().is_some(),
+        bound,
+        kept: &outside.handles(),
+    };
+    owner::delegate(&root, &task)
 }
 
 /// What a command is given, and what is wrong with the settings where that may be.
@@ -247,6 +281,14 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             show(cx, &done, shim::text);
             Ok(0)
         }
+        Command::Helper(_) => {
+            let Err(e) = if monitor::is_monitored() {
+                os::escape::arrive(None, &cx.own())
+            } else {
+                Err(std::io::Error::other("root does this for the owner of an install"))
+            };
+            Err(Failure::failed("escape-failed", format!("nobody was found who asked for an update: {e}")).into())
+        }
         Command::Launch(_) => Err(Failure::usage("usage", "this command is the updater's own").into()),
     }
 }
@@ -257,15 +299,20 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
             .remedy("give the path of a bundle: updater apply BUNDLE")
             .into());
     };
-    let url = bundle.to_str().filter(|text| fetch::is_url(text)).map(str::to_string);
-    if let Some(url) = url.as_ref().filter(|url| !is_http(url)) {
-        return Err(Failure::usage("unsupported-source", format!("a bundle cannot be taken from {url}"))
-            .remedy("give a path, or an http:// or https:// URL")
-            .into());
-    }
+    let path = cwd.join(bundle);
+    let origin = match bundle.to_str().filter(|text| fetch::is_url(text)) {
+        Some(url) if is_http(url) => Origin::Url(url.to_string()),
+        Some(url) => {
+            return Err(Failure::usage("unsupported-source", format!("a bundle cannot be taken from {url}"))
+                .remedy("give a path, or an http:// or https:// URL")
+                .into());
+        }
+        None if std::fs::File::open(&path).is_err() && monitor::handed_bundle().is_some() => Origin::Handed,
+        None => Origin::File,
+    };
     Ok(Request {
-        bundle: cwd.join(bundle),
-        url,
+        bundle: path,
+        origin,
         insecure: args.insecure,
         legacy_port: args.legacy_port,
         set: args.set.clone(),

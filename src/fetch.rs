@@ -82,6 +82,24 @@ pub fn download(order: &Order, folder: &Path, progress: &mut dyn FnMut(u64, u64)
     Ok(whole)
 }
 
+/// Copies an open file of `total` bytes into `folder`, which is emptied first. Errors: it cannot be read or written;
+/// what `progress` says.
+pub fn keep(
+    from: &mut std::fs::File,
+    total: u64,
+    folder: &Path,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<PathBuf> {
+    fsx::remove_own_tree(folder)?;
+    fsx::make_folders(folder)?;
+    let whole = folder.join("bundle.zip");
+    let mut file = fs_err::File::create(&whole)?;
+    std::io::copy(from, &mut file).context("copying the bundle")?;
+    file.sync_all()?;
+    progress(total, total)?;
+    Ok(whole)
+}
+
 /// The body and its length, behind whatever redirects there are.
 fn open(order: &Order) -> Result<(Box<dyn Read>, Option<u64>)> {
     let mut url = order.url.to_string();

@@ -90,15 +90,12 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     let mut problems: Vec<ErrorRecord> = Vec::new();
     let scratch = tempfile::tempdir().context("making a temporary folder")?;
     let mut fetched = request.clone();
-    let missing = match &request.url {
-        Some(url) => match apply::fetch_to(cx, request, url, scratch.path()) {
-            Ok(path) => {
-                fetched.bundle = path;
-                None
-            }
-            Err(e) => Some(e),
-        },
-        None => None,
+    let missing = match apply::fetch_to(cx, request, scratch.path()) {
+        Ok(path) => {
+            fetched.bundle = path;
+            None
+        }
+        Err(e) => Some(e),
     };
     let (cx, request) = (&*cx, &fetched);
     let mut worst = 0u8;

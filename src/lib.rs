@@ -30,6 +30,7 @@ pub mod bundle;
 pub mod ports;
 pub mod server;
 pub mod escape;
+pub mod owner;
 pub mod plan;
 pub mod staging;
 pub mod backup;

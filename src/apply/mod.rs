@@ -22,7 +22,7 @@ use crate::health::{self, Before};
 use crate::history;
 use crate::journal::{Journal, Record};
 use crate::lock::Lock;
-use crate::os::{LaunchSpec, ProcessId, Said, Unit, files, processes};
+use crate::os::{LaunchSpec, ProcessId, Said, Unit, files, monitor, processes};
 use crate::path::RelPath;
 use crate::plan;
 use crate::recover;
@@ -46,8 +46,7 @@ use way_back::{code_of, roll_back};
 pub struct Request {
     /// A zip; not looked at when a saved version is given.
     pub bundle: PathBuf,
-    /// Where the zip comes from, in place of a file.
-    pub url: Option<String>,
+    pub origin: Origin,
     /// The certificate of that server is not verified.
     pub insecure: bool,
     /// The backup to go back to (`restore`).
@@ -72,6 +71,16 @@ pub struct Request {
     pub heal: bool,
     /// The server is neither stopped nor started (`verify --repair --no-restart`).
     pub in_place: bool,
+}
+
+/// Where the zip comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Origin {
+    #[default]
+    File,
+    Url(String),
+    /// Root opened it for us.
+    Handed,
 }
 
 /// A backup that takes the part of the bundle.
@@ -140,7 +149,7 @@ pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'sta
 }
 
 fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
-    if request.url.is_none() {
+    if request.origin == Origin::File {
         let path = std::path::absolute(&request.bundle).context("finding the bundle")?;
         if !path.is_file() {
             return Err(no_bundle(&path).into());
@@ -155,14 +164,15 @@ fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&
 pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
     cx.start(Stage::Fetch, "opening the bundle");
     let mut fetched = request.clone();
-    match (&request.saved, &request.url) {
-        (Some(saved), _) => cx.done(Stage::Fetch, &format!("the backup {}", saved.record.id)),
-        (None, Some(url)) => {
-            fetched.bundle = fetch_to(cx, request, url, &cx.own().join("downloads"))?;
-            cx.done(Stage::Fetch, &format!("downloaded from {}", fetch::without_user(url)));
-        }
-        (None, None) => cx.done(Stage::Fetch, "the bundle is a local file"),
-    }
+    let downloads = cx.own().join("downloads");
+    let told = match (&request.saved, &request.origin) {
+        (Some(saved), _) => format!("the backup {}", saved.record.id),
+        (None, Origin::File) => "the bundle is a local file".to_string(),
+        (None, Origin::Handed) => "the bundle is a local file of root's".to_string(),
+        (None, Origin::Url(url)) => format!("downloaded from {}", fetch::without_user(url)),
+    };
+    fetched.bundle = fetch_to(cx, request, &downloads)?;
+    cx.done(Stage::Fetch, &told);
     let request = &fetched;
 
     cx.start(Stage::Detect, "looking for the server");
@@ -209,14 +219,25 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
     Ok(if repaired { "repaired" } else { "applied" })
 }
 
-/// Downloads the bundle into `folder`.
-pub fn fetch_to(cx: &mut Context, request: &Request, url: &str, folder: &Path) -> Result<PathBuf> {
+/// Where the bundle lies, downloaded or copied into `folder` where it is no file that we can read.
+pub fn fetch_to(cx: &mut Context, request: &Request, folder: &Path) -> Result<PathBuf> {
     let most = cx.settings.bundle.max_size;
-    let order = fetch::Order { url, insecure: request.insecure, most, patience: fetch::Patience::default() };
-    fetch::download(&order, folder, &mut |done, total| {
+    let mut progress = |done, total| {
         cx.report.progress(Stage::Fetch, done, total, "bytes");
         cx.check_signals()
-    })
+    };
+    match &request.origin {
+        Origin::File => Ok(request.bundle.clone()),
+        Origin::Url(url) => {
+            let order = fetch::Order { url, insecure: request.insecure, most, patience: fetch::Patience::default() };
+            fetch::download(&order, folder, &mut progress)
+        }
+        Origin::Handed => {
+            let mut handed = monitor::handed_bundle().context("the bundle that root opened is gone")?;
+            let total = handed.metadata().context("looking at the bundle")?.len();
+            fetch::keep(&mut handed, total, folder, &mut progress)
+        }
+    }
 }
 
 /// Takes the lock and opens the logs of this run.

@@ -8,6 +8,7 @@
 //! | `processes` | identity, held handles, signals, credentials, held start of a server |
 //! | `service` | which service manager unit a process belongs to, its stop and start |
 //! | `boot` | the units that mend an install at boot and prove its health after |
+//! | `monitor` | root's half, where root works for the install of another user |
 //! | `escape` | what ties this process to another one, and the ways out |
 
 use serde::{Deserialize, Serialize};
@@ -18,9 +19,9 @@ mod linux;
 mod windows;
 
 #[cfg(unix)]
-pub use linux::{boot, escape, files, processes, service};
+pub use linux::{boot, escape, files, monitor, processes, service};
 #[cfg(windows)]
-pub use windows::{boot, escape, files, processes, service};
+pub use windows::{boot, escape, files, monitor, processes, service};
 
 /// What a directory entry is; links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

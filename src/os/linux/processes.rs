@@ -6,6 +6,7 @@
 //! It prepares everything, says `ready`, waits for one byte and turns into the server by exec, so that pid and
 //! start time stay. The end of its stdin (our death) ends it.
 
+use super::monitor::{self, Answer, Ask};
 use crate::os::{CommandLine, Credentials, LaunchSpec, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -182,13 +183,34 @@ pub fn own_credentials() -> io::Result<Credentials> {
     credentials(std::process::id())
 }
 
-fn user_name(uid: u32) -> Option<String> {
+/// The fields of a user's line in /etc/passwd; users of other sources have none.
+fn account_line(uid: u32) -> Option<Vec<String>> {
     let text = std::fs::read("/etc/passwd").ok()?;
-    String::from_utf8_lossy(&text).lines().find_map(|line| {
-        let mut parts = line.split(':');
-        let (name, _, number) = (parts.next()?, parts.next()?, parts.next()?);
-        (number.parse() == Ok(uid)).then(|| name.to_string())
-    })
+    let text = String::from_utf8_lossy(&text);
+    let mut lines = text.lines().map(|line| line.split(':').map(str::to_string).collect::<Vec<_>>());
+    lines.find(|parts| parts.get(2).and_then(|number| number.parse().ok()) == Some(uid))
+}
+
+pub(super) fn user_name(uid: u32) -> Option<String> {
+    account_line(uid)?.into_iter().next()
+}
+
+/// His primary group.
+pub(super) fn group_of(uid: u32) -> Option<u32> {
+    account_line(uid)?.get(3)?.parse().ok()
+}
+
+pub(super) fn home_of(uid: u32) -> Option<String> {
+    account_line(uid)?.into_iter().nth(5)
+}
+
+/// The identity of a process all of whose user ids are `uid`. None: another's, or gone.
+pub(super) fn credentials_if_wholly(pid: u32, uid: u32) -> io::Result<Option<Credentials>> {
+    let text = std::fs::read(format!("/proc/{pid}/status"))?;
+    let text = String::from_utf8_lossy(&text);
+    let ids = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let wholly = ids.is_some_and(|ids| ids.split_ascii_whitespace().all(|id| id.parse() == Ok(uid)));
+    if wholly { credentials(pid).map(Some) } else { Ok(None) }
 }
 
 /// Its command line and environment. Errors: they may not be read, or a part is no UTF-8 and could not be
@@ -236,14 +258,21 @@ pub struct Held {
 }
 
 #[derive(Debug)]
-struct Parts {
-    child: Child,
-    go: ChildStdin,
-    status: BufReader<ChildStdout>,
+enum Parts {
+    Own {
+        child: Child,
+        go: ChildStdin,
+        status: BufReader<ChildStdout>,
+    },
+    /// Root holds it for us, under this number.
+    Roots(u32),
 }
 
 /// Prepares a server up to the last step. Errors: what the preparation says, or no such program.
 pub fn hold(spec: &LaunchSpec) -> io::Result<Held> {
+    if let Some(Answer::Held(number, id)) = monitor::ask(&Ask::Hold(Box::new(spec.clone())))? {
+        return Ok(Held { id, parts: Some(Parts::Roots(number)) });
+    }
     hold_with(Path::new("/proc/self/exe"), &[LAUNCH], spec)
 }
 
@@ -257,16 +286,18 @@ fn hold_with(program: &Path, args: &[&str], spec: &LaunchSpec) -> io::Result<Hel
         return Err(io::Error::other("the held process has no pipes"));
     };
     let pid = child.id();
-    let parts = Parts { child, go, status: BufReader::new(status) };
+    let parts = Parts::Own { child, go, status: BufReader::new(status) };
     // From here on an early return drops `held`, and with it the child.
     let mut held = Held { id: ProcessId { pid, start: 0 }, parts: Some(parts) };
-    let Some(parts) = held.parts.as_mut() else { return Err(io::Error::other("the held process is lost")) };
+    let Some(Parts::Own { go, status, .. }) = held.parts.as_mut() else {
+        return Err(io::Error::other("the held process is lost"));
+    };
     // A child that ended already has said why; a broken pipe would only hide that.
-    let written = parts.go.write_all(&line);
+    let written = go.write_all(&line);
     let mut answer = String::new();
-    parts.status.read_line(&mut answer)?;
+    status.read_line(&mut answer)?;
     if answer != "ready\n" {
-        parts.status.read_to_string(&mut answer)?;
+        status.read_to_string(&mut answer)?;
         written?;
         return Err(launch_error(&answer));
     }
@@ -288,8 +319,13 @@ impl Held {
 
     /// Lets it become the server. Errors: the program could not be executed; nothing runs then.
     pub fn release(mut self) -> io::Result<Running> {
-        let Some(Parts { mut child, mut go, mut status }) = self.parts.take() else {
-            return Err(io::Error::other("the held process is lost"));
+        let (mut child, mut go, mut status) = match self.parts.take() {
+            Some(Parts::Own { child, go, status }) => (child, go, status),
+            Some(Parts::Roots(number)) => {
+                monitor::ask(&Ask::Release(number))?;
+                return Ok(Running { id: self.id, watch: Watch::Roots(number) });
+            }
+            None => return Err(io::Error::other("the held process is lost")),
         };
         let released = go.write_all(b"g");
         drop(go);
@@ -297,7 +333,7 @@ impl Held {
         // Ends with the exec, which closes the pipe, or with the process.
         let read = status.read_to_string(&mut answer);
         if answer.is_empty() && released.is_ok() && read.is_ok() {
-            return Ok(Running { id: self.id, child });
+            return Ok(Running { id: self.id, watch: Watch::Own(child) });
         }
         child.kill()?;
         child.wait()?;
@@ -309,10 +345,16 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(mut parts) = self.parts.take() {
-            // Nothing to report to from here; the end of its stdin ends it in any case.
-            let _ = parts.child.kill();
-            let _ = parts.child.wait();
+        // Nothing to report to from here; the end of its stdin ends it in any case.
+        match self.parts.take() {
+            Some(Parts::Own { mut child, .. }) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Some(Parts::Roots(number)) => {
+                let _ = monitor::ask(&Ask::Drop(number));
+            }
+            None => {}
         }
     }
 }
@@ -321,7 +363,14 @@ impl Drop for Held {
 #[derive(Debug)]
 pub struct Running {
     id: ProcessId,
-    child: Child,
+    watch: Watch,
+}
+
+#[derive(Debug)]
+enum Watch {
+    Own(Child),
+    /// Root is its parent.
+    Roots(u32),
 }
 
 impl Running {
@@ -332,7 +381,16 @@ impl Running {
 
     /// How it ended (`exit code 1`, `signal 9`); None while it runs.
     pub fn exited(&mut self) -> io::Result<Option<String>> {
-        Ok(self.child.try_wait()?.map(|status| match (status.code(), status.signal()) {
+        let child = match &mut self.watch {
+            Watch::Own(child) => child,
+            Watch::Roots(number) => {
+                return match monitor::ask(&Ask::Exited(*number))? {
+                    Some(Answer::Exited(how)) => Ok(how),
+                    _ => Err(io::Error::other("root's half gave no answer")),
+                };
+            }
+        };
+        Ok(child.try_wait()?.map(|status| match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit code {code}"),
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => status.to_string(),
@@ -394,7 +452,7 @@ fn launch(mut orders: BufReader<File>, status: &mut File) -> io::Result<Infallib
 }
 
 /// Takes on the identity of the server. Errors: we may not.
-fn become_user(wanted: &Credentials) -> io::Result<()> {
+pub(super) fn become_user(wanted: &Credentials) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(wanted.umask & 0o777));
     let own = own_credentials()?;
     let sorted = |groups: &[u32]| {
@@ -688,7 +746,7 @@ mod tests {
     fn the_end_of_its_orders_ends_it_without_a_kill() {
         let dir = tempfile::tempdir().unwrap();
         let mut held = held(&spec(dir.path(), &["touch", "ran"])).unwrap();
-        let Parts { mut child, go, status } = held.parts.take().unwrap();
+        let Some(Parts::Own { mut child, go, status }) = held.parts.take() else { panic!("not ours") };
         // What our death does: the system closes our ends.
         drop((go, status));
         assert_eq!(child.wait().unwrap().code(), Some(1));

@@ -3,6 +3,7 @@
 //! Refuses to wait by itself: a request is a `Job` that the pipeline looks at as long as it likes. Refuses to
 //! ask for a password.
 
+use super::monitor::{self, Answer, Ask, Verb};
 use crate::os::{ProcessId, Unit};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -120,6 +121,9 @@ pub fn refusal(unit: &Unit) -> io::Result<Option<String>> {
     if own.is_root() || unit.user.is_some() {
         return Ok(None);
     }
+    if let Some(Answer::Refusal(why)) = monitor::ask(&Ask::Refusal(unit.name.clone()))? {
+        return Ok(why);
+    }
     let mut command = systemctl(None)?;
     command.args(["start", "--job-mode=ignore-dependencies", "--", &unit.name]);
     Ok(output(command)?.err())
@@ -143,52 +147,76 @@ pub fn members_of(pid: u32) -> io::Result<Vec<u32>> {
 
 /// A request to the service manager under way.
 #[derive(Debug)]
-pub struct Job {
-    child: Child,
+pub enum Job {
+    Own(Child),
+    /// Root made it for us, under this number.
+    Roots(u32),
 }
 
 /// Begins to stop the unit. It ends when the unit has stopped.
 pub fn stop(unit: &Unit) -> io::Result<Job> {
-    begin(unit, &["stop"])
+    begin(unit, Verb::Stop)
 }
 
 /// Kills all processes of the unit (a stop under way then ends).
 pub fn kill(unit: &Unit) -> io::Result<Job> {
-    begin(unit, &["kill", "--signal=KILL"])
+    begin(unit, Verb::Kill)
 }
 
 /// Begins to start the unit, whatever failed starts the manager has counted. It ends when the unit has started.
 pub fn start(unit: &Unit) -> io::Result<Job> {
-    let mut reset = systemctl(unit.user)?;
-    reset.args(["reset-failed", "--", &unit.name]);
-    // A unit that never failed need not be known.
-    let _ = output(reset)?;
-    begin(unit, &["start"])
+    begin(unit, Verb::Start)
 }
 
-fn begin(unit: &Unit, verb: &[&str]) -> io::Result<Job> {
+fn begin(unit: &Unit, verb: Verb) -> io::Result<Job> {
+    // A unit of the user's own manager obeys him.
+    if unit.user.is_none()
+        && let Some(Answer::Job(number)) = monitor::ask(&Ask::Begin(unit.name.clone(), verb))?
+    {
+        return Ok(Job::Roots(number));
+    }
+    if verb == Verb::Start {
+        let mut reset = systemctl(unit.user)?;
+        reset.args(["reset-failed", "--", &unit.name]);
+        // A unit that never failed need not be known.
+        let _ = output(reset)?;
+    }
     let mut command = systemctl(unit.user)?;
-    command.args(verb).arg("--").arg(&unit.name);
+    command.args(match verb {
+        Verb::Stop => &["stop"][..],
+        Verb::Start => &["start"],
+        Verb::Kill => &["kill", "--signal=KILL"],
+    });
+    command.arg("--").arg(&unit.name);
     Job::spawn(command)
 }
 
 impl Job {
     fn spawn(mut command: Command) -> io::Result<Job> {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Ok(Job { child: child.map_err(|e| io::Error::new(e.kind(), format!("running systemctl: {e}")))? })
+        Ok(Job::Own(child.map_err(|e| io::Error::new(e.kind(), format!("running systemctl: {e}")))?))
     }
 
     /// None while it is under way; then what it wrote, as the error when it failed.
     pub fn ended(&mut self) -> io::Result<Option<Result<String, String>>> {
-        let Some(status) = self.child.try_wait()? else { return Ok(None) };
+        let child = match self {
+            Job::Own(child) => child,
+            Job::Roots(number) => {
+                return match monitor::ask(&Ask::Ended(*number))? {
+                    Some(Answer::Ended(ended)) => Ok(ended),
+                    _ => Err(io::Error::other("root's half gave no answer")),
+                };
+            }
+        };
+        let Some(status) = child.try_wait()? else { return Ok(None) };
         let mut text = String::new();
-        if let Some(mut out) = self.child.stdout.take() {
+        if let Some(mut out) = child.stdout.take() {
             out.read_to_string(&mut text)?;
         }
         if status.success() {
             return Ok(Some(Ok(text)));
         }
-        if let Some(mut err) = self.child.stderr.take() {
+        if let Some(mut err) = child.stderr.take() {
             err.read_to_string(&mut text)?;
         }
         let text = text.trim();
@@ -199,9 +227,16 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         // The client alone: what the manager was asked for goes on.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Job::Own(child) = self {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
+}
+
+/// As whom the unit's programs run, as its file says it; empty: as root.
+pub(super) fn user_of(unit: &Unit) -> io::Result<String> {
+    Ok(ask(unit, &["User"])?.into_iter().next().unwrap_or_default())
 }
 
 /// The main process of the unit; None: it has none now.

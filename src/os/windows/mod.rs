@@ -2,5 +2,6 @@
 pub mod boot;
 pub mod escape;
 pub mod files;
+pub mod monitor;
 pub mod processes;
 pub mod service;

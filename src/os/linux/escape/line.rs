@@ -7,7 +7,7 @@
 //! and the update's id. The environment is handed over the line, not as a property of a unit, which everybody may
 //! read.
 
-use crate::os::linux::processes;
+use crate::os::linux::{monitor, processes};
 use crate::os::{Errand, Said, Way};
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::FdFlags;
@@ -288,7 +288,8 @@ pub fn arrive(name: Option<&OsStr>, place: &Path) -> io::Result<Infallible> {
     rustix::io::fcntl_setfd(&line, FdFlags::empty())?;
     let text = OsString::from_vec;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("updater").arg("__outside").arg(line.as_raw_fd().to_string()).arg(&words.update_id);
+    command.arg0("updater").args(monitor::handed_on()?);
+    command.arg("__outside").arg(line.as_raw_fd().to_string()).arg(&words.update_id);
     command.args(words.argv.into_iter().map(text));
     command.env_clear().envs(words.env.into_iter().map(|(name, value)| (text(name), text(value))));
     Err(command.exec())

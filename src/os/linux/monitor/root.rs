@@ -1,0 +1,305 @@
+//! Root's half: starts the child, answers what it asks for, passes signals on, and gives back its exit code.
+//! Refuses to read anything below the install; refuses every request that is not for the install's user.
+
+use super::{Answer, Ask, Verb};
+use crate::os::linux::{processes, service};
+use crate::os::{Credentials, LaunchSpec, Owner, Unit};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::FdFlags;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command};
+
+/// The variables of root's environment that the user's child gets: what is root's secret stays root's.
+const PASSED: [&str; 11] = [
+    "PATH",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TERM",
+    "NO_COLOR",
+    "PORT",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTPS_PROXY",
+];
+const PASSED_STARTS: [&str; 3] = ["LC_", "UPDATER_", "PIP_"];
+
+/// The longest wait between two looks.
+const POLL_MS: i64 = 50;
+
+/// Runs the command line as the user, and gives back its exit code; None: it was ended by a signal.
+/// `bound`: the one unit that may be controlled. `kept`: further handles that the child gets.
+pub fn run(
+    args: &[OsString],
+    user: Owner,
+    bound: Option<&str>,
+    bundle: Option<File>,
+    kept: &[i32],
+) -> io::Result<Option<u8>> {
+    let signals = processes::Signals::install()?;
+    let who = Credentials { umask: processes::own_credentials()?.umask, ..account(user)? };
+    let (ours, theirs) = UnixStream::pair()?;
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
+    if let Some(bundle) = &bundle {
+        rustix::io::fcntl_setfd(bundle, FdFlags::empty())?;
+    }
+    let words = [serde_json::to_string(&who)?, theirs.as_raw_fd().to_string()];
+    let number = bundle.as_ref().map_or("-".to_string(), |file| file.as_raw_fd().to_string());
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("__as").args(words).arg(number).args(args).env_clear().envs(environment(&who));
+    inherit(kept, FdFlags::empty())?;
+    let child = command.spawn();
+    drop((theirs, bundle));
+    // Programs that we start for the child get none of them.
+    inherit(kept, FdFlags::CLOEXEC)?;
+    let mut child = child?;
+    let mut office =
+        Office { allowed: allowed_groups(&who)?, who, bound: bound.map(str::to_string), ..Office::default() };
+    office.serve(&ours, &mut child, &signals)?;
+    let status = child.wait()?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).filter(|_| status.signal().is_none()))
+}
+
+/// Lets further children have these handles of ours, or no longer.
+fn inherit(numbers: &[i32], flags: FdFlags) -> io::Result<()> {
+    for number in numbers {
+        // SAFETY: the caller owns the handle and keeps it open while this runs.
+        let handle = unsafe { BorrowedFd::borrow_raw(*number) };
+        rustix::io::fcntl_setfd(handle, flags)?;
+    }
+    Ok(())
+}
+
+fn environment(who: &Credentials) -> Vec<(OsString, OsString)> {
+    let passes = |name: &OsStr| {
+        name.to_str()
+            .is_some_and(|name| PASSED.contains(&name) || PASSED_STARTS.iter().any(|start| name.starts_with(start)))
+    };
+    let mut all: Vec<_> = std::env::vars_os().filter(|(name, _)| passes(name)).collect();
+    let home = processes::home_of(who.uid).unwrap_or_else(|| "/".to_string());
+    for (name, value) in [("HOME", &home), ("USER", &who.user), ("LOGNAME", &who.user)] {
+        all.push((name.into(), value.into()));
+    }
+    all
+}
+
+/// The user as /etc/passwd and /etc/group have him; one without an entry has the group of his folder alone.
+fn account(user: Owner) -> io::Result<Credentials> {
+    let name = processes::user_name(user.uid);
+    let gid = processes::group_of(user.uid).unwrap_or(user.gid);
+    let mut groups: BTreeSet<u32> = BTreeSet::from([gid]);
+    if let Some(name) = &name {
+        let text = std::fs::read("/etc/group").unwrap_or_default();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let parts: Vec<&str> = line.split(':').collect();
+            if let [_, _, number, members] = parts.as_slice()
+                && members.split(',').any(|member| member == name)
+            {
+                groups.extend(number.parse::<u32>());
+            }
+        }
+    }
+    let groups = groups.into_iter().collect();
+    Ok(Credentials { uid: user.uid, gid, groups, umask: 0o022, user: name.unwrap_or_else(|| user.uid.to_string()) })
+}
+
+/// Root gave these groups to the user before: by his account, or to a process of his.
+fn allowed_groups(who: &Credentials) -> io::Result<BTreeSet<u32>> {
+    let mut all: BTreeSet<u32> = who.groups.iter().copied().collect();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that ends meanwhile has nothing to say.
+        if let Ok(Some(is)) = processes::credentials_if_wholly(pid, who.uid) {
+            all.extend(is.groups);
+            all.insert(is.gid);
+        }
+    }
+    Ok(all)
+}
+
+/// What the child has under way with us.
+#[derive(Default)]
+struct Office {
+    who: Credentials,
+    allowed: BTreeSet<u32>,
+    bound: Option<String>,
+    next: u32,
+    held: BTreeMap<u32, processes::Held>,
+    running: BTreeMap<u32, processes::Running>,
+    jobs: BTreeMap<u32, service::Job>,
+}
+
+impl Office {
+    /// Answers until the child has gone.
+    fn serve(&mut self, line: &UnixStream, child: &mut Child, signals: &processes::Signals) -> io::Result<()> {
+        let mut reader = BufReader::new(line.try_clone()?);
+        let id = processes::identity(child.id())?;
+        let handle = id.map(processes::Handle::open).transpose()?.flatten();
+        let mut passed = 0;
+        loop {
+            // A Ctrl-C at the terminal reaches the child by itself; this comes from elsewhere.
+            while passed < signals.terminations() {
+                passed += 1;
+                handle.as_ref().map_or(Ok(()), processes::Handle::ask_to_end)?;
+            }
+            let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: POLL_MS * 1_000_000 };
+            let mut fds = [PollFd::new(line, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, Some(&wait)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {
+                    if child.try_wait()?.is_some() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let mut text = String::new();
+            // Its end, or a way of ending that we are told by its status.
+            if reader.read_line(&mut text).unwrap_or(0) == 0 {
+                return Ok(());
+            }
+            let answer = match serde_json::from_str(&text) {
+                Ok(ask) => self.answer(ask).unwrap_or_else(|error| Answer::Failed(error.to_string())),
+                Err(error) => Answer::Failed(format!("root does not understand this request: {error}")),
+            };
+            let mut text = serde_json::to_vec(&answer)?;
+            text.push(b'\n');
+            // A child that has gone meanwhile is seen above.
+            let _ = (&*line).write_all(&text);
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) -> io::Result<Answer> {
+        let unknown = || io::Error::other("root has nothing under this number");
+        Ok(match ask {
+            Ask::Hold(spec) => {
+                let held = processes::hold(&self.checked(*spec)?)?;
+                let (number, id) = (self.number(), held.id());
+                self.held.insert(number, held);
+                Answer::Held(number, id)
+            }
+            Ask::Release(number) => {
+                let running = self.held.remove(&number).ok_or_else(unknown)?.release()?;
+                self.running.insert(number, running);
+                Answer::Done
+            }
+            Ask::Drop(number) => {
+                self.held.remove(&number);
+                Answer::Done
+            }
+            Ask::Exited(number) => Answer::Exited(self.running.get_mut(&number).ok_or_else(unknown)?.exited()?),
+            Ask::Refusal(unit) => match self.unit(&unit)? {
+                Ok(unit) => Answer::Refusal(service::refusal(&unit)?),
+                Err(why) => Answer::Refusal(Some(why)),
+            },
+            Ask::Begin(unit, verb) => {
+                let unit = self.unit(&unit)?.map_err(io::Error::other)?;
+                let job = match verb {
+                    Verb::Stop => service::stop(&unit)?,
+                    Verb::Start => service::start(&unit)?,
+                    Verb::Kill => service::kill(&unit)?,
+                };
+                let number = self.number();
+                self.jobs.insert(number, job);
+                Answer::Job(number)
+            }
+            Ask::Ended(number) => {
+                let ended = self.jobs.get_mut(&number).ok_or_else(unknown)?.ended()?;
+                if ended.is_some() {
+                    self.jobs.remove(&number);
+                }
+                Answer::Ended(ended)
+            }
+        })
+    }
+
+    fn number(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    /// The start as this user and with no groups but his, whatever the child says.
+    fn checked(&self, mut spec: LaunchSpec) -> io::Result<LaunchSpec> {
+        let asked = spec.credentials.take().unwrap_or_else(|| self.who.clone());
+        if asked.uid != self.who.uid {
+            let text = format!("root starts programs of this install as {} alone", self.who.user);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        let stranger = asked.groups.iter().chain([&asked.gid]).find(|group| !self.allowed.contains(group)).copied();
+        if let Some(group) = stranger {
+            let text = format!("the user {} is not in the group {group}", self.who.user);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        spec.credentials = Some(Credentials { user: self.who.user.clone(), ..asked });
+        Ok(spec)
+    }
+
+    /// The unit, if the user's programs run in it. The inner error: why root leaves it alone.
+    fn unit(&self, name: &str) -> io::Result<Result<Unit, String>> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ":_.@-\\".contains(c);
+        if !name.ends_with(".service") || name.starts_with('-') || !name.chars().all(plain) {
+            return Ok(Err(format!("{name} is no name of a service")));
+        }
+        if let Some(bound) = self.bound.as_deref().filter(|bound| *bound != name) {
+            return Ok(Err(format!("this helper is bound to {bound}")));
+        }
+        let unit = Unit::system(name);
+        let user = service::user_of(&unit)?;
+        if user != self.who.user && user != self.who.uid.to_string() {
+            let user = if user.is_empty() { "root" } else { &user };
+            return Ok(Err(format!("it runs as {user}, and the install belongs to {}", self.who.user)));
+        }
+        Ok(Ok(unit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn office() -> Office {
+        let who = Credentials { uid: 4711, gid: 4712, groups: vec![4712], umask: 0o022, user: "scout".into() };
+        Office { allowed: BTreeSet::from([4712, 4713]), who, ..Office::default() }
+    }
+
+    fn spec(uid: u32, gid: u32, groups: &[u32]) -> LaunchSpec {
+        LaunchSpec {
+            argv: vec!["true".into()],
+            cwd: "/".into(),
+            env: Vec::new(),
+            stdout: "/dev/null".into(),
+            stderr: "/dev/null".into(),
+            credentials: Some(Credentials { uid, gid, groups: groups.to_vec(), umask: 0, user: "root".into() }),
+        }
+    }
+
+    #[test]
+    fn a_start_is_of_the_user_and_his_groups_alone() {
+        let office = office();
+        let good = office.checked(spec(4711, 4712, &[4713])).unwrap().credentials.unwrap();
+        assert_eq!((good.uid, good.user.as_str()), (4711, "scout"));
+        let nobody = LaunchSpec { credentials: None, ..spec(0, 0, &[]) };
+        assert_eq!(office.checked(nobody).unwrap().credentials.unwrap().uid, 4711);
+        for bad in [spec(0, 4712, &[]), spec(4711, 0, &[]), spec(4711, 4712, &[0]), spec(4710, 4712, &[])] {
+            assert!(office.checked(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn a_unit_has_a_plain_name_and_the_bound_one_if_any() {
+        let mut office = office();
+        for name in ["web", "-x.service", "../x.service", "a b.service", "x.service/y"] {
+            assert!(office.unit(name).unwrap().is_err(), "{name}");
+        }
+        office.bound = Some("web.service".into());
+        assert!(office.unit("ssh.service").unwrap().unwrap_err().contains("bound to web.service"));
+    }
+}
