@@ -90,7 +90,7 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     let mut problems: Vec<ErrorRecord> = Vec::new();
     let scratch = tempfile::tempdir().context("making a temporary folder")?;
     let mut fetched = request.clone();
-    let missing = match apply::fetch_to(cx, request, scratch.path()) {
+    let missing = match apply::fetch_to(cx, request, &scratch.path().join("bundle")) {
         Ok(path) => {
             fetched.bundle = path;
             None

@@ -91,3 +91,193 @@ fn after_a_refusal_too() {
     assert_eq!(install.version(), "1.0");
     assert_owned(&install, owner);
 }
+
+#[test]
+fn a_bundle_that_root_alone_may_read_is_handed_over() {
+    let install = Install::new();
+    let owner = start(&install);
+    let folder = install.scratch().join("private");
+    fs::create_dir(&folder).unwrap();
+    let path = folder.join("b.zip");
+    fs::write(&path, install.bundle("2.0").bytes()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+    let plan = install.updater(&["plan", path.to_str().unwrap(), "--json"]).expect(0).object();
+    assert_eq!(plan["bundle"]["files"], 4, "{plan}");
+    assert!(!install.exists(".updater"));
+    install.apply_with(&path, &[]).expect(0);
+    assert_eq!(install.version(), "2.0");
+    assert_owned(&install, owner);
+}
+
+/// Links in the install that lead to a folder and a file of root's; neither may change.
+fn lead_nowhere(links: &[(&str, &str)]) {
+    let install = Install::new();
+    start(&install);
+    let kept = install.scratch().join("kept");
+    fs::create_dir(&kept).unwrap();
+    fs::write(kept.join("log.txt"), "of root's\n").unwrap();
+    let closed = |mode| fs::set_permissions(&kept, fs::Permissions::from_mode(mode)).unwrap();
+    fs::create_dir(install.root.join(".updater")).unwrap();
+    for (link, to) in links {
+        std::os::unix::fs::symlink(kept.join(to), install.root.join(link)).unwrap();
+    }
+    if uid() == 0 {
+        give_away(&install);
+    } else {
+        fs::set_permissions(kept.join("log.txt"), fs::Permissions::from_mode(0o400)).unwrap();
+    }
+    closed(if uid() == 0 { 0o755 } else { 0o500 });
+    let output = install.apply(&install.bundle("2.0"));
+    closed(0o755);
+    assert!([0, 1].contains(&output.code), "{output:?}");
+    assert_eq!(fs::read_to_string(kept.join("log.txt")).unwrap(), "of root's\n", "{links:?}");
+    assert_eq!(fs::metadata(&kept).unwrap().uid(), uid());
+    assert_eq!(fs::read_dir(&kept).unwrap().count(), 1, "something was written behind {links:?}");
+    assert!(["1.0", "2.0"].contains(&install.version().as_str()));
+}
+
+#[test]
+fn links_that_the_owner_made_lead_root_nowhere() {
+    lead_nowhere(&[("instance/update_log.txt", "log.txt"), ("instance/server_update_stdout.log", "log.txt")]);
+    lead_nowhere(&[(".updater/log", ""), (".updater/events", "")]);
+    lead_nowhere(&[(".updater/staging", "")]);
+    lead_nowhere(&[("backups", "")]);
+}
+
+/// A journal of an update that was interrupted before it moved anything, as its owner could write it.
+fn forge(install: &Install, argv: &[&str], uid: u32, started: Option<updater::os::ProcessId>) {
+    use updater::journal::{Begin, Journal, Measure, Moves, Record};
+    use updater::os::{Credentials, LaunchSpec, processes};
+    use updater::path::RelPath;
+    let null = std::path::PathBuf::from("/dev/null");
+    let before = serde_json::json!({
+        "running": true, "ports": [install.port], "asked_port": install.port, "protocol": "http", "path": "/", "status": 200,
+    });
+    let begin = Begin {
+        format: updater::journal::FORMAT,
+        update_id: "20260101T000000Z-0000".into(),
+        command: "apply".into(),
+        root: install.root.clone(),
+        backup: "update_backup_20260101_000000".into(),
+        backup_dir: RelPath::parse("backups").unwrap(),
+        from_version: None,
+        to_version: None,
+        start_file: RelPath::parse("run.py").unwrap(),
+        launch: Some(LaunchSpec {
+            argv: argv.iter().map(|word| word.to_string()).collect(),
+            cwd: install.root.clone(),
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            stdout: null.clone(),
+            stderr: null,
+            credentials: Some(Credentials { uid, gid: uid, groups: vec![uid], umask: 0o022, user: uid.to_string() }),
+        }),
+        was_running: true,
+        service: None,
+        before: Measure { old: Some(before.clone()), new: Some(before) },
+        stop_timeout_ms: 1000,
+        health_timeout_ms: 1500,
+        soak_ms: 0,
+    };
+    fs::create_dir_all(install.root.join(".updater")).unwrap();
+    let mut journal = Journal::create(&install.root.join(".updater"), begin, 0).unwrap();
+    journal.append(Record::Stopping).unwrap();
+    if started.is_some() {
+        journal.append(Record::Swapping { moves: Moves::default() }).unwrap();
+        journal.append(Record::Starting { boot: processes::boot_id().unwrap(), process: started }).unwrap();
+    }
+    if self::uid() == 0 {
+        give_away(install);
+    }
+}
+
+#[test]
+fn a_forged_journal_makes_root_start_nothing_as_somebody_else() {
+    let install = Install::new();
+    let proof = install.scratch().join("proof");
+    fs::create_dir(&proof).unwrap();
+    fs::set_permissions(&proof, fs::Permissions::from_mode(0o777)).unwrap();
+    let line = format!("id -u >'{}/uid'; exec sleep 1", proof.display());
+    forge(&install, &["sh", "-c", &line], 0, None);
+    let output = install.updater(&["recover", "--json"]).expect(4);
+    let ran = fs::read_to_string(proof.join("uid")).unwrap_or_default();
+    if uid() == 0 {
+        assert_eq!(ran, "", "it was started: {output:?}");
+        assert!(output.stdout.contains("as nobody alone"), "{output:?}");
+    } else {
+        assert_ne!(ran.trim(), "0");
+    }
+}
+
+#[test]
+fn a_forged_journal_ends_nobody_elses_process() {
+    let install = Install::new();
+    let mut command = Command::new("sleep");
+    if uid() == 0 {
+        command = Command::new("setpriv");
+        command.args(["--reuid", "65533", "--regid", "65533", "--clear-groups", "sleep"]);
+    }
+    let mut bystander = command.arg("60").spawn().unwrap();
+    let id = updater::os::processes::identity(bystander.id()).unwrap().unwrap();
+    if uid() != 0 {
+        // Our own process may be ended by us; here the id is one that was given away again.
+        let stale = updater::os::ProcessId { start: id.start + 1, ..id };
+        forge(&install, &["true"], uid(), Some(stale));
+    } else {
+        forge(&install, &["true"], USER, Some(id));
+    }
+    install.updater(&["recover", "--json"]).expect(4);
+    assert!(bystander.try_wait().unwrap().is_none(), "the bystander was ended");
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}
+
+/// Starts an update to a version that is slow to come up, and gives the pid of the first process at `health`.
+fn at_health(install: &Install) -> std::process::Child {
+    let bundle = install.save(&Bundle::release("2.0", "DELAY_MS = 2500\n"));
+    let mut command = install.command(&["apply", bundle.to_str().unwrap(), "--json"]);
+    let child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let events = install.root.join(".updater/events");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let files = fs::read_dir(&events).into_iter().flatten().flatten();
+        let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        if texts.any(|text| text.contains("\"stage\":\"health\"")) {
+            return child;
+        }
+        assert!(std::time::Instant::now() < deadline, "the stage never came");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+fn lock_is_free(install: &Install) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let lock = fs::File::open(install.root.join(".updater/lock")).unwrap();
+    while lock.try_lock().is_err() {
+        assert!(std::time::Instant::now() < deadline, "the other half goes on for ever");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_kill_of_either_half_is_recovered_from_and_leaves_nothing_of_roots() {
+    for half in ["root's", "the owner's"] {
+        let install = Install::new();
+        let owner = start(&install);
+        let mut first = at_health(&install);
+        let child = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()?;
+            let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            (parent == first.id() && line.contains("apply")).then(|| entry.file_name().to_str()?.parse::<u32>().ok())?
+        });
+        let victim = if half == "root's" { first.id() } else { child.unwrap_or(first.id()) };
+        kit::kill(victim);
+        first.wait().unwrap();
+        lock_is_free(&install);
+        install.updater(&["recover", "--json"]).expect(0);
+        assert!(["1.0", "2.0"].contains(&install.version().as_str()), "{half}");
+        assert!(!install.exists(".updater/journal"), "{half}");
+        assert_owned(&install, owner);
+    }
+}

@@ -118,14 +118,14 @@ pub(super) fn handed_on() -> io::Result<Vec<String>> {
 /// Asks root. None: nobody watches over this process, and it acts by itself.
 pub(super) fn ask(what: &Ask) -> io::Result<Option<Answer>> {
     let Some(monitor) = MONITOR.get() else { return Ok(None) };
-    let gone = |_| io::Error::other("root's half of this updater is gone");
+    let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "root's half of this updater is gone");
     let mut line = monitor.lock().map_err(|_| io::Error::other("root's half of this updater cannot be asked"))?;
     let mut text = serde_json::to_vec(what)?;
     text.push(b'\n');
     line.get_mut().write_all(&text).map_err(gone)?;
     let mut answer = String::new();
     if line.read_line(&mut answer).map_err(gone)? == 0 {
-        return Err(io::Error::other("root's half of this updater is gone"));
+        return Err(gone(io::Error::from(io::ErrorKind::UnexpectedEof)));
     }
     match serde_json::from_str(&answer)? {
         Answer::Failed(why) => Err(io::Error::other(why)),
