@@ -9,6 +9,7 @@ use crate::escape;
 use crate::health;
 use crate::history;
 use crate::journal::{self, Found, Journal};
+use crate::os::Way;
 use crate::path::RelPath;
 use crate::receipt;
 use crate::report::Finished;
@@ -116,6 +117,15 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
         }
         Err(e) => return Err(e),
     };
+    let way = escape::way(&cx.root, false).unwrap_or_else(|e| {
+        note(e, &mut problems);
+        None
+    });
+    if let Some(survey) = &survey
+        && let Err(e) = apply::may_stop(survey, &cx.root, way == Some(Way::Helper))
+    {
+        note(e, &mut problems);
+    }
     let prepared = match survey.as_ref().map(|s| missing.map_or_else(|| apply::preflight(cx, request, s), Err)) {
         Some(Ok(prepared)) => Some(prepared),
         Some(Err(e)) => {
@@ -124,10 +134,6 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
         }
         None => None,
     };
-    let way = escape::way(&cx.root, false).unwrap_or_else(|e| {
-        note(e, &mut problems);
-        None
-    });
     let found = server::find(&cx.root).ok().flatten();
     let mut server = server_object(cx, found.as_ref());
     server["processes"] = found

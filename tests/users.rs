@@ -232,19 +232,22 @@ fn a_forged_journal_ends_nobody_elses_process() {
     bystander.wait().unwrap();
 }
 
-/// Starts an update to a version that is slow to come up, and gives the pid of the first process at `health`.
-fn at_health(install: &Install) -> std::process::Child {
+/// Starts an update to a version that is slow to come up.
+fn begin(install: &Install) -> std::process::Child {
     let bundle = install.save(&Bundle::release("2.0", "DELAY_MS = 2500\n"));
     let mut command = install.command(&["apply", bundle.to_str().unwrap(), "--json"]);
-    let child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+}
+
+fn wait_for_health(install: &Install) {
     let events = install.root.join(".updater/events");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    loop {
+    let is_there = || {
         let files = fs::read_dir(&events).into_iter().flatten().flatten();
         let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
-        if texts.any(|text| text.contains("\"stage\":\"health\"")) {
-            return child;
-        }
+        texts.any(|text| text.contains("\"stage\":\"health\""))
+    };
+    while !is_there() {
         assert!(std::time::Instant::now() < deadline, "the stage never came");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
@@ -264,7 +267,8 @@ fn a_kill_of_either_half_is_recovered_from_and_leaves_nothing_of_roots() {
     for half in ["root's", "the owner's"] {
         let install = Install::new();
         let owner = start(&install);
-        let mut first = at_health(&install);
+        let mut first = begin(&install);
+        wait_for_health(&install);
         let child = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
             let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
             let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()?;

@@ -1,5 +1,5 @@
 //! Detect: the server, how it answers, how it starts. Reading only.
-//! Refuses what cannot end well: a stranger on the port, a server that we may not stop and start.
+//! Refuses what cannot end well: a stranger on the port, several servers.
 
 use super::Request;
 use crate::carry;
@@ -46,8 +46,6 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     let health = target.as_ref().map(|t| t.path.as_str());
     let (launch, start_file, before) = match &server {
         Some(running) => {
-            server::may_control(running, root)?;
-            server::may_stop(running)?;
             let start = running_start_file(root, running);
             // `--port` says which port health asks only where the server listens on it.
             let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
@@ -66,9 +64,6 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
                     return Err(failure.into());
                 }
                 foreign = server::owner_tree(port, root)?;
-                if let Some(foreign) = &foreign {
-                    server::may_control(foreign, root)?;
-                }
             }
             let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
             let before = Before {
@@ -88,6 +83,15 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     };
     let (launch, expected) = with_set(launch, &before, &request.set)?;
     Ok(Survey { server, port_source, foreign, launch, service, start_file, before, expected, receipt })
+}
+
+/// Refuses what we may not stop and start. `by_helper`: root's half will, and checks for itself.
+pub fn may_stop(survey: &Survey, root: &InstallRoot, by_helper: bool) -> Result<()> {
+    for running in survey.server.iter().chain(&survey.foreign).filter(|_| !by_helper) {
+        server::may_control(running, root)?;
+        server::may_stop(running)?;
+    }
+    Ok(())
 }
 
 /// Where nothing tells how the server starts.

@@ -9,7 +9,7 @@ mod preflight;
 mod record;
 mod way_back;
 
-pub use detect::{Survey, default_start_file, detect};
+pub use detect::{Survey, default_start_file, detect, may_stop};
 pub use preflight::{Prepared, kept_bundle, left_out, preflight};
 
 use crate::backup::{self, Backup};
@@ -180,6 +180,7 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
     for victim in survey.server.iter().chain(&survey.foreign) {
         escape::prove_outside(victim, &cx.root)?;
     }
+    may_stop(&survey, &cx.root, false)?;
     finished.from_version = survey.receipt.as_ref().map(|r| r.version.clone());
     finished.port = survey.before.asked_port.or(survey.expected.asked_port);
     finished.pid = survey.server.as_ref().and_then(|s| s.processes.first()).map(|p| p.id.pid);
