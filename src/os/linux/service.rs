@@ -260,6 +260,9 @@ pub fn is_shutting_down() -> bool {
     if std::fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.trim() == "systemd-shutdow") {
         return true;
     }
+    if let Ok(Some(Answer::IsShuttingDown(is))) = monitor::ask(&Ask::IsShuttingDown) {
+        return is;
+    }
     let state = systemctl(None).and_then(|mut command| {
         command.arg("is-system-running");
         // Any state but `running` is a failure to it, and said all the same.

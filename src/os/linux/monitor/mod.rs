@@ -39,6 +39,8 @@ pub(super) enum Ask {
     /// A request to the service manager; the number names it from then on.
     Begin(String, Verb),
     Ended(u32),
+    /// Whether the system goes down: at its end the service manager answers root alone.
+    IsShuttingDown,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,7 @@ pub(super) enum Answer {
     Exited(Option<String>),
     Refusal(Option<String>),
     Job(u32),
+    IsShuttingDown(bool),
     Ended(Option<Result<String, String>>),
     Failed(String),
 }

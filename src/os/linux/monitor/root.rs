@@ -211,6 +211,7 @@ impl Office {
                 self.jobs.insert(number, job);
                 Answer::Job(number)
             }
+            Ask::IsShuttingDown => Answer::IsShuttingDown(service::is_shutting_down()),
             Ask::Ended(number) => {
                 let ended = self.jobs.get_mut(&number).ok_or_else(unknown)?.ended()?;
                 if ended.is_some() {
