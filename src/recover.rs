@@ -236,7 +236,13 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
         return Ok("new");
     }
     let running = server::find(&cx.root)?;
-    if choice.data != Some(Data::Backup) && running.as_ref().is_some_and(|running| is_healthy(&expected, running)) {
+    // One that is older than our start runs old code, whatever started it.
+    let is_new = |running: &server::Running| {
+        let first = running.processes.first();
+        !same_boot || process.is_none_or(|process| first.is_some_and(|first| first.id.start >= process.start))
+    };
+    let healthy = running.as_ref().filter(|running| is_new(running)).is_some_and(|r| is_healthy(&expected, r));
+    if choice.data != Some(Data::Backup) && healthy {
         journal.append(Record::Committed)?;
         return Ok("new");
     }
@@ -280,7 +286,12 @@ pub fn refuse_outsiders(cx: &Context, journal: &Journal) -> Result<()> {
         let above = ancestors(one.id.pid)?;
         let ours = process.is_none_or(|p| one.id == p || above.contains(&p.pid));
         if !ours && above.first().is_some_and(|parent| !above_us.contains(parent)) {
-            return Err(undecided(cx).into());
+            let failure = undecided(cx);
+            let message = format!(
+                "{}: process {} was not started by this update; end what started it",
+                failure.message, one.id.pid
+            );
+            return Err(Failure { message, ..failure }.into());
         }
     }
     Ok(())

@@ -89,6 +89,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
 pub fn may_stop(survey: &Survey, root: &InstallRoot, by_helper: bool) -> Result<()> {
     for running in survey.server.iter().chain(&survey.foreign).filter(|_| !by_helper) {
         server::may_control(running, root)?;
+        server::refuse_respawners(running)?;
         server::may_stop(running)?;
     }
     Ok(())

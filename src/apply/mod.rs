@@ -407,8 +407,8 @@ fn update(
 
     cx.is_down = true;
     let stopped_at = Instant::now();
-    let mut started = None;
-    let result = down(cx, request, &survey, prepared, staged, &mut saved, &mut journal, &mut started);
+    let mut new = NewVersion::default();
+    let result = down(cx, request, &survey, prepared, staged, &mut saved, &mut journal, &mut new);
     finished.backup = cx.backups().join(&saved.id).is_dir().then(|| saved.id.clone());
     match result {
         Ok(healthy) => {
@@ -424,7 +424,7 @@ fn update(
                 // Going back matters more than counting.
                 let _ = history::count_failure(&own, &prepared.bundle.content_id);
             }
-            return Err(roll_back(cx, &survey, journal, started, e, finished, stopped_at));
+            return Err(roll_back(cx, &survey, journal, new, e, finished, stopped_at));
         }
     }
 
@@ -468,6 +468,14 @@ fn stage_and_seed(
     Ok((staged, saved))
 }
 
+/// What is known of the new version's start when it has to be undone.
+#[derive(Default)]
+struct NewVersion {
+    launched: Option<Launched>,
+    /// Where its logs ended before it was started.
+    logs: Vec<(PathBuf, u64)>,
+}
+
 /// Everything that happens while the server is down, and the new version's start.
 #[allow(clippy::too_many_arguments)]
 fn down(
@@ -478,7 +486,7 @@ fn down(
     mut staged: Vec<Staged>,
     saved: &mut Backup,
     journal: &mut Journal,
-    started: &mut Option<Launched>,
+    new: &mut NewVersion,
 ) -> Result<Option<health::Healthy>> {
     let preserve = cx.preserve()?;
     // Whoever is signalled with the server must not pass that on to us.
@@ -532,6 +540,9 @@ fn down(
         }
     };
     cx.start(Stage::Relaunch, "starting the new version");
+    let logs = BTreeSet::from([&launch.stdout, &launch.stderr]);
+    new.logs = logs.into_iter().map(|log| (log.clone(), std::fs::metadata(log).map_or(0, |data| data.len()))).collect();
+    let started = &mut new.launched;
     let boot = processes::boot_id().context("reading the boot id")?;
     if let Some(unit) = &survey.service {
         journal.append(Record::Starting { boot: boot.clone(), process: None })?;

@@ -1,7 +1,7 @@
 //! The way back from a failure after the stop, and what is said of it.
 //! Refuses to call anything whole that was not brought back.
 
-use super::{Survey, millis};
+use super::{NewVersion, Survey, millis};
 use crate::context::Context;
 use crate::error::{self, Class, Failure};
 use crate::fsx;
@@ -11,8 +11,6 @@ use crate::os::service;
 use crate::recover;
 use crate::report::{Finished, Stage};
 use crate::rollback::{self, DataBack};
-use crate::server::Launched;
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// Undoes the update and starts the old version again. Returns the failure that the run ends with:
@@ -21,16 +19,15 @@ pub(super) fn roll_back(
     cx: &mut Context,
     survey: &Survey,
     mut journal: Journal,
-    started: Option<Launched>,
+    new: NewVersion,
     cause: anyhow::Error,
     finished: &mut Finished,
     stopped_at: Instant,
 ) -> anyhow::Error {
     let record = error::record(&cause);
     cx.report.fail_current(&record.message);
-    if started.is_some() {
-        show_log(cx, &journal);
-    }
+    show_log(cx, &new);
+    let started = new.launched;
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
     // A unit may have started it although its request failed.
     let asked = survey.service.is_some() && journal.starting().is_some();
@@ -92,17 +89,13 @@ fn at_shutdown(
         .into()
 }
 
-/// The end of what the new version itself said.
-pub(super) fn show_log(cx: &mut Context, journal: &Journal) {
-    let Some(launch) = &journal.begin.launch else { return };
-    let files = BTreeSet::from([&launch.stdout, &launch.stderr]);
-    for file in files {
-        let lines = health::tail(file, 0, 20).unwrap_or_default();
+/// The end of what the new version itself said since it was started.
+fn show_log(cx: &mut Context, new: &NewVersion) {
+    for (file, from) in &new.logs {
+        let lines = health::tail(file, *from, 20).unwrap_or_default();
         if !lines.is_empty() {
-            cx.report.note(&format!("the last lines of {}:", file.display()));
-        }
-        for line in lines {
-            cx.report.note(&format!("  {line}"));
+            let message = format!("the new server's log {} ends so:\n  {}", file.display(), lines.join("\n  "));
+            cx.report.warning("server-log", &message, None);
         }
     }
 }

@@ -4,11 +4,13 @@
 //! neither are we, our children, or the processes above us (unless they are the server that started us).
 
 mod launch;
+mod respawn;
 mod stop;
 mod table;
 mod unit;
 
 pub use launch::guess_launch;
+pub use respawn::refuse_respawners;
 pub use stop::{may_stop, stop};
 pub use table::{Process, Table, belongs};
 pub use unit::{Launched, may_control, start_unit, stop_unit};
@@ -137,13 +139,18 @@ pub fn foreign_owner(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Fai
     let is_ours = |pid: u32| belongs(&table, pid, root) || ours.is_some_and(|top| table.descends(pid, top));
     let foreign = held.iter().find(|l| !l.pids.iter().any(|pid| is_ours(*pid)));
     Ok(foreign.map(|listener| {
-        let owner = match listener.pids.first() {
-            Some(pid) => table.describe(*pid),
-            None => "a process that we may not see".to_string(),
+        let usual = "end that process, name another port with --port, or allow its end with --stop-foreign";
+        let (owner, remedy) = match listener.pids.first() {
+            // Docker listens for its containers; its end would not free the port for ours.
+            Some(pid) if table.is_called(*pid, "docker-proxy") => {
+                (table.describe(*pid), "the server runs in a container: run the updater inside of it")
+            }
+            Some(pid) => (table.describe(*pid), usual),
+            None => ("a process that we may not see".to_string(), "run as that process's user, or as root"),
         };
         Failure::failed("port-foreign", format!("port {port} is held by {owner}, which is not of this install"))
             .at(root.path().display())
-            .remedy("end that process, name another port with --port, or allow its end with --stop-foreign")
+            .remedy(remedy)
     }))
 }
 

@@ -250,6 +250,14 @@ impl Table {
         self.ancestors(pid).iter().any(|above| tops.contains(above))
     }
 
+    pub(super) fn parent(&self, pid: u32) -> Option<u32> {
+        self.all.get(&pid)?.parent
+    }
+
+    pub(super) fn is_called(&self, pid: u32, name: &str) -> bool {
+        self.all.get(&pid).is_some_and(|entry| entry.name() == name)
+    }
+
     /// `pid 12 (user web, command python run.py)`
     pub(super) fn describe(&self, pid: u32) -> String {
         let user = processes::credentials(pid).map(|c| c.user).unwrap_or_else(|_| "unknown".to_string());
