@@ -16,6 +16,13 @@ fn venv() -> PathBuf {
     PathBuf::from(path)
 }
 
+/// As `script`, but started by a program of its own (gunicorn) or with the reloader.
+fn served_by(version: &str, start: &str) -> String {
+    let text = script(version, true);
+    let (head, _) = text.split_once("if __name__").unwrap();
+    format!("{head}{start}")
+}
+
 fn script(version: &str, waitress: bool) -> String {
     let waitress = if waitress { "True" } else { "False" };
     format!(
@@ -160,4 +167,94 @@ fn a_release_that_fails_to_import_is_rolled_back() {
     let broken = format!("import no_such_module\n{}", script("2.0", true));
     install.apply(&Bundle::release("2.0", "").file("run.py", broken)).expect(3);
     assert_eq!(ask(&install, "http").expect("the old server is gone")["version"], "1.0");
+}
+
+/// Starts `argv` in the root with the install's port in its environment, and waits for the answer over http.
+fn start_program(install: &Install, argv: &[&str]) -> Value {
+    let mut command = Command::new(venv().join("bin").join(argv[0]));
+    command.args(&argv[1..]).env("PORT", install.port.to_string());
+    install.spawn(&mut command);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(answer) = ask(install, "http") {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "no answer: {}", install.read("instance/server.log"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn gunicorn_comes_back(more: &[&str]) {
+    let install = Install::new();
+    install.write("run.py", served_by("1.0", ""));
+    let address = format!("127.0.0.1:{}", install.port);
+    let argv = [&["gunicorn", "--workers", "2", "--bind", &address][..], more, &["run:app"]].concat();
+    let before = start_program(&install, &argv);
+    let plan = install.updater(&["plan", install.save(&release("2.0", true)).to_str().unwrap(), "--json"]);
+    assert_eq!(plan.expect(0).object()["server"]["processes"].as_array().unwrap().len(), 3, "a master and its workers");
+    let bundle = Bundle::release("2.0", "").file("run.py", served_by("2.0", ""));
+    let end = install.apply(&bundle).expect(0).finished();
+    let after = ask(&install, "http").expect("gunicorn does not answer");
+    assert_eq!((&before["version"], &after["version"]), (&"1.0".into(), &"2.0".into()));
+    assert_ne!(end["pid"], after["pid"], "the master's pid is told, not a worker's");
+    // One that fails at its import goes back as a whole.
+    let broken = format!("import no_such_module\n{}", served_by("3.0", ""));
+    install.apply(&Bundle::release("3.0", "").file("run.py", broken)).expect(3);
+    assert_eq!(ask(&install, "http").expect("the old server is gone")["version"], "2.0");
+}
+
+#[test]
+fn gunicorn_with_its_workers_comes_back() {
+    gunicorn_comes_back(&[]);
+}
+
+#[test]
+fn gunicorn_with_a_preloaded_program_comes_back() {
+    gunicorn_comes_back(&["--preload"]);
+}
+
+#[test]
+fn the_pair_of_the_reloader_comes_back() {
+    let start = "app.run(host='127.0.0.1', port=port, use_reloader=True)\n";
+    let install = Install::new();
+    install.write("run.py", served_by("1.0", start));
+    let before = start_program(&install, &["python", "run.py"]);
+    install.apply(&Bundle::release("2.0", "").file("run.py", served_by("2.0", start))).expect(0);
+    let after = ask(&install, "http").expect("the server does not answer");
+    assert_eq!((&before["version"], &after["version"]), (&"1.0".into(), &"2.0".into()));
+}
+
+#[test]
+fn a_server_of_supervisord_is_refused_by_name() {
+    let install = Install::new();
+    install.write("run.py", script("1.0", true));
+    let folder = install.scratch().join("supervisor");
+    std::fs::create_dir(&folder).unwrap();
+    let config = folder.join("s.conf");
+    let text = format!(
+        "[supervisord]\nnodaemon=true\nlogfile={0}/log\npidfile={0}/pid\n\
+         [program:web]\ncommand={1} run.py\ndirectory={2}\nenvironment=PORT=\"{3}\"\nautorestart=true\n",
+        folder.display(),
+        venv().join("bin/python").display(),
+        install.root.display(),
+        install.port
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(venv().join("bin/supervisord"));
+    command.arg("-c").arg(&config).current_dir(&folder);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut supervisor = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while ask(&install, "http").is_none() {
+        assert!(Instant::now() < deadline, "supervisord does not start it");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let pid = ask(&install, "http").unwrap()["pid"].clone();
+    let output = install.apply(&release("2.0", true));
+    let error = output.finished()["error"].clone();
+    let now = ask(&install, "http").map(|answer| answer["pid"].clone());
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    assert_eq!((output.code, &error["code"], now), (1, &"respawned".into(), Some(pid)), "{error}");
+    assert!(error["remedy"].as_str().unwrap().contains("supervisorctl stop"), "{error}");
 }
