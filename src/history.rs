@@ -4,7 +4,9 @@
 use crate::fsx;
 use crate::os;
 use crate::report::ascii_json;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
 use std::path::Path;
@@ -44,16 +46,41 @@ impl Last {
     }
 }
 
+/// A content that failed here by its own fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    pub version: String,
+    pub count: u64,
+}
+
+fn failed(own: &Path) -> BTreeMap<String, Failed> {
+    read(own, FAILURES).and_then(|all| serde_json::from_value(all).ok()).unwrap_or_default()
+}
+
+const FAILURES: &str = "failures.json";
+
 /// How often this content failed here by its own fault.
 pub fn failures(own: &Path, content_id: &str) -> u64 {
-    read(own, "failures.json").and_then(|all| all[content_id].as_u64()).unwrap_or(0)
+    failed(own).get(content_id).map_or(0, |failed| failed.count)
+}
+
+/// All contents that failed at least this often.
+pub fn known_bad(own: &Path, least: u64) -> Vec<Failed> {
+    failed(own).into_values().filter(|failed| failed.count >= least).collect()
 }
 
 /// Counts one more failure of this content.
-pub fn count_failure(own: &Path, content_id: &str) -> anyhow::Result<()> {
-    let mut all = read(own, "failures.json").filter(Value::is_object).unwrap_or_else(|| serde_json::json!({}));
-    all[content_id] = (failures(own, content_id) + 1).into();
-    replace(own, "failures.json", &all)
+pub fn count_failure(own: &Path, content_id: &str, version: &str) -> anyhow::Result<()> {
+    let mut all = failed(own);
+    let count = failures(own, content_id) + 1;
+    all.insert(content_id.to_string(), Failed { version: version.to_string(), count });
+    replace(own, FAILURES, &serde_json::to_value(all)?)
+}
+
+/// Forgets the failures of a content that has succeeded.
+pub fn forgive(own: &Path, content_id: &str) -> anyhow::Result<()> {
+    let mut all = failed(own);
+    if all.remove(content_id).is_some() { replace(own, FAILURES, &serde_json::to_value(all)?) } else { Ok(()) }
 }
 
 /// Removes all but the `keep` newest files of `events/` and of `log/` (their names begin with the time).

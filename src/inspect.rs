@@ -59,6 +59,13 @@ pub fn status(cx: &Context) -> Result<Value> {
     let (interrupted, problem) = if under_way.is_null() { interrupted(cx)? } else { (Value::Null, None) };
     let server = server::find(&cx.root);
     let mut warnings: Vec<ErrorRecord> = problem.into_iter().collect();
+    for bad in history::known_bad(&cx.own(), apply::MOST_FAILURES) {
+        let message =
+            format!("{} failed here {} times by its own fault: unattended runs skip it", bad.version, bad.count);
+        let failure = Failure::failed("known-bad", message)
+            .remedy("apply a mended bundle, or try this one once more with --retry-failed");
+        warnings.push(error::record(&failure.into()));
+    }
     let server = match &server {
         Ok(found) => server_object(cx, found.as_ref()),
         Err(e) => {

@@ -110,7 +110,7 @@ pub fn apply(cx: &mut Context, request: &Request) -> Finished {
 }
 
 /// How often a bundle may fail by its own fault before an unattended run skips it.
-const MOST_FAILURES: u64 = 2;
+pub const MOST_FAILURES: u64 = 2;
 
 /// The failures that the bundle itself caused, by their codes.
 const OWN_FAULT: [&str; 8] = [
@@ -422,12 +422,14 @@ fn update(
         Err(e) => {
             if OWN_FAULT.contains(&code_of(&e)) {
                 // Going back matters more than counting.
-                let _ = history::count_failure(&own, &prepared.bundle.content_id);
+                let _ = history::count_failure(&own, &prepared.bundle.content_id, &prepared.bundle.version);
             }
             return Err(roll_back(cx, &survey, journal, new, e, finished, stopped_at));
         }
     }
 
+    // What it failed of before is mended; that it is remembered harms nobody.
+    let _ = history::forgive(&own, &prepared.bundle.content_id);
     // Committed: nothing below may fail the update. A journal that stays is closed by the next command.
     cx.start(Stage::Commit, "closing");
     if let Err(e) = close(cx, journal) {
