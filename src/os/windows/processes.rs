@@ -30,7 +30,7 @@ use windows_sys::Win32::System::Diagnostics::ToolHelp::{
     THREADENTRY32, Thread32First, Thread32Next,
 };
 use windows_sys::Win32::System::JobObjects::{
-    CreateJobObjectW, IsProcessInJob, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, JOBOBJECT_EXTENDED_LIMIT_INFORMATION,
+    CreateJobObjectW, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, JOBOBJECT_EXTENDED_LIMIT_INFORMATION,
     JobObjectExtendedLimitInformation, SetInformationJobObject,
 };
 use windows_sys::Win32::System::Threading::{
@@ -120,14 +120,6 @@ pub fn parent(pid: u32) -> io::Result<Option<u32>> {
         (Err(error), _) | (_, Err(error)) => Err(error),
         _ => Ok(None),
     }
-}
-
-/// True when this process runs in any job.
-pub(super) fn in_job() -> io::Result<bool> {
-    let mut inside = 0;
-    // SAFETY: the pseudo handle of ourselves needs no closing; null asks for any job.
-    check(unsafe { IsProcessInJob(GetCurrentProcess(), std::ptr::null_mut(), &mut inside) })?;
-    Ok(inside != 0)
 }
 
 /// A process held so that no later one of the same pid can be meant.
