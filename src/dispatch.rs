@@ -85,23 +85,16 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
     let mut options = cli.global.report();
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     options.log_file = options.log_file.map(|path| cwd.join(path));
-    let report = Reporter::new(options);
-    let mut early = Reporter::new(cli.global.report());
-    if outside.line.is_none() && !monitor::is_monitored() {
-        match leave(cli, &cwd, &mut early) {
-            Ok(None) => {}
-            Ok(Some(code)) => return code,
-            Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
-        }
-    }
-    match as_owner(cli, &cwd, outside) {
+    // Until it is clear who acts, nothing is opened: root must not write where others may have put a link.
+    let mut early = Reporter::new(report::Options { log_file: None, ..options.clone() });
+    match elsewhere(cli, &cwd, outside, &mut early) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
         Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
     }
-    let (mut cx, warnings) = match context(cli, report, &cwd, outside) {
+    let (mut cx, warnings) = match context(cli, Reporter::new(options.clone()), &cwd, outside) {
         Ok(both) => both,
-        Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
+        Err(e) => return usage(&mut Reporter::new(options), &e, cli.command.writes_events()),
     };
     // The caller's folder may lie in what is replaced.
     if std::env::set_current_dir(cx.root.path()).is_err() {
@@ -112,6 +105,17 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
         Ok(code) => code,
         Err(e) => usage(&mut cx.report, &e, cli.command.writes_events()),
     }
+}
+
+/// Has the work done by another process, where this one may not do it itself. None: it is done here.
+fn elsewhere(cli: &Cli, cwd: &Path, outside: &Outside, report: &mut Reporter) -> Result<Option<u8>> {
+    if outside.line.is_none()
+        && !monitor::is_monitored()
+        && let Some(code) = leave(cli, cwd, report)?
+    {
+        return Ok(Some(code));
+    }
+    as_owner(cli, cwd, outside)
 }
 
 /// Has the work done outside of what would end with the server, where that is needed. None: it is done here.

@@ -182,6 +182,7 @@ pub fn sweep(own: &std::path::Path) -> Result<()> {
     fsx::remove_own_tree(&staging::trash(own))?;
     staging::clear(own)?;
     backup::clear_discarded(own)?;
+    fsx::remove_own_tree(&own.join("downloads"))?;
     // Files that were never renamed into their places.
     for item in fs_err::read_dir(own)? {
         let path = item?.path();

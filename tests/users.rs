@@ -138,6 +138,21 @@ fn lead_nowhere(links: &[(&str, &str)]) {
 }
 
 #[test]
+fn a_log_behind_a_link_of_the_owners_is_not_written_by_root() {
+    let install = Install::new();
+    start(&install);
+    let kept = install.scratch().join("kept.txt");
+    fs::write(&kept, "of root's\n").unwrap();
+    fs::set_permissions(&kept, fs::Permissions::from_mode(if uid() == 0 { 0o644 } else { 0o444 })).unwrap();
+    std::os::unix::fs::symlink(&kept, install.root.join("uploads/x.log")).unwrap();
+    let log = install.root.join("uploads/x.log");
+    for arguments in [&["status"][..], &["plan", "nowhere.zip"], &["apply", "nowhere.zip"]] {
+        install.updater(&[arguments, &["--log-file", log.to_str().unwrap()]].concat());
+    }
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "of root's\n");
+}
+
+#[test]
 fn links_that_the_owner_made_lead_root_nowhere() {
     lead_nowhere(&[("instance/update_log.txt", "log.txt"), ("instance/server_update_stdout.log", "log.txt")]);
     lead_nowhere(&[(".updater/log", ""), (".updater/events", "")]);

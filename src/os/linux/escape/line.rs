@@ -68,6 +68,10 @@ pub fn send(way: &Way, errand: &Errand) -> io::Result<Moved> {
     let listener = UnixListener::bind(&short)?;
     let met = meet(way, errand, &listener, &short, &name);
     let _ = std::fs::remove_file(&short);
+    if met.is_err() && *way == Way::Helper {
+        // Nobody is left to whom a helper that comes late could be of use.
+        let _ = std::fs::remove_file(errand.place.join(REQUEST));
+    }
     let (line, pid) = met?;
     hand_over(&line, errand)?;
     let id = processes::identity(pid)?;
