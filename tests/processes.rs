@@ -53,6 +53,21 @@ elif HOW == "workers":
             serve("127.0.0.1", PORT, reuse=True).serve_forever()
     while True:
         time.sleep(1)
+elif HOW in ("heir", "stranger"):
+    # Leaves its socket to a process of its own session, which init adopts.
+    server = serve("127.0.0.1", PORT)
+    server.socket.set_inheritable(True)
+    heir = ["python3", "app/heir.py"] if HOW == "heir" else ["sleep", "600"]
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            script = os.path.abspath(heir[1])
+            os.chdir("/")
+            os.execvp(heir[0], [heir[0], script] if HOW == "heir" else heir)
+        os._exit(0)
+    os.wait()
+    server.socket.set_inheritable(False)
+    server.serve_forever()
 elif HOW == "ports" and "MORE":
     threading.Thread(target=serve("127.0.0.1", int(os.environ["SECOND"])).serve_forever, daemon=True).start()
 serve("127.0.0.1", PORT).serve_forever()
@@ -173,6 +188,50 @@ fn all_ports_of_a_server_must_be_back() {
     assert!(output.finished()["error"]["message"].as_str().unwrap().contains(&second.to_string()), "{output:?}");
     assert_eq!(version_at("127.0.0.1", second).as_deref(), Some("2.0"));
     assert_eq!(install.version(), "2.0");
+    bystanders.live();
+}
+
+/// The processes that hold the listening socket of this port beside `server`.
+fn other_holders(port: u16, server: u64) -> Vec<u32> {
+    let held = updater::ports::held_by(port).unwrap();
+    held.into_iter().flat_map(|listener| listener.pids).filter(|pid| u64::from(*pid) != server).collect()
+}
+
+#[test]
+fn a_stranger_who_shares_the_socket_is_named_before_any_change() {
+    let install = install();
+    install.start_command(server(&install, "stranger"));
+    let stranger = within("the stranger", || other_holders(install.port, install.pid()).first().copied());
+    let pid = install.pid();
+    let output = install.apply(&release("2.0")).expect(1);
+    let error = output.finished()["error"].clone();
+    let lives = updater::os::processes::identity(stranger).unwrap().is_some();
+    kit::kill(stranger);
+    assert_eq!(error["code"], "port-shared");
+    assert!(error["message"].as_str().unwrap().contains(&format!("pid {stranger}")), "{error}");
+    assert!(lives, "the stranger was ended");
+    assert_eq!(install.pid(), pid);
+}
+
+#[test]
+fn one_of_the_install_that_left_the_tree_with_its_socket_ends_with_it() {
+    let install = install();
+    install.write("app/heir.py", "import time; time.sleep(600)\n");
+    install.start_command(server(&install, "heir"));
+    let heir = within("the heir", || {
+        let holders = other_holders(install.port, install.pid());
+        // Only once it has become the script.
+        holders
+            .into_iter()
+            .find(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("heir.py")))
+    });
+    let bystanders = Bystanders::beside(&install);
+    install.apply(&release("2.0").file("app/heir.py", "import time; time.sleep(600)\n")).expect(0);
+    assert_eq!(install.version(), "2.0");
+    assert_eq!(updater::os::processes::identity(heir).unwrap(), None, "it goes on");
+    for next in other_holders(install.port, install.pid()) {
+        kit::kill(next);
+    }
     bystanders.live();
 }
 

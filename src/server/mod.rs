@@ -52,7 +52,7 @@ impl Running {
 pub fn find(root: &InstallRoot) -> anyhow::Result<Option<Running>> {
     let listeners = ports::listeners()?;
     let table = Table::read(&listeners)?;
-    match the_top(&table, root)? {
+    match the_top(&table, &listeners, root)? {
         Some(top) => gather(&table, listeners, top, root),
         None => Ok(None),
     }
@@ -71,6 +71,10 @@ pub fn tree_of(id: ProcessId, root: &InstallRoot) -> anyhow::Result<Option<Runni
 fn gather(table: &Table, listeners: Vec<Listener>, top: u32, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
     let mut members = vec![top];
     members.extend(table.below(top));
+    // What left the tree and still holds a socket of it ends with the server, if it is of this install.
+    let theirs = listeners.iter().filter(|l| l.pids.iter().any(|pid| members.contains(pid))).flat_map(|l| &l.pids);
+    let heirs: BTreeSet<u32> = theirs.copied().filter(|pid| belongs(table, *pid, root)).collect();
+    members.extend(heirs.into_iter().filter(|pid| !members.contains(pid)).collect::<Vec<_>>());
     let mut found = Vec::new();
     let mut handles = Vec::new();
     for pid in &members {
@@ -94,7 +98,7 @@ fn gather(table: &Table, listeners: Vec<Listener>, top: u32, root: &InstallRoot)
 
 /// The top of the one tree that listens. A tree of the install's own program wins over what merely works
 /// in the folder.
-fn the_top(table: &Table, root: &InstallRoot) -> anyhow::Result<Option<u32>> {
+fn the_top(table: &Table, listeners: &[Listener], root: &InstallRoot) -> anyhow::Result<Option<u32>> {
     let owners = table.listening.iter().copied().filter(|pid| table.is_fair(*pid));
     let tied: Vec<(u32, Tie)> = owners.map(|pid| (pid, table.tie_with_parents(pid, root.path()))).collect();
     let best = tied.iter().map(|(_, tie)| *tie).max().unwrap_or(Tie::None);
@@ -103,7 +107,18 @@ fn the_top(table: &Table, root: &InstallRoot) -> anyhow::Result<Option<u32>> {
     }
     let chosen = tied.iter().filter(|(_, tie)| *tie == best);
     let tops: BTreeSet<u32> = chosen.map(|(pid, _)| table.top(*pid, root.path())).collect();
-    let outer: Vec<u32> = tops.iter().copied().filter(|pid| !table.is_below_any(*pid, &tops)).collect();
+    let mut outer: Vec<u32> = tops.iter().copied().filter(|pid| !table.is_below_any(*pid, &tops)).collect();
+    // One that left the tree and holds nothing but sockets of an older one is its heir, no server of its own.
+    let sockets = |top: u32| -> BTreeSet<usize> {
+        let of_top = |l: &Listener| l.pids.iter().any(|pid| table.descends(*pid, top));
+        listeners.iter().enumerate().filter(|(_, l)| of_top(l)).map(|(at, _)| at).collect()
+    };
+    let born = |pid: u32| processes::identity(pid).ok().flatten().map_or(u64::MAX, |id| id.start);
+    let all = outer.clone();
+    let inherits = |one: u32, other: u32| {
+        one != other && (born(other), other) < (born(one), one) && sockets(one).is_subset(&sockets(other))
+    };
+    outer.retain(|one| !all.iter().any(|other| inherits(*one, *other)));
     match outer.as_slice() {
         [] => Ok(None),
         [one] => Ok(Some(*one)),
@@ -135,7 +150,7 @@ pub fn foreign_owner(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Fai
         return Ok(None);
     }
     let table = Table::read(&listeners)?;
-    let ours = the_top(&table, root).ok().flatten();
+    let ours = the_top(&table, &listeners, root).ok().flatten();
     let is_ours = |pid: u32| belongs(&table, pid, root) || ours.is_some_and(|top| table.descends(pid, top));
     let foreign = held.iter().find(|l| !l.pids.iter().any(|pid| is_ours(*pid)));
     Ok(foreign.map(|listener| {
@@ -285,7 +300,7 @@ mod tests {
             (15, entry(14, &here, &["unzip"])),
         ]);
         let table = Table::of(all, &[listener(&[12])], 14);
-        assert_eq!(the_top(&table, &root).unwrap(), Some(12));
+        assert_eq!(the_top(&table, &[listener(&[12])], &root).unwrap(), Some(12));
         assert_eq!(table.below(12), [13]);
         assert!(!belongs(&table, 14, &root) && !belongs(&table, 11, &root));
     }

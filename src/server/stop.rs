@@ -21,8 +21,16 @@ const POLL: Duration = Duration::from_millis(10);
 /// How often children started meanwhile are looked for (a scan of all processes costs milliseconds).
 const RESCAN: Duration = Duration::from_millis(100);
 
-/// Refuses before anything is changed when the server cannot be signalled by us.
+/// Refuses before anything is changed when the server cannot be signalled by us, or when somebody who is not of the
+/// install would keep one of its ports after it.
 pub fn may_stop(running: &Running) -> anyhow::Result<()> {
+    if let Some((port, pid)) = shared(running) {
+        let table = Table::read(&running.listeners)?;
+        let message = format!("port {port} is also held by {}, which is not of this install", table.describe(pid));
+        return Err(Failure::failed("port-shared", message)
+            .remedy("end that process: it would keep the port when the server has ended")
+            .into());
+    }
     // The service manager ends it, and was asked (`may_control`).
     if running.managed_by.is_some() {
         return Ok(());
@@ -37,6 +45,13 @@ pub fn may_stop(running: &Running) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A port of the server and who holds it, too, without being of it.
+fn shared(running: &Running) -> Option<(u16, u32)> {
+    let is_of_it = |pid: &u32| running.processes.iter().any(|process| process.id.pid == *pid);
+    let strangers = running.listeners.iter().filter_map(|l| Some((l.port, *l.pids.iter().find(|pid| !is_of_it(pid))?)));
+    strangers.into_iter().next()
 }
 
 /// Ends the whole tree: asks politely, waits `timeout` (calling `tick` at least every 10 ms), then kills;
@@ -77,7 +92,7 @@ pub fn stop(running: &Running, timeout: Duration, tick: &mut dyn FnMut() -> anyh
         }
         alive.wait(POLL).with_context(|| format!("waiting for process {}", alive.id().pid))?;
     }
-    wait_for_ports(&running.ports, tick)
+    wait_for_ports(&running.listeners, tick)
 }
 
 /// What appeared in the tree after it was found.
@@ -125,10 +140,12 @@ fn first_alive<'a>(running: &'a Running, late: &'a Latecomers) -> anyhow::Result
     Ok(None)
 }
 
-fn wait_for_ports(ports: &[u16], tick: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn wait_for_ports(were: &[Listener], tick: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let until = Instant::now() + PORTS_FREE;
+    // Another address is another's affair, whatever its port.
+    let is_same = |l: &Listener| were.iter().any(|was| (was.address, was.port) == (l.address, l.port));
     loop {
-        let held: Vec<Listener> = ports::listeners()?.into_iter().filter(|l| ports.contains(&l.port)).collect();
+        let held: Vec<Listener> = ports::listeners()?.into_iter().filter(is_same).collect();
         let Some(first) = held.first() else { return Ok(()) };
         if Instant::now() >= until {
             let table = Table::read(&held)?;
