@@ -324,6 +324,17 @@ mod tests {
     }
 
     #[test]
+    fn a_script_that_is_a_handle_makes_nobody_ours() {
+        use std::os::fd::AsRawFd;
+        let (_a, root) = install("");
+        // Under this name we would find a file of the install.
+        let ours = std::fs::File::open(root.path().join("run.py")).unwrap();
+        let name = format!("/dev/fd/{}", ours.as_raw_fd());
+        let table = Table::of(HashMap::from([(10, entry(1, "/", &["bash", &name]))]), &[listener(&[10])], 99);
+        assert!(!belongs(&table, 10, &root));
+    }
+
+    #[test]
     fn the_guess_prefers_the_settings_then_the_venv() {
         let (_a, root) = install("");
         let env = BTreeMap::from([("PORT".to_string(), "81".to_string())]);

@@ -334,6 +334,8 @@ impl Entry {
         let first = self.argv.first().filter(|first| first.contains(['/', '\\']));
         found.extend(first.and_then(|first| at(first)));
         found.extend(self.script().and_then(at));
+        // `/dev/fd/3` is another file to each process: to us, one of ours.
+        found.retain(|path| !["/dev", "/proc"].iter().any(|own| path.starts_with(own)));
         found
     }
 }
