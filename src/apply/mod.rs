@@ -7,10 +7,13 @@ mod databases;
 mod detect;
 mod preflight;
 mod record;
+mod source;
+mod unchanged;
 mod way_back;
 
 pub use detect::{Survey, default_start_file, detect, may_stop};
 pub use preflight::{Prepared, kept_bundle, left_out, preflight};
+pub use source::{Origin, fetch_to};
 
 use crate::backup::{self, Backup};
 use crate::context::{Context, UnderWay};
@@ -22,7 +25,7 @@ use crate::health::{self, Before};
 use crate::history;
 use crate::journal::{Journal, Record};
 use crate::lock::Lock;
-use crate::os::{LaunchSpec, ProcessId, Said, Unit, files, monitor, processes};
+use crate::os::{LaunchSpec, ProcessId, Said, Unit, files, processes};
 use crate::path::RelPath;
 use crate::plan;
 use crate::recover;
@@ -37,8 +40,9 @@ use detect::described;
 use preflight::{counted, is_whole, no_bundle};
 use record::{finish_backup, open_journal, write_receipt};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use unchanged::{nothing_to_do, skip_changes, unchanged};
 use way_back::{code_of, roll_back};
 
 /// What `apply` and `plan` are asked for.
@@ -71,16 +75,6 @@ pub struct Request {
     pub heal: bool,
     /// The server is neither stopped nor started (`verify --repair --no-restart`).
     pub in_place: bool,
-}
-
-/// Where the zip comes from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Origin {
-    #[default]
-    File,
-    Url(String),
-    /// Root opened it for us.
-    Handed,
 }
 
 /// A backup that takes the part of the bundle.
@@ -230,27 +224,6 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
     Ok(if repaired { "repaired" } else { "applied" })
 }
 
-/// Where the bundle lies, downloaded or copied into `folder` where it is no file that we can read.
-pub fn fetch_to(cx: &mut Context, request: &Request, folder: &Path) -> Result<PathBuf> {
-    let most = cx.settings.bundle.max_size;
-    let mut progress = |done, total| {
-        cx.report.progress(Stage::Fetch, done, total, "bytes");
-        cx.check_signals()
-    };
-    match &request.origin {
-        Origin::File => Ok(request.bundle.clone()),
-        Origin::Url(url) => {
-            let order = fetch::Order { url, insecure: request.insecure, most, patience: fetch::Patience::default() };
-            fetch::download(&order, folder, &mut progress)
-        }
-        Origin::Handed => {
-            let mut handed = monitor::handed_bundle().context("the bundle that root opened is gone")?;
-            let total = handed.metadata().context("looking at the bundle")?.len();
-            fetch::keep(&mut handed, total, folder, &mut progress)
-        }
-    }
-}
-
 /// Takes the lock and opens the logs of this run.
 pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     let own = cx.own();
@@ -301,77 +274,6 @@ pub fn recover_first(cx: &mut Context) -> Result<()> {
     }
     // Without a journal nothing refers to what an earlier run may have left.
     rollback::sweep(&cx.own())
-}
-
-fn skip_changes(cx: &mut Context) {
-    for stage in
-        [Stage::Stage, Stage::Backup, Stage::Stop, Stage::BackupFinal, Stage::Swap, Stage::Verify, Stage::Hooks]
-    {
-        cx.report.stage_skipped(stage, "nothing to change");
-    }
-}
-
-/// The same bundle again, byte for byte, beside a running server and a tree that is whole by size and time: what a
-/// schedule meets most of the time, told without unpacking anything.
-fn nothing_to_do(cx: &Context, request: &Request, survey: &Survey) -> Result<bool> {
-    let asks_more = request.saved.is_some()
-        || request.reinstall
-        || request.heal
-        || request.in_place
-        || request.sha256.is_some()
-        || !request.set.is_empty();
-    let Some(receipt) = survey.receipt.as_ref().filter(|_| !asks_more && survey.server.is_some()) else {
-        return Ok(false);
-    };
-    if !fsx::same_bytes(&request.bundle, &cx.own().join("bundle.zip")) {
-        return Ok(false);
-    }
-    let rules = cx.rules(&[])?;
-    Ok(verify::installed(&cx.root, receipt, &rules.preserve, &rules.carry, &mut None, true)?.is_whole())
-}
-
-/// The content is installed already: the server is not touched, but started where it is stopped.
-fn unchanged(
-    cx: &mut Context,
-    request: &Request,
-    survey: Survey,
-    mut prepared: Prepared,
-    finished: &mut Finished,
-) -> Result<&'static str> {
-    skip_changes(cx);
-    if !request.is_partly() && survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
-        fs_err::create_dir_all(cx.own().join("staging"))?;
-        write_receipt(cx, &survey, &mut prepared, &[])?;
-        for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
-            files::rename_over(&cx.own().join(from), &cx.own().join(to)).with_context(|| format!("placing {to}"))?;
-        }
-        staging::clear(&cx.own())?;
-    }
-    match (&survey.server, &survey.launch) {
-        (None, Some(launch)) if !request.no_start => {
-            cx.start(Stage::Relaunch, "starting the server");
-            let mut running = match &survey.service {
-                Some(unit) => start_unit(cx, request, unit)?,
-                None => {
-                    let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
-                    Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?))
-                }
-            };
-            cx.done(Stage::Relaunch, "started");
-            cx.start(Stage::Health, "waiting for its answer");
-            let healthy = judge(cx, request, &survey.expected, &[], &mut running)?;
-            (finished.pid, finished.port) = (Some(healthy.pid), Some(healthy.port));
-            cx.done(Stage::Health, "healthy");
-        }
-        _ => {
-            cx.report.stage_skipped(Stage::Relaunch, "the server was not stopped");
-            cx.report.stage_skipped(Stage::Health, "the server was not stopped");
-        }
-    }
-    cx.start(Stage::Commit, "closing");
-    fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?)?;
-    cx.done(Stage::Commit, "this content is installed already");
-    Ok("already-current")
 }
 
 /// A held start that is never released: user, folder, program and logs of the running server are proven

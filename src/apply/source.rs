@@ -1,0 +1,41 @@
+//! Where the bundle comes from, and how it gets to where it can be opened.
+//! Refuses to open it: that is preflight's.
+
+use super::Request;
+use crate::context::Context;
+use crate::fetch;
+use crate::os::monitor;
+use crate::report::Stage;
+use anyhow::{Context as _, Result};
+use std::path::{Path, PathBuf};
+
+/// Where the zip comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Origin {
+    #[default]
+    File,
+    Url(String),
+    /// Root opened it for us.
+    Handed,
+}
+
+/// Where the bundle lies, downloaded or copied into `folder` where it is no file that we can read.
+pub fn fetch_to(cx: &mut Context, request: &Request, folder: &Path) -> Result<PathBuf> {
+    let most = cx.settings.bundle.max_size;
+    let mut progress = |done, total| {
+        cx.report.progress(Stage::Fetch, done, total, "bytes");
+        cx.check_signals()
+    };
+    match &request.origin {
+        Origin::File => Ok(request.bundle.clone()),
+        Origin::Url(url) => {
+            let order = fetch::Order { url, insecure: request.insecure, most, patience: fetch::Patience::default() };
+            fetch::download(&order, folder, &mut progress)
+        }
+        Origin::Handed => {
+            let mut handed = monitor::handed_bundle().context("the bundle that root opened is gone")?;
+            let total = handed.metadata().context("looking at the bundle")?.len();
+            fetch::keep(&mut handed, total, folder, &mut progress)
+        }
+    }
+}
