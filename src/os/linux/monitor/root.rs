@@ -90,10 +90,11 @@ fn environment(who: &Credentials) -> Vec<(OsString, OsString)> {
     all
 }
 
-/// The user as /etc/passwd and /etc/group have him; one without an entry has the group of his folder alone.
+/// The user as /etc/passwd and /etc/group have him; one without an entry has the group of his folder alone, unless
+/// that is root's.
 fn account(user: Owner) -> io::Result<Credentials> {
     let name = processes::user_name(user.uid);
-    let gid = processes::group_of(user.uid).unwrap_or(user.gid);
+    let gid = processes::group_of(user.uid).unwrap_or(if user.gid == 0 { user.uid } else { user.gid });
     let mut groups: BTreeSet<u32> = BTreeSet::from([gid]);
     if let Some(name) = &name {
         let text = std::fs::read("/etc/group").unwrap_or_default();
@@ -292,6 +293,12 @@ mod tests {
         for bad in [spec(0, 4712, &[]), spec(4711, 0, &[]), spec(4711, 4712, &[0]), spec(4710, 4712, &[])] {
             assert!(office.checked(bad).is_err());
         }
+    }
+
+    #[test]
+    fn an_owner_without_an_account_never_gets_the_group_of_root() {
+        let of = |gid| account(Owner { uid: 4_000_111, gid }).unwrap().groups;
+        assert_eq!((of(0), of(4713)), (vec![4_000_111], vec![4713]));
     }
 
     #[test]
