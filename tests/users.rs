@@ -138,18 +138,20 @@ fn lead_nowhere(links: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_log_behind_a_link_of_the_owners_is_not_written_by_root() {
+fn a_log_behind_a_link_of_the_owners_is_not_made_by_root() {
     let install = Install::new();
     start(&install);
-    let kept = install.scratch().join("kept.txt");
-    fs::write(&kept, "of root's\n").unwrap();
-    fs::set_permissions(&kept, fs::Permissions::from_mode(if uid() == 0 { 0o644 } else { 0o444 })).unwrap();
-    std::os::unix::fs::symlink(&kept, install.root.join("uploads/x.log")).unwrap();
-    let log = install.root.join("uploads/x.log");
+    let kept = install.scratch().join("kept");
+    fs::create_dir(&kept).unwrap();
+    let closed = |mode| fs::set_permissions(&kept, fs::Permissions::from_mode(mode)).unwrap();
+    closed(if uid() == 0 { 0o755 } else { 0o500 });
+    std::os::unix::fs::symlink(&kept, install.root.join("uploads/logs")).unwrap();
+    let log = install.root.join("uploads/logs/x.log");
     for arguments in [&["status"][..], &["plan", "nowhere.zip"], &["apply", "nowhere.zip"]] {
         install.updater(&[arguments, &["--log-file", log.to_str().unwrap()]].concat());
     }
-    assert_eq!(fs::read_to_string(&kept).unwrap(), "of root's\n");
+    closed(0o755);
+    assert_eq!(fs::read_dir(&kept).unwrap().count(), 0, "root wrote behind the link");
 }
 
 #[test]
