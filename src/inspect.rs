@@ -157,6 +157,10 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     if let Some(plan) = plan.filter(|p| p.left_out > 0) {
         warnings.push(json!({"code": "own-left-out", "message": apply::left_out(plan), "path": null}));
     }
+    let hooks = prepared.as_ref().map(|p| &p.hooks);
+    for (code, text) in hooks.iter().flat_map(|hooks| &hooks.warnings) {
+        warnings.push(json!({"code": code, "message": text, "path": null}));
+    }
     let object = json!({
         "bundle": bundle.map(|b| json!({
             "version": b.version, "content_id": b.content_id, "files": b.entries.len(),
@@ -172,6 +176,7 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
             "argv": l.argv, "cwd": l.cwd.display().to_string(),
             "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": survey.as_ref().and_then(|s| s.service.as_ref()).map_or("process".to_string(), |unit| format!("service {unit}")),
         })),
+        "hooks": hooks.map(|hooks| hooks.shown(&cx.root)).unwrap_or_default(),
         "escape": way.map_or("none", |way| way.word()),
         "space": prepared.as_ref().map(|p| vec![json!({"volume": volume, "needed": p.needed, "free": free})]).unwrap_or_default(),
         "problems": problems,
@@ -369,6 +374,14 @@ pub fn plan_text(plan: &Value) -> Vec<String> {
     if !plan["launch"].is_null() {
         let argv: Vec<String> = plan["launch"]["argv"].as_array().into_iter().flatten().map(text).collect();
         lines.push(format!("starts:   {}", argv.join(" ")));
+    }
+    for hook in plan["hooks"].as_array().into_iter().flatten() {
+        let argv: Vec<String> = hook["run"].as_array().into_iter().flatten().map(text).collect();
+        let when = if hook["hook"] == "before_stop" { "before the stop" } else { "while it is down" };
+        lines.push(format!("hook:     {} ({when})", argv.join(" ")));
+    }
+    for warning in plan["warnings"].as_array().into_iter().flatten() {
+        lines.push(format!("warning:  {}", text(&warning["message"])));
     }
     lines.extend(problem_lines(plan, "problems"));
     lines

@@ -16,8 +16,8 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The version of this format.
-pub const FORMAT: u32 = 1;
+/// The version of this format. Those before it are read: 2 brought what hooks may write.
+pub const FORMAT: u32 = 2;
 
 /// All that an undo needs and cannot find out later.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,6 +71,18 @@ pub struct Arrival {
     pub size: u64,
 }
 
+/// What hooks may write, exchanged for a copy of it: the original waits outside of the tree, whole, until the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    pub path: RelPath,
+    /// The number of the copy and of the original in `.updater`.
+    pub slot: usize,
+    /// Something lies there now; else hooks make it.
+    pub old: bool,
+    /// An undo throws what it takes away: an environment can be made again, anything else is kept.
+    pub disposable: bool,
+}
+
 /// A folder that the swap makes or removes, with what is needed to make it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folder {
@@ -88,6 +100,8 @@ pub struct Moves {
     pub remove: Vec<Folder>,
     /// Folders whose time an undo puts back.
     pub touched: Vec<Folder>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exchanges: Vec<Exchange>,
 }
 
 /// What a way back does with the data of the users.
@@ -110,6 +124,15 @@ pub enum Record {
     BackupWhole,
     Swapping {
         moves: Moves,
+    },
+    /// Hooks are about to run on the new tree; the start file is still away. From here these data may have changed.
+    Hooking {
+        boot: String,
+        data: Vec<RelPath>,
+    },
+    /// They have run, and made these files among the data.
+    Hooked {
+        made: Vec<RelPath>,
     },
     Swapped,
     /// The new version is about to run: from here data may have changed.
@@ -205,9 +228,10 @@ impl Journal {
             Err(reason) => return Ok(Found::Unreadable(reason)),
         };
         let begin = match records.first() {
-            Some(Record::Begin(begin)) if begin.format == FORMAT => (**begin).clone(),
+            Some(Record::Begin(begin)) if (1..=FORMAT).contains(&begin.format) => (**begin).clone(),
             Some(Record::Begin(begin)) => {
-                return Ok(Found::Unreadable(format!("its format is {}, this program knows {FORMAT}", begin.format)));
+                let known = format!("this program knows those up to {FORMAT}");
+                return Ok(Found::Unreadable(format!("its format is {}, {known}", begin.format)));
             }
             _ => return Ok(Found::Unreadable("its first record is missing".into())),
         };
@@ -242,6 +266,20 @@ impl Journal {
     pub fn starting(&self) -> Option<(&str, Option<ProcessId>)> {
         self.records.iter().rev().find_map(|r| match r {
             Record::Starting { boot, process } => Some((boot.as_str(), *process)),
+            _ => None,
+        })
+    }
+    /// The boot in which hooks began, and the data that they may write.
+    pub fn hooking(&self) -> Option<(&str, &[RelPath])> {
+        self.records.iter().find_map(|r| match r {
+            Record::Hooking { boot, data } => Some((boot.as_str(), data.as_slice())),
+            _ => None,
+        })
+    }
+    /// What hooks made among the data; None: they had not ended.
+    pub fn made(&self) -> Option<&[RelPath]> {
+        self.records.iter().find_map(|r| match r {
+            Record::Hooked { made } => Some(made.as_slice()),
             _ => None,
         })
     }
@@ -399,7 +437,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
-        let newer = Begin { format: 2, ..begin(folder.path()) };
+        let newer = Begin { format: FORMAT + 1, ..begin(folder.path()) };
         Journal::create(folder.path(), newer, 4096).unwrap();
         assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Unreadable(_)));
     }

@@ -36,6 +36,7 @@ pub mod staging;
 pub mod backup;
 pub mod swap;
 pub mod verify;
+pub mod hooks;
 pub mod health;
 pub mod rollback;
 // commands

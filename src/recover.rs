@@ -5,6 +5,7 @@
 use crate::context::Context;
 use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
+use crate::hooks;
 use crate::journal::{self, Found, Journal, Record};
 use crate::lock::Lock;
 use crate::os::{ProcessId, processes, service};
@@ -217,8 +218,11 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     }
     let starting = journal.starting().map(|(boot, process)| (boot.to_string(), process));
     let restored = journal.has(|r| matches!(r, Record::DataRestored));
+    // What a hook left running must not write into what is put back.
+    hooks::end_left(&journal.begin.update_id)?;
     let Some((boot, process)) = starting.filter(|_| !restored) else {
-        rollback::undo(&cx.root, journal, DataBack::Untouched)?;
+        let data = if restored { DataBack::Untouched } else { after_hooks(cx, journal, choice)? };
+        rollback::undo(&cx.root, journal, data)?;
         return Ok("old");
     };
     if let Some(data) = undo_begun(cx, journal)?.filter(|_| choice.data.is_none()) {
@@ -306,6 +310,28 @@ fn ancestors(pid: u32) -> Result<Vec<u32>> {
         at = parent;
     }
     Ok(all)
+}
+
+/// What becomes of the data where hooks may have changed them, and nothing was started by us. While the start file
+/// is away nothing else can have. Errors (exit 4): it was there, and who knows.
+fn after_hooks(cx: &Context, journal: &Journal, choice: Choice) -> Result<DataBack> {
+    let Some((boot, data)) = journal.hooking() else { return Ok(DataBack::Untouched) };
+    match choice.data {
+        Some(Data::Keep) => return Ok(DataBack::Kept),
+        Some(Data::Backup) => return Ok(DataBack::Restored),
+        None => {}
+    }
+    if !crate::fsx::exists(&cx.root.join(&journal.begin.start_file))? {
+        return Ok(DataBack::Restored);
+    }
+    if data.is_empty() {
+        return Ok(DataBack::Untouched);
+    }
+    let same_boot = processes::boot_id().context("reading the boot id")? == boot;
+    if same_boot && !choice.boot && server::find(&cx.root)?.is_none() {
+        return Ok(DataBack::Restored);
+    }
+    Err(undecided(cx).into())
 }
 
 fn measure(value: &Option<serde_json::Value>) -> Result<Before> {

@@ -8,7 +8,7 @@ pub use crate::journal::DataBack;
 use crate::journal::{Journal, Moves, Record};
 use crate::os::{Facts, Kind, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{database_set, member};
+use crate::preserve::{MEMBERS, Preserve, database_set, member};
 use crate::staging;
 use crate::swap;
 use anyhow::{Context, Result};
@@ -35,6 +35,7 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
         if data == DataBack::Restored && !restored {
             let record = backup::load(&dir).context("the data cannot be put back")?;
             swap::hide_start_file(root, &moves, &start_file, &after)?;
+            take_away_made(root, journal, &record, &moves, &after)?;
             data_back(root, &dir, &record, &moves)?;
             journal.append(Record::DataRestored)?;
         }
@@ -42,9 +43,65 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
             moves.moves.retain(|m| !m.data);
         }
         swap::undo(root, &moves, &start_file, &after)?;
+        if journal.hooking().is_some() {
+            program_back(root, &dir, &start_file)?;
+        }
+        swap::undo_start(root, &moves, &start_file, &after)?;
     }
     journal.append(Record::RolledBack)?;
     Ok(())
+}
+
+/// What hooks made among the data is no user's: it goes to `after`, so that the old version finds what it left.
+fn take_away_made(
+    root: &InstallRoot,
+    journal: &Journal,
+    record: &backup::Record,
+    moves: &Moves,
+    after: &std::path::Path,
+) -> Result<()> {
+    let made = match (journal.made(), journal.hooking()) {
+        (Some(made), _) => made.to_vec(),
+        // Cut off while they ran: nobody else can have written meanwhile.
+        (None, Some((_, data))) => made_in(root, data, record, moves)?,
+        (None, None) => Vec::new(),
+    };
+    for path in made {
+        let set = database_set(&path).filter(|main| *main == path);
+        let members = set.iter().flat_map(|main| MEMBERS.map(|ending| member(main, ending)));
+        for path in members.chain([path.clone()]) {
+            if fsx::exists(&root.join(&path))? {
+                swap::set_aside(&root.join(&path), after, &path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The files below `data` that were not there at the stop, and that no move of the swap brought. A part of a database
+/// of which another part was there belongs to that, and goes back with it.
+pub fn made_in(root: &InstallRoot, data: &[RelPath], record: &backup::Record, moves: &Moves) -> Result<Vec<RelPath>> {
+    let mut known: BTreeSet<&RelPath> = record.files.iter().map(|line| &line.path).collect();
+    known.extend(moves.moves.iter().filter(|m| m.new.is_some()).map(|m| &m.path));
+    let own = Preserve::new(false, &[], false)?;
+    let mut made = BTreeSet::new();
+    for top in data {
+        for item in walkdir::WalkDir::new(root.join(top)).follow_links(false) {
+            let item = match item {
+                Ok(item) => item,
+                Err(e) if e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) => continue,
+                Err(e) => return Err(e).with_context(|| format!("reading {top}")),
+            };
+            let is_folder = item.file_type().is_dir();
+            let Some(path) = item.path().strip_prefix(root.path()).ok().and_then(RelPath::from_disk) else { continue };
+            let of_known = database_set(&path)
+                .is_some_and(|main| MEMBERS.iter().any(|ending| known.contains(&member(&main, ending))));
+            if !is_folder && !known.contains(&path) && !of_known && own.class_of(&path, false).is_none() {
+                made.insert(path);
+            }
+        }
+    }
+    Ok(made.into_iter().collect())
 }
 
 /// Puts data back that was altered or deleted: whole database sets, and single files. Newer files stay.
@@ -63,6 +120,17 @@ fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record,
     sets.extend(moves.moves.iter().filter(|m| m.data).filter_map(|m| database_set(&m.path)));
     for main in sets {
         set_back(root, dir, record, &main, &swapped)?;
+    }
+    Ok(())
+}
+
+/// Hooks may have written anywhere: what they altered of the old version beside what the swap moved is put back.
+fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath) -> Result<()> {
+    let record = backup::load(dir).context("the program cannot be put back")?;
+    for line in record.files.iter().filter(|l| !l.data && l.path != *start_file) {
+        if differs(root, line)? {
+            put_back(root, dir, line, &dir.join("after"))?;
+        }
     }
     Ok(())
 }
@@ -180,6 +248,7 @@ pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
 /// Removes what runs that have ended left in `.updater`. Called only when no journal refers to it.
 pub fn sweep(own: &std::path::Path) -> Result<()> {
     fsx::remove_own_tree(&staging::trash(own))?;
+    fsx::remove_own_tree(&staging::originals(own))?;
     staging::clear(own)?;
     backup::clear_discarded(own)?;
     fsx::remove_own_tree(&own.join("downloads"))?;

@@ -30,6 +30,21 @@ pub fn trash(own: &Path) -> PathBuf {
     own.join("trash")
 }
 
+/// The copy that takes the place of what hooks may write; `slot` is its number in the journal.
+pub fn copy_of(own: &Path, slot: usize) -> PathBuf {
+    own.join("staging/copies").join(slot.to_string())
+}
+
+/// Where the original of such a copy goes.
+pub fn original_of(own: &Path, slot: usize) -> PathBuf {
+    originals(own).join(slot.to_string())
+}
+
+/// Where the originals of all such copies go.
+pub fn originals(own: &Path) -> PathBuf {
+    own.join("originals")
+}
+
 /// Writes every arrival of the plan. `start_file` is staged even when it does not change: it leaves
 /// first and arrives last, so that a mixed tree cannot start.
 pub fn write(

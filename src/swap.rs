@@ -6,7 +6,7 @@
 //! cut off anywhere and begun again.
 
 use crate::fsx;
-use crate::journal::{Arrival, Folder, Intent, Moves};
+use crate::journal::{Arrival, Exchange, Folder, Intent, Moves};
 use crate::os::{Kind, files};
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
@@ -14,7 +14,7 @@ use crate::preserve::{Class, MEMBERS, Preserve, member};
 use crate::staging::{self, Staged};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Names every move. Called after the stop: what the old version compiled meanwhile is found too.
 pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], preserve: &Preserve) -> Result<Moves> {
@@ -60,6 +60,19 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], preserve: &Pre
     Ok(moves)
 }
 
+/// Adds what hooks may write to the moves.
+pub fn intend_exchanges(root: &InstallRoot, moves: &mut Moves, exchanges: Vec<Exchange>) -> Result<()> {
+    for path in exchanges.iter().flat_map(|one| one.path.ancestors()) {
+        if let Some(f) = fsx::facts(&root.join(&path))?.filter(|f| f.kind == Kind::Folder)
+            && !moves.touched.iter().any(|folder| folder.path == path)
+        {
+            moves.touched.push(Folder { path, mode: f.mode, owner: f.owner, mtime: f.mtime });
+        }
+    }
+    moves.exchanges = exchanges;
+    Ok(())
+}
+
 fn is_behind_link(root: &InstallRoot, path: &RelPath) -> Result<bool> {
     for above in path.ancestors() {
         if fsx::facts(&root.join(&above))?.is_some_and(|f| f.kind != Kind::Folder) {
@@ -87,24 +100,26 @@ fn caches(root: &InstallRoot, plan: &Plan, preserve: &Preserve) -> Result<Vec<Re
 
 /// Makes the folders in which the originals will lie, before the stop.
 pub fn make_trash(own: &Path) -> Result<()> {
-    fsx::make_folders(&staging::trash(own)).map(drop)
+    fsx::make_folders(&staging::trash(own))?;
+    fsx::make_folders(&staging::originals(own)).map(drop)
 }
 
-/// Carries out the moves: all originals away (the start file first), then all arrivals (it last).
+/// Carries out the moves: all originals away (the start file first), then all arrivals but the start file.
 pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Result<()> {
     let (tree, trash) = (staging::tree(&root.own()), staging::trash(&root.own()));
     let mut order: Vec<&Intent> = moves.moves.iter().collect();
     order.sort_by_key(|m| m.path != *start_file);
-    for intent in order.iter().filter(|m| m.old) {
-        let to = trash.join(intent.path.to_path());
-        if let Some(parent) = to.parent() {
-            fs_err::create_dir_all(parent)?;
-        }
-        rename(&root.join(&intent.path), &to)?;
-        if intent.path == *start_file {
-            fsx::sync_parent(&root.join(start_file))?;
-            fsx::sync_parent(&to)?;
-        }
+    let (first, rest): (Vec<&Intent>, Vec<&Intent>) =
+        order.iter().filter(|m| m.old).partition(|m| m.path == *start_file);
+    for intent in first {
+        throw(root, intent, &trash)?;
+        fsx::sync_parent(&root.join(start_file))?;
+        fsx::sync_parent(&trash.join(start_file.to_path()))?;
+    }
+    // Before the rest, which may lie in what is exchanged.
+    exchange(root, &moves.exchanges)?;
+    for intent in rest {
+        throw(root, intent, &trash)?;
     }
     for folder in &moves.remove {
         // What appeared in it meanwhile stays, and so does the folder.
@@ -121,12 +136,71 @@ pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Res
         rename(&tree.join(intent.path.to_path()), &root.join(&intent.path))?;
     }
     flush(root, moves)?;
-    flush_tree(&trash)?;
+    flush_tree(&trash)
+}
+
+/// The end of the swap: the start file arrives, and the tree can start.
+pub fn complete(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Result<()> {
     if moves.moves.iter().any(|m| m.path == *start_file && m.new.is_some()) {
-        rename(&tree.join(start_file.to_path()), &root.join(start_file))?;
+        rename(&waiting(root, start_file), &root.join(start_file))?;
         fsx::sync_parent(&root.join(start_file))?;
     }
     Ok(())
+}
+
+/// Where an arrival waits.
+pub fn waiting(root: &InstallRoot, path: &RelPath) -> PathBuf {
+    staging::tree(&root.own()).join(path.to_path())
+}
+
+/// Puts the copies in place of what hooks may write; the originals go away whole.
+fn exchange(root: &InstallRoot, exchanges: &[Exchange]) -> Result<()> {
+    let own = root.own();
+    for one in exchanges.iter().filter(|one| one.old) {
+        let (live, original) = (root.join(&one.path), staging::original_of(&own, one.slot));
+        rename(&live, &original)?;
+        // On the disk first: whatever comes back after a power cut, the original is where an undo looks for it.
+        fsx::sync_parent(&original)?;
+        fsx::sync_parent(&live)?;
+        rename(&staging::copy_of(&own, one.slot), &live)?;
+        fsx::sync_parent(&live)?;
+    }
+    Ok(())
+}
+
+/// Puts the originals back, however far their exchange came. What takes their place now was written by hooks and the
+/// new version.
+fn exchange_back(root: &InstallRoot, exchanges: &[Exchange], after: &Path) -> Result<()> {
+    let own = root.own();
+    for one in exchanges {
+        let (live, original) = (root.join(&one.path), staging::original_of(&own, one.slot));
+        // Without an original out there, what lies in the tree is it; unless there was none.
+        if one.old && !fsx::exists(&original)? {
+            continue;
+        }
+        if fsx::exists(&live)? {
+            let slot = staging::copy_of(&own, one.slot);
+            if one.disposable && !fsx::exists(&slot)? {
+                rename_making(&live, &slot)?
+            } else {
+                set_aside(&live, after, &one.path)?
+            }
+        }
+        if one.old {
+            rename(&original, &live)?;
+        }
+        fsx::sync_parent(&live)?;
+    }
+    Ok(())
+}
+
+/// Moves an original to the trash.
+fn throw(root: &InstallRoot, intent: &Intent, trash: &Path) -> Result<()> {
+    let to = trash.join(intent.path.to_path());
+    if let Some(parent) = to.parent() {
+        fs_err::create_dir_all(parent)?;
+    }
+    rename(&root.join(&intent.path), &to)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -190,10 +264,19 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
     fsx::sync_parent(&to)
 }
 
-/// Undoes the moves, however far they came: arrivals out, originals back, the start file last.
+/// Undoes the moves, however far they came: arrivals out, originals back, all but the start file.
 pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
-    let trash = staging::trash(&root.own());
     hide_start_file(root, moves, start_file, after)?;
+    // One that was cut off between its two renames: nothing else in it was moved yet, or all of it is moved back.
+    let is_half = |one: &Exchange| -> Result<bool> {
+        let original = staging::original_of(&root.own(), one.slot);
+        Ok(one.old && fsx::exists(&original)? && !fsx::exists(&root.join(&one.path))?)
+    };
+    for one in &moves.exchanges {
+        if is_half(one)? {
+            exchange_back(root, std::slice::from_ref(one), after)?;
+        }
+    }
     for intent in &moves.moves {
         remove_arrival(root, intent, after)?;
     }
@@ -211,19 +294,18 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Pat
             fsx::adopt(&path)?;
         }
     }
-    let (start, rest): (Vec<&Intent>, Vec<&Intent>) =
-        moves.moves.iter().filter(|m| m.old).partition(|m| m.path == *start_file);
-    for intent in rest.iter().chain(&start) {
-        let (saved, live) = (trash.join(intent.path.to_path()), root.join(&intent.path));
-        if fsx::exists(&saved)? {
-            if fsx::exists(&live)? {
-                set_aside(&live, after, &intent.path)?;
-            }
-            if intent.path == *start_file {
-                flush(root, moves)?;
-            }
-            rename(&saved, &live)?;
-        }
+    for intent in moves.moves.iter().filter(|m| m.old && m.path != *start_file) {
+        put_back(root, intent, after)?;
+    }
+    // Moves within what hooks may write were undone in the copy: it goes as it came.
+    exchange_back(root, &moves.exchanges, after)?;
+    flush(root, moves)
+}
+
+/// The end of an undo: the old start file is back, and the tree can start; the folders get their times back.
+pub fn undo_start(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
+    if let Some(start) = moves.moves.iter().find(|m| m.old && m.path == *start_file) {
+        put_back(root, start, after)?;
     }
     flush(root, moves)?;
     for folder in moves.touched.iter().chain(&moves.remove) {
@@ -233,6 +315,18 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Pat
         }
     }
     Ok(())
+}
+
+/// Moves an original back from the trash; what stands in its place is set aside.
+fn put_back(root: &InstallRoot, intent: &Intent, after: &Path) -> Result<()> {
+    let (saved, live) = (staging::trash(&root.own()).join(intent.path.to_path()), root.join(&intent.path));
+    if !fsx::exists(&saved)? {
+        return Ok(());
+    }
+    if fsx::exists(&live)? {
+        set_aside(&live, after, &intent.path)?;
+    }
+    rename(&saved, &live)
 }
 
 /// Empties a folder that the swap made: what is in it now was written by the new version.
@@ -256,7 +350,8 @@ fn flush(root: &InstallRoot, moves: &Moves) -> Result<()> {
     files::sync_folder(root.path()).context("flushing the install")?;
     let folders: BTreeSet<RelPath> =
         moves.moves.iter().filter_map(|m| m.path.parent()).chain(moves.make.iter().cloned()).collect();
-    for folder in folders {
+    let parents = moves.exchanges.iter().filter_map(|one| one.path.parent());
+    for folder in folders.into_iter().chain(parents) {
         let path = root.join(&folder);
         if fsx::facts(&path)?.is_some_and(|f| f.kind == Kind::Folder) {
             files::sync_folder(&path).with_context(|| format!("flushing {folder}"))?;

@@ -11,10 +11,11 @@ use crate::path::{InstallRoot, RelPath};
 use crate::preserve::Preserve;
 use crate::receipt::{Line, Receipt};
 use crate::staging::Staged;
+use crate::swap;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is wrong with an installed tree.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -31,6 +32,45 @@ impl Findings {
     }
 }
 
+/// Where a file of the new version lies after the swap: the start file still waits for the rest to be proven.
+fn place(root: &InstallRoot, path: &RelPath, start_file: &RelPath) -> Result<PathBuf> {
+    let waiting = swap::waiting(root, path);
+    Ok(if path == start_file && fsx::exists(&waiting)? { waiting } else { root.join(path) })
+}
+
+/// The first arrival that is not the very file that was hashed in staging. None: all are.
+pub fn altered_arrival(root: &InstallRoot, staged: &[Staged], start_file: &RelPath) -> Result<Option<RelPath>> {
+    for one in staged {
+        let live = place(root, &one.path, start_file)?;
+        let is = fsx::facts(&live)?;
+        let same = is.is_some_and(|f| {
+            (f.inode, f.size, f.mtime, f.kind) == (one.facts.inode, one.facts.size, one.facts.mtime, one.facts.kind)
+        });
+        if !same && (is.is_none() || fsx::sha256_of(&live)? != one.sha256) {
+            return Ok(Some(one.path.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// The first preserved file that is not what the server left, of those that `counts`. None: all are.
+pub fn altered_data(
+    root: &InstallRoot,
+    data: &[backup::Line],
+    counts: &dyn Fn(&RelPath) -> bool,
+) -> Result<Option<RelPath>> {
+    for line in data.iter().filter(|l| l.data && counts(&l.path)) {
+        let is = fsx::facts(&root.join(&line.path))?;
+        if is.is_some_and(|is| fsx::is_unchanged(&line.facts, &is)) {
+            continue;
+        }
+        if is.is_none() || fsx::sha256_of(&root.join(&line.path))? != line.sha256 {
+            return Ok(Some(line.path.clone()));
+        }
+    }
+    Ok(None)
+}
+
 /// Right after the swap: every arrival is the very file that was hashed in staging, every critical
 /// file is there, and the preserved data is what the server left.
 pub fn arrived(
@@ -39,20 +79,13 @@ pub fn arrived(
     critical: &[RelPath],
     data: &[backup::Line],
     moved: &BTreeSet<RelPath>,
+    start_file: &RelPath,
 ) -> Result<()> {
-    for one in staged {
-        let is = fsx::facts(&root.join(&one.path))?;
-        let same = is.is_some_and(|f| {
-            (f.inode, f.size, f.mtime, f.kind) == (one.facts.inode, one.facts.size, one.facts.mtime, one.facts.kind)
-        });
-        if !same && (is.is_none() || fsx::sha256_of(&root.join(&one.path))? != one.sha256) {
-            return Err(Failure::failed("bad-file", format!("{} is not what was staged", one.path))
-                .at(&one.path)
-                .into());
-        }
+    if let Some(path) = altered_arrival(root, staged, start_file)? {
+        return Err(Failure::failed("bad-file", format!("{path} is not what was staged")).at(&path).into());
     }
     for path in critical {
-        if !fsx::exists(&root.join(path))? {
+        if !fsx::exists(&place(root, path, start_file)?)? {
             return Err(Failure::failed(
                 "critical-missing",
                 format!("the critical file {path} is missing after the swap"),
@@ -62,17 +95,11 @@ pub fn arrived(
             .into());
         }
     }
-    for line in data.iter().filter(|l| l.data && !moved.contains(&l.path)) {
-        let is = fsx::facts(&root.join(&line.path))?;
-        if is.is_some_and(|is| fsx::is_unchanged(&line.facts, &is)) {
-            continue;
-        }
-        if is.is_none() || fsx::sha256_of(&root.join(&line.path))? != line.sha256 {
-            return Err(Failure::failed("data-changed", format!("{} changed while the server was stopped", line.path))
-                .at(&line.path)
-                .remedy("find out what else writes there, and try again")
-                .into());
-        }
+    if let Some(path) = altered_data(root, data, &|path| !moved.contains(path))? {
+        return Err(Failure::failed("data-changed", format!("{path} changed while the server was stopped"))
+            .at(&path)
+            .remedy("find out what else writes there, and try again")
+            .into());
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use updater::bundle::{Bundle, Limits};
-use updater::journal::Moves;
+use updater::journal::{Exchange, Moves};
 use updater::path::{InstallRoot, RelPath};
 use updater::plan;
 use updater::preserve::{Preserve, Rules};
@@ -176,9 +176,50 @@ impl Case {
         self.root.own().join("after")
     }
 
+    /// The folder may be written by hooks: its copy waits.
+    fn exchange(&mut self, folder: &str) -> Exchange {
+        // Where folders above it are missing, hooks make those, too.
+        let parts = Path::new(folder).ancestors().filter(|part| !part.as_os_str().is_empty());
+        let missing = parts.filter(|part| !self.root.path().join(part).exists()).last();
+        let folder = missing.map_or(folder, |part| part.to_str().unwrap());
+        let (live, copy) = (self.root.path().join(folder), staging::copy_of(&self.root.own(), 0));
+        if live.exists() {
+            copy_tree(&live, &copy);
+        }
+        let path = RelPath::parse(folder).unwrap();
+        let one = Exchange { path, slot: 0, old: live.exists(), disposable: folder == ".venv" };
+        swap::intend_exchanges(&self.root, &mut self.moves, vec![one.clone()]).unwrap();
+        one
+    }
+
     fn undo(&self) {
         swap::undo(&self.root, &self.moves, &self.start, &self.after()).unwrap();
+        swap::undo_start(&self.root, &self.moves, &self.start, &self.after()).unwrap();
     }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for item in walkdir::WalkDir::new(from).into_iter().map(Result::unwrap) {
+        let place = to.join(item.path().strip_prefix(from).unwrap());
+        match item.file_type().is_dir() {
+            true => fs::create_dir_all(place).unwrap(),
+            false => fs::copy(item.path(), place).map(drop).unwrap(),
+        }
+    }
+}
+
+/// What a hook may do: alters every file in the folder, takes one away, makes others.
+fn vandalize(folder: &Path) {
+    let files = || walkdir::WalkDir::new(folder).into_iter().flatten().filter(|item| item.file_type().is_file());
+    for file in files() {
+        fs::remove_file(file.path()).unwrap();
+        fs::write(file.path(), "by a hook").unwrap();
+    }
+    if let Some(file) = files().next() {
+        fs::remove_file(file.path()).unwrap();
+    }
+    fs::create_dir_all(folder.join("made/by")).unwrap();
+    fs::write(folder.join("made/by/hook"), "by a hook").unwrap();
 }
 
 fn receipt_of(root: &InstallRoot, shipped: &BTreeSet<String>) -> Receipt {
@@ -221,6 +262,8 @@ proptest! {
     fn after_the_swap_the_tree_is_the_specified_one((old, shipped, new) in case()) {
         let case = Case::prepare(&old, &shipped, &new).unwrap();
         swap::carry_out(&case.root, &case.moves, &case.start).unwrap();
+        prop_assert!(!case.root.path().join("run.py").exists(), "it can start before all is proven");
+        swap::complete(&case.root, &case.moves, &case.start).unwrap();
         let wanted = specified(&old, &shipped, &new);
         let now = snapshot(case.root.path());
         let files: BTreeMap<_, _> = now.iter().filter(|(_, seen)| seen.0 == 'f').collect();
@@ -247,6 +290,9 @@ proptest! {
         let mut moves = case.moves.clone();
         moves.moves.truncate(part.index(case.moves.moves.len() + 1));
         swap::carry_out(&case.root, &moves, &case.start).unwrap();
+        if again {
+            swap::complete(&case.root, &moves, &case.start).unwrap();
+        }
         case.undo();
         if again {
             case.undo();
@@ -256,9 +302,34 @@ proptest! {
     }
 
     #[test]
+    fn whatever_hooks_wrote_an_undo_gives_back_the_very_same_tree(
+        (old, shipped, new) in case(), folder in prop::sample::select(vec![".venv", "lib", "app/deep", "build/out"]),
+        part in any::<prop::sample::Index>(), cut in any::<bool>(), again in any::<bool>()
+    ) {
+        let mut case = Case::prepare(&old, &shipped, &new).unwrap();
+        let one = case.exchange(folder);
+        let mut moves = case.moves.clone();
+        moves.moves.truncate(if cut { 0 } else { part.index(case.moves.moves.len() + 1) });
+        swap::carry_out(&case.root, &moves, &case.start).unwrap();
+        let live = case.root.join(&one.path);
+        if !cut {
+            vandalize(&live);
+        } else if one.old {
+            // Between the two renames of the exchange.
+            fs::rename(&live, staging::copy_of(&case.root.own(), 0)).unwrap();
+        }
+        case.undo();
+        if again {
+            case.undo();
+        }
+        prop_assert_eq!(snapshot(case.root.path()), case.before.clone());
+    }
+
+    #[test]
     fn what_was_altered_after_the_swap_is_set_aside_and_not_lost((old, shipped, new) in case()) {
         let case = Case::prepare(&old, &shipped, &new).unwrap();
         swap::carry_out(&case.root, &case.moves, &case.start).unwrap();
+        swap::complete(&case.root, &case.moves, &case.start).unwrap();
         let altered = "run.py";
         fs::write(case.root.path().join(altered), "written by the new version").unwrap();
         case.undo();

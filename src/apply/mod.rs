@@ -5,31 +5,32 @@
 
 mod databases;
 mod detect;
+mod hooking;
 mod preflight;
 mod record;
+mod session;
 mod source;
 mod unchanged;
 mod way_back;
 
 pub use detect::{Survey, default_start_file, detect, may_stop};
 pub use preflight::{Prepared, kept_bundle, left_out, preflight};
+pub use session::{MOST_FAILURES, begin, conclude, recover_first};
 pub use source::{Origin, fetch_to};
 
 use crate::backup::{self, Backup};
-use crate::context::{Context, UnderWay};
-use crate::error::{self, Class, Failure};
+use crate::context::Context;
+use crate::error::Failure;
 use crate::escape;
 use crate::fetch;
 use crate::fsx;
 use crate::health::{self, Before};
 use crate::history;
 use crate::journal::{Journal, Record};
-use crate::lock::Lock;
-use crate::os::{LaunchSpec, ProcessId, Said, Unit, files, processes};
+use crate::os::{LaunchSpec, ProcessId, Said, Unit, processes};
 use crate::path::RelPath;
 use crate::plan;
-use crate::recover;
-use crate::report::{Finished, Reporter, Stage};
+use crate::report::{Finished, Stage};
 use crate::rollback;
 use crate::server::{self, Launched};
 use crate::staging::{self, Staged};
@@ -39,6 +40,7 @@ use anyhow::{Context as _, Result};
 use detect::described;
 use preflight::{counted, is_whole, no_bundle};
 use record::{finish_backup, open_journal, write_receipt};
+use session::OWN_FAULT;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -89,6 +91,11 @@ pub struct Saved {
 }
 
 impl Request {
+    /// What it is called in records: a restore is an update, too.
+    fn command(&self) -> &'static str {
+        if self.saved.is_some() { "restore" } else { "apply" }
+    }
+
     /// Only a part of a version is put back: the installed version keeps its name.
     fn is_partly(&self) -> bool {
         self.saved.as_ref().is_some_and(|s| !s.only.is_empty())
@@ -101,45 +108,6 @@ pub fn apply(cx: &mut Context, request: &Request) -> Finished {
     let outcome = run(cx, request, &mut finished);
     conclude(cx, &mut finished, outcome);
     finished
-}
-
-/// How often a bundle may fail by its own fault before an unattended run skips it.
-pub const MOST_FAILURES: u64 = 2;
-
-/// The failures that the bundle itself caused, by their codes.
-const OWN_FAULT: [&str; 8] = [
-    "health-exited",
-    "health-timeout",
-    "health-status",
-    "health-port",
-    "cannot-start",
-    "critical-missing",
-    "database-damaged",
-    "rows-lost",
-];
-
-/// Turns the end of a run into its `finished` record.
-pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
-    match outcome {
-        Ok(word) => {
-            finished.outcome = word.to_string();
-            finished.exit_code = 0;
-        }
-        Err(e) => {
-            let class = error::class(&e);
-            finished.exit_code = class as u8;
-            finished.error = Some(error::record(&e));
-            finished.outcome = match class {
-                Class::Refused => "refused",
-                Class::RolledBack => "rolled-back",
-                Class::NeedsOperator => "needs-operator",
-                _ => "failed",
-            }
-            .to_string();
-            cx.report.fail_current(&format!("{e:#}"));
-        }
-    }
-    cx.report.finished(finished);
 }
 
 fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
@@ -204,6 +172,9 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
     if prepared.plan.left_out > 0 {
         cx.report.warning("own-left-out", &left_out(&prepared.plan), None);
     }
+    for (code, text) in &prepared.hooks.warnings {
+        cx.report.warning(code, text, None);
+    }
     cx.done(Stage::Preflight, &counted(&prepared.plan));
     cx.check_signals()?;
 
@@ -222,58 +193,6 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
     let repaired = same && !request.reinstall && !prepared.plan.set_changes;
     update(cx, request, survey, &mut prepared, finished)?;
     Ok(if repaired { "repaired" } else { "applied" })
-}
-
-/// Takes the lock and opens the logs of this run.
-pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
-    let own = cx.own();
-    files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
-    fsx::adopt(&own)?;
-    let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
-    let id = cx.update_id.clone();
-    for name in ["events", "log"] {
-        files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
-    }
-    let (events, log) = (own.join(format!("events/{id}.jsonl")), own.join(format!("log/{id}.log")));
-    cx.report.events_to(&events);
-    cx.report.log_to(&log);
-    // Now, not at the end: a run that fails early leaves nothing of root's either.
-    for path in [own.join("events"), own.join("log"), events, log] {
-        if fsx::exists(&path)? {
-            fsx::adopt(&path)?;
-        }
-    }
-    let human = cx.root.path().join("instance");
-    if human.is_dir() {
-        let log = human.join("update_log.txt");
-        // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced.
-        if let Ok(file) = std::fs::OpenOptions::new().write(true).create(true).truncate(true).open(&log) {
-            drop(file);
-            let _ = fsx::adopt(&log);
-        }
-        cx.report.log_to(&log);
-    }
-    cx.under_way = Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string() });
-    history::prune(&own, history::KEEP);
-    cx.keep_status();
-    cx.say(Said::Begun);
-    Ok(lock)
-}
-
-/// Finishes or undoes what an earlier run left, before any work of this one.
-pub fn recover_first(cx: &mut Context) -> Result<()> {
-    if let Some(done) = recover::settle(cx, recover::Choice::default())? {
-        cx.report.recovered(&done.interrupted_id, done.direction);
-        let events = cx.own().join(format!("events/{}.jsonl", done.interrupted_id));
-        let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
-        theirs.stage_started(Stage::Rollback, "settled by the next command");
-        theirs.finished(&done.finished());
-        if fsx::exists(&events)? {
-            fsx::adopt(&events)?;
-        }
-    }
-    // Without a journal nothing refers to what an earlier run may have left.
-    rollback::sweep(&cx.own())
 }
 
 /// A held start that is never released: user, folder, program and logs of the running server are proven
@@ -324,7 +243,7 @@ fn update(
     let (staged, mut saved) = match before_stop {
         Ok(done) => done,
         Err(e) => {
-            staging::clear(&own)?;
+            rollback::sweep(&own)?;
             return Err(e);
         }
     };
@@ -335,7 +254,7 @@ fn update(
     let mut journal = match ready {
         Ok(journal) => journal,
         Err(e) => {
-            staging::clear(&own)?;
+            rollback::sweep(&own)?;
             return Err(e);
         }
     };
@@ -391,6 +310,7 @@ fn stage_and_seed(
         write_receipt(cx, survey, prepared, &staged)?;
     }
     swap::make_trash(&cx.own())?;
+    prepared.hooks.before_stop(cx, &staged)?;
     cx.done(Stage::Stage, &format!("{} files wait", staged.len()));
     cx.check_signals()?;
     cx.start(Stage::Backup, "saving the installed version and the data");
@@ -401,6 +321,7 @@ fn stage_and_seed(
     let mut progress = |done, total| report.progress(Stage::Backup, done, total, "files");
     let saved = backup::seed(&cx.root, &dir, &prepared.plan, &prepared.data, &mut progress);
     let saved = saved?;
+    prepared.hooks.changes.copy(&cx.root)?;
     cx.done(Stage::Backup, &format!("first pass into {}", saved.id));
     Ok((staged, saved))
 }
@@ -440,6 +361,7 @@ fn down(
 
     cx.start(Stage::BackupFinal, "saving what changed since");
     let record = finish_backup(cx, request, survey, prepared, saved, &preserve)?;
+    prepared.hooks.changes.refresh(&cx.root)?;
     journal.append(Record::BackupWhole)?;
     cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
     cx.check_signals_after_stop()?;
@@ -453,19 +375,29 @@ fn down(
     }
     let late = plan::recheck_data(&cx.root, &prepared.bundle, &mut prepared.plan)?;
     staged.extend(staging::write_late(&cx.root, &mut prepared.bundle, &prepared.plan, &late)?);
-    let moves = swap::intend(&cx.root, &prepared.plan, &staged, &preserve)?;
+    let mut moves = swap::intend(&cx.root, &prepared.plan, &staged, &preserve)?;
+    swap::intend_exchanges(&cx.root, &mut moves, prepared.hooks.changes.exchanges())?;
     journal.append(Record::Swapping { moves: moves.clone() })?;
     swap::carry_out(&cx.root, &moves, &survey.start_file)?;
-    journal.append(Record::Swapped)?;
     cx.done(Stage::Swap, &format!("{} moves", moves.moves.len()));
 
     cx.start(Stage::Verify, "checking what arrived");
     let moved: BTreeSet<RelPath> = moves.moves.iter().map(|m| m.path.clone()).collect();
     let critical = critical(cx)?;
-    verify::arrived(&cx.root, &staged, &critical, &record.files, &moved)?;
+    verify::arrived(&cx.root, &staged, &critical, &record.files, &moved, &survey.start_file)?;
     cx.done(Stage::Verify, "whole");
-    cx.report.stage_skipped(Stage::Hooks, "none");
+
+    if prepared.hooks.run_after_swap() {
+        cx.start(Stage::Hooks, "running the hooks");
+        hooking::run_hooks(cx, prepared, &staged, &moves, &record, &survey.start_file, journal)?;
+        cx.done(Stage::Hooks, "done");
+    } else {
+        cx.report.stage_skipped(Stage::Hooks, "none");
+    }
     cx.check_signals_after_stop()?;
+    // The last move of the swap: from here on the new version can start.
+    swap::complete(&cx.root, &moves, &survey.start_file)?;
+    journal.append(Record::Swapped)?;
 
     let launch = match &survey.launch {
         Some(launch) if !request.no_start && !request.in_place => launch,

@@ -7,6 +7,7 @@ use crate::bundle::{Bundle, Limits};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
+use crate::hooks::{self, Hooks};
 use crate::os::{self, files, processes};
 use crate::path::RelPath;
 use crate::plan::{self, Plan};
@@ -24,6 +25,7 @@ pub struct Prepared {
     pub plan: Plan,
     pub data: Vec<(RelPath, os::Facts)>,
     pub needed: u64,
+    pub hooks: Hooks,
 }
 
 /// Opens and judges the bundle, makes the plan, and finds every problem. Reads only.
@@ -60,8 +62,14 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
     movable(cx, &plan)?;
     short_enough(cx, &plan, &data)?;
+    let hooks = hooks(cx, request, survey, &mut bundle, &plan)?;
     let saved: u64 = plan.live.values().map(|l| l.facts.size).sum::<u64>() + allocated(cx, &data)?;
-    let needed = arriving + saved + bundle.kept_size()? + journal_size(&plan) + reserve_size(cx, &data)?;
+    let needed = arriving
+        + saved
+        + bundle.kept_size()?
+        + journal_size(&plan)
+        + reserve_size(cx, &data)?
+        + hooks.size(&cx.root)?;
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     if free < needed {
         let volume = cx.root.path().display();
@@ -81,7 +89,22 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
             databases::whole_already(cx, main)?;
         }
     }
-    Ok(Prepared { bundle, plan, data, needed })
+    Ok(Prepared { bundle, plan, data, needed, hooks })
+}
+
+/// What runs in the middle of this update: nothing where nothing changes, and nothing where damage is healed.
+fn hooks(cx: &Context, request: &Request, survey: &Survey, bundle: &mut Bundle, plan: &Plan) -> Result<Hooks> {
+    if plan.is_empty() || request.heal || request.in_place {
+        return Ok(Hooks::default());
+    }
+    let occasion = hooks::Occasion {
+        command: request.command(),
+        running: survey.server.as_ref(),
+        launch: survey.launch.as_ref(),
+        start_file: &survey.start_file,
+        from_version: survey.receipt.as_ref().map(|receipt| receipt.version.as_str()),
+    };
+    Hooks::choose(cx, &occasion, bundle, plan)
 }
 
 /// What the data takes on its volume: a copy of a sparse file is sparse, too.

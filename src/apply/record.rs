@@ -64,10 +64,6 @@ pub(super) fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepar
     fsx::adopt(&kept)
 }
 
-fn command(request: &Request) -> &'static str {
-    if request.saved.is_some() { "restore" } else { "apply" }
-}
-
 pub(super) fn open_journal(
     cx: &Context,
     request: &Request,
@@ -79,7 +75,7 @@ pub(super) fn open_journal(
     let begin = Begin {
         format: journal::FORMAT,
         update_id: cx.update_id.clone(),
-        command: command(request).into(),
+        command: request.command().into(),
         root: cx.root.path().to_path_buf(),
         backup: saved.id.clone(),
         backup_dir: RelPath::parse(&cx.settings.backup.dir)
@@ -122,7 +118,7 @@ pub(super) fn finish_backup(
         format: backup::FORMAT,
         id: saved.id.clone(),
         created: jiff::Timestamp::now().to_string(),
-        kind: command(request).into(),
+        kind: request.command().into(),
         update_id: cx.update_id.clone(),
         from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),

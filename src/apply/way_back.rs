@@ -31,8 +31,9 @@ pub(super) fn roll_back(
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
     // A unit may have started it although its request failed.
     let asked = survey.service.is_some() && journal.starting().is_some();
-    let data = if started.is_some() || asked { DataBack::Restored } else { DataBack::Untouched };
-    let outsiders = if data == DataBack::Restored { recover::refuse_outsiders(cx, &journal) } else { Ok(()) };
+    let ran = started.is_some() || asked;
+    let data = if ran || journal.hooking().is_some() { DataBack::Restored } else { DataBack::Untouched };
+    let outsiders = if ran { recover::refuse_outsiders(cx, &journal) } else { Ok(()) };
     let undone = outsiders
         .and_then(|()| recover::end_started(cx, &journal))
         .and_then(|()| rollback::undo(&cx.root, &mut journal, data));

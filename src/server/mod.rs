@@ -12,7 +12,7 @@ mod unit;
 pub use launch::guess_launch;
 pub use respawn::refuse_respawners;
 pub use stop::{may_stop, stop};
-pub use table::{Process, Table, belongs};
+pub use table::{Process, Table, belongs, plain};
 pub use unit::{Launched, may_control, start_unit, stop_unit};
 
 use crate::error::Failure;

@@ -347,7 +347,7 @@ fn is_inline(argument: &str) -> bool {
 }
 
 /// A path without `.` and `..`, not following links (a venv's python must stay in the venv).
-pub(super) fn plain(path: &Path) -> PathBuf {
+pub fn plain(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part {

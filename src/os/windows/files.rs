@@ -162,6 +162,25 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 /// Source: "Maximum Path Length Limitation", Microsoft Learn.
 pub const MAX_PATH: usize = 32_000;
 
+/// Flushes one file; one that may only be read cannot be flushed, and stays so.
+pub fn sync_file(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path)?.permissions().readonly() {
+        return Ok(());
+    }
+    OpenOptions::new().write(true).open(path)?.sync_all()
+}
+
+/// Flushes everything below `folder`, file by file.
+pub fn sync_tree(folder: &Path) -> io::Result<()> {
+    for item in walkdir::WalkDir::new(folder) {
+        let item = item?;
+        if item.file_type().is_file() {
+            sync_file(item.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// How many bytes the file takes on its volume, at most.
 pub fn allocated(path: &Path) -> io::Result<u64> {
     Ok(std::fs::symlink_metadata(path)?.len())

@@ -251,6 +251,23 @@ pub fn command_of(pid: u32) -> io::Result<CommandLine> {
     Ok(CommandLine { argv, env })
 }
 
+/// Every process whose environment, as it was started with it, holds this variable; those of others, which we may
+/// not look into, are left out.
+pub fn with_variable(name: &str, value: &str) -> io::Result<Vec<ProcessId>> {
+    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
+    let mut system = System::new().map_err(io::Error::other)?;
+    let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);
+    system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
+    let wanted = format!("{name}={value}");
+    let mut found = Vec::new();
+    for (pid, process) in system.processes() {
+        if process.environ().iter().any(|variable| *variable == *wanted.as_str()) {
+            found.extend(identity(pid.as_u32())?);
+        }
+    }
+    Ok(found)
+}
+
 /// Where its standard output and error go: the system does not tell, not even of a process that we may open.
 pub fn outputs(pid: u32) -> [Option<PathBuf>; 2] {
     drop(open(pid, PROCESS_QUERY_LIMITED_INFORMATION));

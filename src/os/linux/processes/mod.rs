@@ -225,6 +225,22 @@ pub fn command_of(pid: u32) -> io::Result<CommandLine> {
     Ok(CommandLine { argv: words("cmdline")?, env: words("environ")?.into_iter().filter_map(pair).collect() })
 }
 
+/// Every process whose environment, as it was started with it, holds this variable; those of others, which we may
+/// not look into, are left out.
+pub fn with_variable(name: &str, value: &str) -> io::Result<Vec<ProcessId>> {
+    let wanted = format!("{name}={value}").into_bytes();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that ends meanwhile has nothing left to say.
+        let Ok(bytes) = std::fs::read(format!("/proc/{pid}/environ")) else { continue };
+        if bytes.split(|byte| *byte == 0).any(|variable| variable == wanted) {
+            found.extend(identity(pid)?);
+        }
+    }
+    Ok(found)
+}
+
 /// Where its standard output and error go, each where it is a regular file that still has its name.
 pub fn outputs(pid: u32) -> [Option<PathBuf>; 2] {
     [1, 2].map(|number| {

@@ -1,0 +1,109 @@
+//! Begin and end of every changing command: the lock and the logs, what an earlier run left, and the outcome.
+//! Refuses to begin beside another one, and to end without saying how.
+
+use crate::context::{Context, UnderWay};
+use crate::error::{self, Class};
+use crate::fsx;
+use crate::history;
+use crate::lock::Lock;
+use crate::os::{Said, files};
+use crate::recover;
+use crate::report::{Finished, Reporter, Stage};
+use crate::rollback;
+use anyhow::{Context as _, Result};
+use std::time::Duration;
+
+/// Takes the lock and opens the logs of this run.
+pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
+    let own = cx.own();
+    files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
+    fsx::adopt(&own)?;
+    let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
+    let id = cx.update_id.clone();
+    for name in ["events", "log"] {
+        files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
+    }
+    let (events, log) = (own.join(format!("events/{id}.jsonl")), own.join(format!("log/{id}.log")));
+    cx.report.events_to(&events);
+    cx.report.log_to(&log);
+    // Now, not at the end: a run that fails early leaves nothing of root's either.
+    for path in [own.join("events"), own.join("log"), events, log] {
+        if fsx::exists(&path)? {
+            fsx::adopt(&path)?;
+        }
+    }
+    let human = cx.root.path().join("instance");
+    if human.is_dir() {
+        let log = human.join("update_log.txt");
+        // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced.
+        if let Ok(file) = std::fs::OpenOptions::new().write(true).create(true).truncate(true).open(&log) {
+            drop(file);
+            let _ = fsx::adopt(&log);
+        }
+        cx.report.log_to(&log);
+    }
+    cx.under_way = Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string() });
+    history::prune(&own, history::KEEP);
+    cx.keep_status();
+    cx.say(Said::Begun);
+    Ok(lock)
+}
+
+/// Finishes or undoes what an earlier run left, before any work of this one.
+pub fn recover_first(cx: &mut Context) -> Result<()> {
+    if let Some(done) = recover::settle(cx, recover::Choice::default())? {
+        cx.report.recovered(&done.interrupted_id, done.direction);
+        let events = cx.own().join(format!("events/{}.jsonl", done.interrupted_id));
+        let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
+        theirs.stage_started(Stage::Rollback, "settled by the next command");
+        theirs.finished(&done.finished());
+        if fsx::exists(&events)? {
+            fsx::adopt(&events)?;
+        }
+    }
+    // Without a journal nothing refers to what an earlier run may have left.
+    rollback::sweep(&cx.own())
+}
+
+/// How often a bundle may fail by its own fault before an unattended run skips it.
+pub const MOST_FAILURES: u64 = 2;
+
+/// The failures that the bundle itself caused, by their codes.
+pub(super) const OWN_FAULT: [&str; 12] = [
+    "health-exited",
+    "health-timeout",
+    "health-status",
+    "health-port",
+    "cannot-start",
+    "critical-missing",
+    "database-damaged",
+    "rows-lost",
+    "hook-failed",
+    "hook-timeout",
+    "hook-changed-program",
+    "hook-changed-data",
+];
+
+/// Turns the end of a run into its `finished` record.
+pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
+    match outcome {
+        Ok(word) => {
+            finished.outcome = word.to_string();
+            finished.exit_code = 0;
+        }
+        Err(e) => {
+            let class = error::class(&e);
+            finished.exit_code = class as u8;
+            finished.error = Some(error::record(&e));
+            finished.outcome = match class {
+                Class::Refused => "refused",
+                Class::RolledBack => "rolled-back",
+                Class::NeedsOperator => "needs-operator",
+                _ => "failed",
+            }
+            .to_string();
+            cx.report.fail_current(&format!("{e:#}"));
+        }
+    }
+    cx.report.finished(finished);
+}

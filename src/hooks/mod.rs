@@ -1,0 +1,336 @@
+//! Hooks: the programs that an update runs in its middle, those of the settings and the one for packages.
+//! Refuses to let one run on after its time or its end, and to believe that it wrote only what it named: that is
+//! looked at, and more than that is a failure.
+//!
+//! They run as the owner of the install, who we are, with the server's environment and no terminal. While those
+//! after the swap run, the start file is still away: whatever a cut leaves, nothing can start on it.
+
+mod changes;
+mod packages;
+mod task;
+
+pub use changes::Changes;
+
+use crate::bundle::Bundle;
+use crate::context::Context;
+use crate::error::{Class, Failure};
+use crate::fsx;
+use crate::os::{LaunchSpec, files};
+use crate::path::{InstallRoot, RelPath};
+use crate::plan::{Action, Plan};
+use crate::preserve::{self, Preserve};
+use crate::server::Running;
+use crate::settings::{Hook, Hooks as Settings};
+use crate::staging::{self, Staged};
+use anyhow::{Context as _, Result};
+use packages::{Need, Packages};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use task::{Ended, Task};
+
+/// How much of a failing hook's output is shown, in lines.
+const TAIL: usize = 20;
+
+/// Variables by which a service manager knows the server, and nobody else.
+const OF_THE_SERVER: [&str; 6] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// When a hook runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// While the server is up, in the staged tree.
+    BeforeStop,
+    /// While it is down, in the install.
+    AfterSwap,
+}
+
+/// A hook that this update runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Due {
+    #[serde(rename = "hook")]
+    pub when: When,
+    pub run: Vec<String>,
+    pub changes: Vec<RelPath>,
+    #[serde(rename = "timeout_ms", serialize_with = "in_millis")]
+    pub timeout: Duration,
+    /// It is not of the settings.
+    #[serde(rename = "default")]
+    pub by_default: bool,
+}
+
+fn in_millis<S: serde::Serializer>(time: &Duration, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What is known of the update that hooks belong to.
+#[derive(Debug, Clone, Copy)]
+pub struct Occasion<'a> {
+    /// `apply` or `restore`.
+    pub command: &'a str,
+    pub running: Option<&'a Running>,
+    pub launch: Option<&'a LaunchSpec>,
+    pub start_file: &'a RelPath,
+    pub from_version: Option<&'a str>,
+}
+
+/// Everything that one update runs in its middle.
+#[derive(Debug, Default)]
+pub struct Hooks {
+    before_stop: Vec<Due>,
+    after_swap: Vec<Due>,
+    pub changes: Changes,
+    packages: Option<Packages>,
+    /// A restore goes on where packages cannot be fetched: old code mostly runs on newer ones, and health tells.
+    is_restore: bool,
+    env: Vec<(String, String)>,
+    /// What is to be said of them: code and words.
+    pub warnings: Vec<(&'static str, String)>,
+}
+
+impl Hooks {
+    /// Chooses the hooks of an update and judges them, by reading alone. Errors: a program is not there, or one
+    /// changes what could not be put back.
+    pub fn choose(cx: &Context, occasion: &Occasion, bundle: &mut Bundle, plan: &Plan) -> Result<Hooks> {
+        let settings: &Settings = &cx.settings.hooks;
+        let env = environment(cx, occasion, &bundle.version);
+        let mut hooks = Hooks { env, is_restore: occasion.command == "restore", ..Hooks::default() };
+        if settings.defaults {
+            let scratch = tempfile::Builder::new().prefix("updater-check-").tempdir_in(cx.scratch()?);
+            let scratch = scratch.context("making a folder to ask for packages in")?;
+            let server = (occasion.running, occasion.launch);
+            match packages::need(cx, bundle, plan, server, &hooks.env, scratch.path())? {
+                Need::Nothing => {}
+                Need::LeftAlone(code, text) => hooks.warnings.push((code, text)),
+                Need::Unmet(packages) => {
+                    hooks.after_swap.push(packages.install(&work(&cx.root)));
+                    hooks.packages = Some(packages);
+                }
+            }
+        }
+        let due = |hook: &Hook, when| due(cx, hook, when, bundle, plan, &hooks.env);
+        let of = |all: &[Hook], when| -> Result<Vec<Due>> {
+            let due = all.iter().map(|hook| due(hook, when));
+            Ok(due.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        };
+        let (before, after) =
+            (of(&settings.before_stop, When::BeforeStop)?, of(&settings.after_swap, When::AfterSwap)?);
+        hooks.before_stop.extend(before);
+        hooks.after_swap.extend(after);
+        let named: BTreeSet<RelPath> = hooks.after_swap.iter().flat_map(|due| due.changes.clone()).collect();
+        hooks.changes = Changes::judge(cx, &named, occasion.start_file)?;
+        Ok(hooks)
+    }
+
+    /// All of them in their order, as `plan` shows them.
+    pub fn shown(&self, root: &InstallRoot) -> Vec<Due> {
+        let fetch = self.packages.iter().map(|packages| packages.fetch_shown(&work(root)));
+        fetch.chain(self.before_stop.iter().chain(&self.after_swap).cloned()).collect()
+    }
+
+    /// The bytes that they need on the install's volume: what is copied for the way back.
+    pub fn size(&self, root: &InstallRoot) -> Result<u64> {
+        self.changes.size(root)
+    }
+
+    /// True when something runs while the server is down.
+    pub fn run_after_swap(&self) -> bool {
+        !self.after_swap.is_empty()
+    }
+
+    /// Runs what is due while the server serves. Errors (exit 1): one failed, or altered what waits to arrive.
+    pub fn before_stop(&mut self, cx: &mut Context, staged: &[Staged]) -> Result<()> {
+        if self.packages.is_none() && self.before_stop.is_empty() && self.after_swap.is_empty() {
+            return Ok(());
+        }
+        let work = work(&cx.root);
+        files::private_folder(&work).with_context(|| format!("creating {}", work.display()))?;
+        if let Some(packages) = self.packages.take() {
+            cx.report.line("  hook: bringing the packages of requirements.txt");
+            match packages.fetch(cx, &self.env, &work) {
+                Err(e)
+                    if self.is_restore
+                        && e.downcast_ref::<Failure>().is_some_and(|f| f.code == packages::NOT_FETCHED) =>
+                {
+                    let text = format!("{e:#}; going on with the packages as they are");
+                    cx.report.warning(packages::NOT_FETCHED, &text, None);
+                    self.after_swap.retain(|due| !due.by_default);
+                    let named: BTreeSet<RelPath> = self.after_swap.iter().flat_map(|due| due.changes.clone()).collect();
+                    self.changes.keep_only(&named);
+                }
+                fetched => fetched?,
+            }
+        }
+        let tree = staging::tree(&cx.own());
+        for due in &self.before_stop {
+            self.run(cx, due, &tree)?;
+        }
+        for one in staged {
+            let is = fsx::facts(&tree.join(one.path.to_path()))?;
+            if !is.is_some_and(|is| fsx::is_unchanged(&one.facts, &is)) {
+                let message = format!("a hook before the stop altered {}, which waits to arrive", one.path);
+                return Err(Failure::failed("hook-changed-staging", message)
+                    .at(&one.path)
+                    .remedy("let it write to the folder that UPDATER_WORK names, or run it after the swap")
+                    .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs what is due while the server is down. Errors: one failed.
+    pub fn after_swap(&self, cx: &mut Context) -> Result<()> {
+        let root = cx.root.path().to_path_buf();
+        self.after_swap.iter().try_for_each(|due| self.run(cx, due, &root))
+    }
+
+    fn run(&self, cx: &mut Context, due: &Due, cwd: &Path) -> Result<()> {
+        let shown = due.run.join(" ");
+        cx.report.line(&format!("  hook: {shown}"));
+        let mut argv = due.run.clone();
+        if let Some(first) = argv.first_mut() {
+            *first = program(first, cwd, cx.root.path());
+        }
+        let mut env = self.env.clone();
+        let word = if due.when == When::BeforeStop { "before_stop" } else { "after_swap" };
+        env.push(("UPDATER_STAGE".to_string(), word.to_string()));
+        let output = work(&cx.root).join("output.txt");
+        fsx::remove_own_file(&output)?;
+        let id = cx.update_id.clone();
+        let task = Task { argv, cwd, env: &env, output: &output, timeout: due.timeout, update_id: &id };
+        let mut tail: Vec<String> = Vec::new();
+        let ended = task::run(&task, &mut |lines| {
+            for line in lines {
+                cx.report.note(&format!("    {line}"));
+            }
+            tail.extend_from_slice(lines);
+            tail.drain(..tail.len().saturating_sub(TAIL));
+            if cx.is_down { cx.check_signals_after_stop() } else { cx.check_signals() }
+        });
+        let failed = |code, how: &str| {
+            Failure::failed(code, format!("the hook '{shown}' {how}"))
+                .remedy("mend what it says, or the hook in updater.toml, then try again")
+        };
+        let failure = match ended {
+            Ok(Ended::Well) => return Ok(()),
+            Ok(Ended::Badly(how)) => failed("hook-failed", &format!("ended with {how}")),
+            Ok(Ended::Late) => failed("hook-timeout", &format!("had not ended after {} s", due.timeout.as_secs())),
+            Err(e) if e.is::<Failure>() => return Err(e),
+            Err(e) => failed("hook-failed", &format!("could not be run: {e:#}")),
+        };
+        if !tail.is_empty() {
+            cx.report.warning("hook-output", &format!("the hook's output ends so:\n  {}", tail.join("\n  ")), None);
+        }
+        Err(failure.into())
+    }
+}
+
+/// Ends whatever hooks of an update that was cut off still run. Errors: something of it does not end.
+pub fn end_left(update_id: &str) -> Result<()> {
+    task::end_left(update_id)
+}
+
+/// The hook as this update runs it; None: it changes nothing that the hook waits for.
+fn due(
+    cx: &Context,
+    hook: &Hook,
+    when: When,
+    bundle: &Bundle,
+    plan: &Plan,
+    env: &[(String, String)],
+) -> Result<Option<Due>> {
+    if !hook.when_changed.is_empty() {
+        let wanted = Preserve::new(false, &hook.when_changed, false)?;
+        if !plan.changes().any(|planned| wanted.class_of(&planned.path, false) == Some(preserve::Class::Data)) {
+            return Ok(None);
+        }
+    }
+    let name = hook.run.first().map(String::as_str).unwrap_or_default();
+    if !will_be_there(cx, name, bundle, plan, env) {
+        return Err(Failure::failed("hook-program", format!("the hook '{}' cannot run: there is no {name}", hook.run.join(" ")))
+            .at(name)
+            .remedy("correct `run` in updater.toml: a path is relative to the install, a bare name is looked up in the server's PATH")
+            .into());
+    }
+    let parse = |name: &String| {
+        RelPath::parse(name).map_err(|e| Failure::usage("bad-settings", format!("[hooks] changes {name}: {e}")))
+    };
+    let changes = hook.changes.iter().map(parse).collect::<Result<_, _>>()?;
+    Ok(Some(Due { when, run: hook.run.clone(), changes, timeout: hook.timeout, by_default: false }))
+}
+
+/// Whether a program can be found: in the new version, in what stays of the install, or by the PATH.
+fn will_be_there(cx: &Context, name: &str, bundle: &Bundle, plan: &Plan, env: &[(String, String)]) -> bool {
+    let path = Path::new(name);
+    if path.is_absolute() {
+        return path.is_file();
+    }
+    if name.contains(['/', '\\']) {
+        let planned = RelPath::from_disk(path).and_then(|path| plan.actions.iter().find(move |p| p.path == path));
+        return match planned {
+            Some(planned) if planned.action == Action::Remove => false,
+            Some(planned) if planned.entry.is_some_and(|at| at < bundle.entries.len()) => true,
+            _ => cx.root.path().join(path).is_file(),
+        };
+    }
+    let (_, places) = env.iter().find(|(name, _)| name == "PATH").cloned().unwrap_or_default();
+    std::env::split_paths(&places).any(|folder| {
+        let full = folder.join(name);
+        full.is_file() || full.with_extension("exe").is_file()
+    })
+}
+
+/// A path is of the folder that the hook runs in, or else of the install; a bare name is left to the PATH.
+fn program(name: &str, cwd: &Path, root: &Path) -> String {
+    if !name.contains(['/', '\\']) || Path::new(name).is_absolute() {
+        return name.to_string();
+    }
+    let full = Some(cwd.join(name)).filter(|full| full.is_file()).unwrap_or_else(|| root.join(name));
+    full.to_string_lossy().into_owned()
+}
+
+/// A folder of their own, from before the stop to the end.
+fn work(root: &InstallRoot) -> PathBuf {
+    root.own().join("staging/hooks")
+}
+
+/// Ours, over it the server's, and what tells of the update.
+fn environment(cx: &Context, occasion: &Occasion, to_version: &str) -> Vec<(String, String)> {
+    let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
+    let own: Vec<(String, String)> = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
+    let server = occasion.launch.map(|launch| launch.env.clone()).unwrap_or_default();
+    let place = |path: PathBuf| path.to_string_lossy().into_owned();
+    let waiting = staging::tree(&cx.own()).join(occasion.start_file.to_path());
+    let told = [
+        (task::MARK, cx.update_id.clone()),
+        ("UPDATER_COMMAND", occasion.command.to_string()),
+        ("UPDATER_ROOT", place(cx.root.path().to_path_buf())),
+        ("UPDATER_TREE", place(staging::tree(&cx.own()))),
+        ("UPDATER_WORK", place(work(&cx.root))),
+        ("UPDATER_START_FILE", place(waiting)),
+        ("UPDATER_FROM_VERSION", occasion.from_version.unwrap_or_default().to_string()),
+        ("UPDATER_TO_VERSION", to_version.to_string()),
+        // pip asks nobody, tells of no newer pip, and installs into the environment alone.
+        ("PIP_NO_INPUT", "1".to_string()),
+        ("PIP_DISABLE_PIP_VERSION_CHECK", "1".to_string()),
+        ("PIP_USER", "0".to_string()),
+    ]
+    .map(|(name, value)| (name.to_string(), value));
+    let mut all: Vec<(String, String)> = Vec::new();
+    for (name, value) in own.into_iter().chain(server).chain(told) {
+        all.retain(|(known, _)| *known != name);
+        if !OF_THE_SERVER.contains(&name.as_str()) {
+            all.push((name, value));
+        }
+    }
+    all
+}
+
+/// The error of a hook that wrote where it should not. Class and stage decide what follows.
+pub fn strayed(code: &'static str, path: &RelPath, what: &str) -> Failure {
+    Failure::new(Class::Failed, code, format!("a hook altered {path}, {what}"))
+        .at(path)
+        .remedy("name what it writes in its `changes`, or keep it from writing there")
+}

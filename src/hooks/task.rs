@@ -1,0 +1,117 @@
+//! One program of a hook, from its start to its end and that of all it started.
+//! Refuses to wait for ever, to wait for who merely holds its output open, and to leave anything of it running.
+
+use crate::os::{LaunchSpec, processes};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The variable by which everything that a hook starts is known, even after our own death: the update's id.
+pub(super) const MARK: &str = "UPDATER_HOOK";
+
+/// The longest wait between two looks.
+const POLL: Duration = Duration::from_millis(20);
+/// How long what was killed may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+
+/// What is run, and how.
+#[derive(Debug)]
+pub(super) struct Task<'a> {
+    pub argv: Vec<String>,
+    pub cwd: &'a Path,
+    /// Whole, `MARK` among it.
+    pub env: &'a [(String, String)],
+    /// A file of our own for what it writes.
+    pub output: &'a Path,
+    pub timeout: Duration,
+    pub update_id: &'a str,
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Well,
+    /// In words: `exit code 1`.
+    Badly(String),
+    /// It was still running after its time.
+    Late,
+}
+
+/// Runs it to its end; `tick` is given what it wrote since the last look, line by line, and may stop it.
+/// It has no terminal and no handle of ours, and runs as the owner of the install, who we are.
+/// Errors: it cannot be started; what it left running cannot be ended; what `tick` says.
+pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) -> Result<Ended> {
+    let spec = LaunchSpec {
+        argv: task.argv.clone(),
+        cwd: task.cwd.to_path_buf(),
+        env: task.env.to_vec(),
+        stdout: task.output.to_path_buf(),
+        stderr: task.output.to_path_buf(),
+        credentials: None,
+    };
+    let started = processes::hold(&spec).and_then(processes::Held::release);
+    let mut running = started.with_context(|| format!("starting {}", task.argv.join(" ")))?;
+    let mut output = Lines::open(task.output)?;
+    let begun = Instant::now();
+    let ended = loop {
+        // Asked first: what it wrote before its end is read after.
+        let how = running.exited().context("waiting for a hook")?;
+        let told = output.more(how.is_some()).and_then(|lines| tick(&lines));
+        match how {
+            _ if told.is_err() => break told.map(|()| Ended::Late),
+            Some(how) if how == "exit code 0" => break Ok(Ended::Well),
+            Some(how) => break Ok(Ended::Badly(how)),
+            None if begun.elapsed() >= task.timeout => break Ok(Ended::Late),
+            None => std::thread::sleep(POLL),
+        }
+    };
+    end_left(task.update_id)?;
+    ended
+}
+
+/// Ends whatever hooks of this update left running: in the background, after their time, or after our own death.
+/// Errors: something of it does not end.
+pub(super) fn end_left(update_id: &str) -> Result<()> {
+    let own = std::process::id();
+    let begun = Instant::now();
+    loop {
+        let mut left = processes::with_variable(MARK, update_id).context("looking for what a hook started")?;
+        left.retain(|id| id.pid != own);
+        if left.is_empty() {
+            return Ok(());
+        }
+        anyhow::ensure!(begun.elapsed() < GONE, "process {}, which a hook started, does not end", left[0].pid);
+        for id in left {
+            if let Some(handle) = processes::Handle::open(id).context("looking at what a hook started")? {
+                handle.kill().context("ending what a hook started")?;
+                handle.wait(POLL).context("ending what a hook started")?;
+            }
+        }
+    }
+}
+
+/// The lines of a file that is being written.
+struct Lines {
+    file: File,
+    /// The beginning of a line whose end was not written yet.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn open(place: &Path) -> Result<Lines> {
+        Ok(Lines { file: fs_err::File::open(place)?.into_file(), rest: Vec::new() })
+    }
+
+    /// The lines since the last look; `all`: also one that has no end. A carriage return, by which progress is
+    /// drawn over itself, ends a line, too.
+    fn more(&mut self, all: bool) -> Result<Vec<String>> {
+        self.file.read_to_end(&mut self.rest).context("reading what a hook wrote")?;
+        let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        let whole = if all { self.rest.len() } else { self.rest.iter().rposition(is_end).map_or(0, |at| at + 1) };
+        let bytes: Vec<u8> = self.rest.drain(..whole).collect();
+        let lines = bytes.split(is_end).map(|line| String::from_utf8_lossy(line).trim_end().to_string());
+        Ok(lines.filter(|line| !line.is_empty()).collect())
+    }
+}
