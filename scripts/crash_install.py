@@ -5,6 +5,9 @@ SCENARIO says what is cut off, and what may stand afterwards:
   good          an update                                        old or new
   bad           an update whose new version rewrites the row, alters one upload, adds another and answers 500,
                 so that the rollback and its data are what is cut off                  old
+  hooks         an update with a hook after the swap that writes in a folder of its own and among the data
+                                                                                       old or new, both with it
+  hooks-bad     the same, whose version fails as in `bad`                              old
   restore       restore ID --data, after the users changed row and upload              old or new, data with it
   repair        verify --repair of a damaged and a missing file                        old or new
   prune         backups prune, three whole backups                                     every one whole or gone
@@ -28,6 +31,17 @@ WRITE = "uploads/a.txt=altered"
 WRITE = "uploads/b.txt=added"
 ANSWER = 500
 """
+has_hooks = scenario.startswith('hooks')
+is_bad = scenario in ('bad', 'hooks-bad', 'recover-data')
+HOOK = """
+[[hooks.after_swap]]
+run = ["sh", "-c", "rm -r cache/old && mkdir cache/new && echo 'of 2.0' >cache/made.txt && cp cache/made.txt cache/new/ && echo hook >uploads/hook.txt && echo hook >>uploads/a.txt"]
+changes = ["cache", "uploads"]
+"""
+# What the hook makes of what lay there before.
+BEFORE_HOOK = {'cache/made.txt': 'of 1.0\n', 'cache/old/part.txt': 'a part\n'}
+AFTER_HOOK = {'cache/made.txt': 'of 2.0\n', 'cache/new/made.txt': 'of 2.0\n', 'uploads/hook.txt': 'hook\n',
+              'uploads/a.txt': 'an upload\nhook\n'}
 # What random parts of names are folded to '#'.
 NORM = r'[0-9a-fA-F]{8,}|[0-9]{4,}|-[0-9a-f]{4}(?=\.)|(?<=updater-check-)\w+|(?<=\.)\d+(?=\.tmp)'
 
@@ -43,7 +57,7 @@ def code(version, damage=False):
 
 def data(upload='an upload\n'):
     return {'uploads/a.txt': upload, '.env': 'SECRET=1\n', 'config/c.json': '{}\n',
-            'updater.toml': '[server]\nsoak = "50ms"\nhealth_timeout = "10s"\n'}
+            'updater.toml': '[server]\nsoak = "50ms"\nhealth_timeout = "10s"\n' + (HOOK if has_hooks else '')}
 
 
 def port():
@@ -101,7 +115,7 @@ def make_bundle(version, damage=False):
 def make_site():
     stop()
     shutil.rmtree(site, ignore_errors=True)
-    for name, text in (code('1.0') | data()).items():
+    for name, text in (code('1.0') | data() | (BEFORE_HOOK if has_hooks else {})).items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(text)
         (site / name).chmod(0o644)
@@ -122,8 +136,8 @@ def prepare():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port_file.write_text(str(s.getsockname()[1]))
-    make_bundle('2.0', damage=scenario in ('bad', 'recover-data'))
-    if scenario in ('good', 'bad'):
+    make_bundle('2.0', damage=is_bad)
+    if scenario in ('good', 'bad') or has_hooks:
         return
     make_site()
     start()
@@ -226,9 +240,12 @@ def setup():
 
 def startable_mixture():
     """The code files, if somebody could start a tree that is of neither version before anything recovers."""
-    now = {name: facts[0] for name, facts in tree().items() if name == 'run.py' or name.startswith('app/')}
+    now = {name: facts[0] for name, facts in tree().items() if name == 'run.py' or name.startswith(('app/', 'cache/'))}
     versions = ('3.0', '4.0') if scenario == 'prune' else ('1.0', '2.0')
     whole = [code(version, damage) for version in versions for damage in (False, True)]
+    if has_hooks:
+        cached = [{name: text for name, text in files.items() if name.startswith('cache/')} for files in (BEFORE_HOOK, AFTER_HOOK)]
+        whole = [files | cached['2.0' in files['run.py']] for files in whole]
     hashed = [{name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()} for files in whole]
     # A repair begins with a damaged tree.
     is_odd = 'run.py' in now and now not in hashed and scenario != 'repair'
@@ -263,9 +280,12 @@ def tree():
 def expected():
     """What may stand: word -> (files, text of the row, version that serves)."""
     old, new = (code('1.0') | data(), 'a row', '1.0'), (code('2.0') | data(), 'a row', '2.0')
+    if has_hooks:
+        old = (old[0] | BEFORE_HOOK, *old[1:])
+        new = (new[0] | AFTER_HOOK, *new[1:])
     damaged = {**code('2.0'), **data(), 'app/core.py': 'damaged\n'}
     damaged.pop('app/new/new.py')
-    return {'good': {'OLD': old, 'NEW': new},
+    return {'good': {'OLD': old, 'NEW': new}, 'hooks': {'OLD': old, 'NEW': new},
             'restore': {'OLD': (code('2.0') | data('later\n'), 'later', '2.0'), 'NEW': old},
             'repair': {'OLD': (damaged, 'a row', '2.0'), 'NEW': new},
             'prune': {'OLD': (code('4.0') | data(), 'a row', '4.0')}}.get(scenario, {'OLD': old})
@@ -281,7 +301,7 @@ def check():
     if again := recover_again():
         return print('BROKEN: a second recover did something:', repr(again))
     now = tree()
-    added = scenario in ('bad', 'recover-data') and now.pop('uploads/b.txt', None)
+    added = is_bad and now.pop('uploads/b.txt', None)
     if added and (site / 'uploads/b.txt').read_text() != 'added':
         return print('BROKEN: the added upload')
     word = next((word for word, (files, *_) in expected().items() if now == hashed(files)), None)

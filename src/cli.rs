@@ -88,6 +88,8 @@ pub enum Command {
     Recover(Recover),
     /// Write updater.toml from what is detected, or install the system's part
     Init(Init),
+    /// Say what an update would stumble over, each with its remedy
+    Doctor,
     /// Install the drop-in through which an unmodified legacy server calls this program
     Shim(Shim),
     /// Run what a process inside a unit has asked for
@@ -374,7 +376,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     let before_dashes = || args.iter().skip(1).take_while(|arg| *arg != "--");
     let has = |word: &str| before_dashes().any(|arg| arg == word);
     let command = before_dashes().filter_map(|arg| arg.to_str()).find(|arg| {
-        ["apply", "plan", "status", "verify", "backups", "restore", "recover", "init", "shim"].contains(arg)
+        ["apply", "plan", "status", "verify", "backups", "restore", "recover", "init", "doctor", "shim"].contains(arg)
     });
     let events = match command {
         _ if is_legacy => true,
@@ -507,6 +509,7 @@ mod tests {
             "init --systemd-helper --remove",
             "status --follow --json",
             "shim --remove",
+            "doctor --json",
             "apply x.zip --detach",
             "__launch --port x",
             "--color never status -q",

@@ -4,6 +4,7 @@
 use crate::apply::{self, Origin, Request};
 use crate::cli::{self, Cli, Command, Ended};
 use crate::context::Context;
+use crate::doctor;
 use crate::error::{self, Failure};
 use crate::escape::{self, Outside};
 use crate::fetch;
@@ -161,7 +162,7 @@ fn context(cli: &Cli, report: Reporter, cwd: &Path, outside: &Outside) -> Result
     let exe = std::env::current_exe().context("finding this program")?;
     let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
     let config = settings_place(cli, root.path(), cwd);
-    let strict = !matches!(cli.command, Command::Recover(_));
+    let strict = !matches!(cli.command, Command::Recover(_) | Command::Doctor);
     let (settings, warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
     let cx = Context {
@@ -279,6 +280,11 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             let done = init::settings(cx, &place, args.force)?;
             show(cx, &done, init::settings_text);
             Ok(0)
+        }
+        Command::Doctor => {
+            let (object, ok) = doctor::doctor(cx, warnings)?;
+            show(cx, &object, doctor::text);
+            Ok(u8::from(!ok))
         }
         Command::Shim(args) => {
             let done = if args.remove { shim::remove(cx) } else { shim::install(cx) }?;

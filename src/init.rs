@@ -187,7 +187,11 @@ fn text(port: Option<u16>, command: Option<&[String]>, service: Option<&str>) ->
          # paths = [\"/more/\"]\n\n\
          [verify]\n# sqlite = [\"instance/*.db\"]\n\n\
          [backup]\n# keep = 5\n# skip = [\"/uploads/\"]\n\n\
-         [bundle]\n# app = \"my-app\"\n"
+         [bundle]\n# app = \"my-app\"\n\n\
+         [hooks]\n# Packages of a changed requirements.txt are installed into the server's environment:\n# defaults = true\n\
+         # [[hooks.after_swap]]   # while the server is down; before_stop: while it is up, in the new files\n\
+         # run = [\"scripts/build.sh\"]\n# when_changed = [\"assets/\"]\n# changes = [\"app/static/built\"]   # every rollback puts it back\n\
+         # timeout = \"10m\"\n"
     );
     out
 }

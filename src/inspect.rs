@@ -37,7 +37,7 @@ fn server_object(cx: &Context, server: Option<&Running>) -> Value {
 }
 
 /// What an interrupted or unreadable journal means to a reader.
-fn interrupted(cx: &Context) -> Result<(Value, Option<ErrorRecord>)> {
+pub fn interrupted(cx: &Context) -> Result<(Value, Option<ErrorRecord>)> {
     let problem = |failure: Failure| error::record(&failure.into());
     Ok(match Journal::find(&cx.own())? {
         Found::Nothing => (Value::Null, None),
@@ -66,10 +66,11 @@ pub fn status(cx: &Context) -> Result<Value> {
             .remedy("apply a mended bundle, or try this one once more with --retry-failed");
         warnings.push(error::record(&failure.into()));
     }
-    let server = match &server {
+    let elsewhere = if matches!(server, Ok(None)) { server::elsewhere(&cx.root)? } else { None };
+    let server = match elsewhere.map_or(server, |failure| Err(failure.into())) {
         Ok(found) => server_object(cx, found.as_ref()),
         Err(e) => {
-            warnings.push(error::record(e));
+            warnings.push(error::record(&e));
             json!({"state": "unknown", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null})
         }
     };

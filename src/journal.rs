@@ -152,6 +152,8 @@ pub enum Record {
     Committed,
     /// An automatic recovery began (at most three).
     Attempt,
+    /// It ended with a question to a person, and so counts as none.
+    Undecided,
 }
 
 /// An open journal.
@@ -293,8 +295,10 @@ impl Journal {
     pub fn has(&self, wanted: fn(&Record) -> bool) -> bool {
         self.records.iter().any(wanted)
     }
+    /// The recoveries that were tried and cut off or failed.
     pub fn attempts(&self) -> usize {
-        self.records.iter().filter(|r| matches!(r, Record::Attempt)).count()
+        let count = |wanted: fn(&&Record) -> bool| self.records.iter().filter(wanted).count();
+        count(|r| matches!(r, Record::Attempt)).saturating_sub(count(|r| matches!(r, Record::Undecided)))
     }
 }
 

@@ -47,6 +47,7 @@ pub mod follow;
 pub mod restore;
 pub mod init;
 pub mod shim;
+pub mod doctor;
 // entry
 pub mod cli;
 pub mod dispatch;

@@ -32,6 +32,9 @@ pub enum Data {
     Backup,
 }
 
+/// A person has to say what becomes of the data.
+const UNDECIDED: &str = "data-undecided";
+
 /// What was settled.
 pub struct Settled {
     pub interrupted_id: String,
@@ -138,7 +141,13 @@ fn settle_open(cx: &Context, mut journal: Journal, choice: Choice) -> Result<Set
             .into());
     }
     journal.append(Record::Attempt)?;
-    let direction = decide(cx, &mut journal, choice)?;
+    let direction = match decide(cx, &mut journal, choice) {
+        Err(e) if e.downcast_ref::<Failure>().is_some_and(|failure| failure.code == UNDECIDED) => {
+            journal.append(Record::Undecided)?;
+            return Err(e);
+        }
+        decided => decided?,
+    };
     // Going down, the system starts nothing any more; the next boot does.
     if choice.boot || direction == "old" && service::is_shutting_down() {
         return boot(cx, journal);
@@ -222,6 +231,9 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
     hooks::end_left(&journal.begin.update_id)?;
     let Some((boot, process)) = starting.filter(|_| !restored) else {
         let data = if restored { DataBack::Untouched } else { after_hooks(cx, journal, choice)? };
+        if !choice.boot {
+            end_started(cx, journal)?;
+        }
         rollback::undo(&cx.root, journal, data)?;
         return Ok("old");
     };
@@ -268,7 +280,7 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
 fn undecided(cx: &Context) -> Failure {
     let root = cx.root.path().display();
     Failure::operator(
-        "data-undecided",
+        UNDECIDED,
         "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
     )
     .at(&root)
@@ -347,10 +359,14 @@ fn is_healthy(expected: &Before, running: &server::Running) -> bool {
         )
 }
 
-/// Ends the new version that this update started: whatever of it still runs.
+/// Ends the new version that this update started, or somebody once its hooks had run: whatever of it still runs.
 pub fn end_started(cx: &Context, journal: &Journal) -> Result<()> {
     let timeout = Duration::from_millis(journal.begin.stop_timeout_ms);
-    let Some((_, process)) = journal.starting() else { return Ok(()) };
+    let process = match (journal.starting(), journal.hooking()) {
+        (Some((_, process)), _) => process,
+        (None, Some(_)) => None,
+        (None, None) => return Ok(()),
+    };
     // Whether it runs or is about to be respawned.
     if let Some(unit) = &journal.begin.service {
         server::stop_unit(unit, timeout, &mut || Ok(()))?;

@@ -16,6 +16,27 @@ const PLACE: &str = "app/remote_updater.py";
 /// By this line a shim of ours is known.
 const MARK: &str = "# Written by `updater shim`; `updater shim --remove` takes it away again.";
 
+/// Where the legacy server has its own updater, and the places that it looks in before.
+const ITS_OWN: [&str; 3] =
+    ["app/utils/remote_updater.py", "app/simple_remote_updater.py", "app/app/utils/remote_updater.py"];
+
+/// True where a legacy server's own updater lies.
+pub fn is_legacy(cx: &Context) -> bool {
+    ITS_OWN.iter().any(|place| cx.root.path().join(place).is_file())
+}
+
+/// True where our drop-in lies.
+pub fn is_installed(cx: &Context) -> bool {
+    let text = fs_err::read(cx.root.path().join(PLACE));
+    text.is_ok_and(|text| String::from_utf8_lossy(&text).contains(MARK))
+}
+
+/// Whether it calls this very program for this very root.
+pub fn is_current(cx: &Context) -> Result<bool> {
+    let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
+    Ok(fs_err::read(cx.root.path().join(PLACE))? == script(&exe, cx.root.path())?.as_bytes())
+}
+
 /// Writes the shim. Again: it is written anew, for a program that has moved.
 pub fn install(cx: &Context) -> Result<Value> {
     let place = cx.root.path().join(PLACE);

@@ -310,6 +310,34 @@ fn killed_in_a_hook_nothing_can_start_and_recover_takes_all_back() {
 }
 
 #[test]
+fn started_by_somebody_after_the_hooks_a_person_decides_about_the_data() {
+    for (choice, upload) in [("keep", "old upload\nhook\nuser\n"), ("backup", "old upload\n")] {
+        let install = install_with(&after("changes = [\"cache\", \"uploads\"]"));
+        let before = inodes(&install.root.join("cache"));
+        let script = format!(
+            "echo altered >cache/made.txt; echo hook >>uploads/a.txt; : >\"{}/middle\"; sleep 305",
+            install.scratch().display()
+        );
+        kill_in_the_hook(&install, &release("2.0", "", &script));
+        // As if it had been cut off just after the start file arrived; then somebody starts it and a user writes.
+        fs::rename(install.root.join(".updater/staging/tree/run.py"), install.root.join("run.py")).unwrap();
+        install.start();
+        install.write("uploads/a.txt", install.read("uploads/a.txt") + "user\n");
+        let pid = install.pid();
+        for _ in 0..4 {
+            let refused = install.updater(&["recover", "--json"]).expect(4);
+            assert_eq!(refused.error_code(), "data-undecided");
+        }
+        assert_eq!(install.pid(), pid);
+        install.updater(&["recover", "--data", choice, "--json"]).expect(0);
+        assert_eq!(install.version(), "1.0");
+        assert_eq!(install.read("uploads/a.txt"), upload, "--data {choice}");
+        assert_eq!(inodes(&install.root.join("cache")), before);
+        assert_nothing_is_left(&install);
+    }
+}
+
+#[test]
 fn a_signal_during_a_hook_rolls_back() {
     let install = install_with(&after("changes = [\"cache\"]"));
     let tree = install.tree();

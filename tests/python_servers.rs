@@ -184,6 +184,58 @@ fn start_program(install: &Install, argv: &[&str]) -> Value {
     }
 }
 
+/// A server that counts the connections which say nothing and are still open when the next one comes.
+const LISTENER: &str = r#"import json, os, socket, sys, threading
+VERSION = "@"
+silent, idle = [], 0
+
+
+def answer(peer):
+    request = peer.recv(65536)
+    if request:
+        silent.remove(peer)
+        body = json.dumps({"version": VERSION, "pid": os.getpid(), "root": os.getcwd(), "idle": idle}).encode()
+        peer.sendall(b"HTTP/1.1 200 OK
+Content-Length: %d
+Connection: close
+
+" % len(body) + body)
+    peer.close()
+
+
+def is_idle(peer):
+    try:
+        peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # something came, or its end
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+while True:
+    peer, _ = server.accept()
+    idle += sum(is_idle(other) for other in silent[:])
+    silent.append(peer)
+    threading.Thread(target=answer, args=(peer,), daemon=True).start()
+"#;
+
+#[test]
+fn no_question_leaves_a_connection_open() {
+    let install = Install::new();
+    install.write("run.py", LISTENER.replace('@', "1.0"));
+    let before = start_program(&install, &["python", "run.py"]);
+    install.apply(&Bundle::release("2.0", "").file("run.py", LISTENER.replace('@', "2.0"))).expect(0);
+    let after = ask(&install, "http").expect("the server does not answer");
+    assert_eq!((&before["version"], &after["version"]), (&"1.0".into(), &"2.0".into()));
+    assert_eq!(after["idle"], 0, "a probe left its connection open");
+    // A connection that really idles is counted.
+    let idle = std::net::TcpStream::connect(("127.0.0.1", install.port)).unwrap();
+    assert_eq!(ask(&install, "http").unwrap()["idle"], 1);
+    drop(idle);
+}
+
 fn gunicorn_comes_back(more: &[&str]) {
     let install = Install::new();
     install.write("run.py", served_by("1.0", ""));

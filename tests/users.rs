@@ -92,6 +92,34 @@ fn after_a_refusal_too() {
     assert_owned(&install, owner);
 }
 
+/// Only root can have a server of another user's.
+#[test]
+fn the_user_of_a_port_that_we_may_not_look_into_is_named() {
+    if uid() != 0 {
+        eprintln!("only root can start a server as another user: not tried");
+        return;
+    }
+    let install = Install::running();
+    let tool = install.scratch().join("updater");
+    fs::copy(env!("CARGO_BIN_EXE_updater"), &tool).unwrap();
+    give_away(&install);
+    let bundle = install.save(&install.bundle("2.0"));
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups"]).arg(tool);
+    command.arg("--root").arg(&install.root).arg("apply").arg(bundle).args([
+        "--port",
+        &install.port.to_string(),
+        "--json",
+    ]);
+    let pid = install.pid();
+    let output = kit::run(command).expect(1);
+    let error = output.finished()["error"].clone();
+    assert_eq!(error["code"], "port-foreign", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("a process of the user root"), "{error}");
+    assert!(error["remedy"].as_str().unwrap().contains("as root"), "{error}");
+    assert_eq!((install.pid(), install.version().as_str()), (pid, "1.0"));
+}
+
 #[test]
 fn a_bundle_that_root_alone_may_read_is_handed_over() {
     let install = Install::new();

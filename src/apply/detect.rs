@@ -53,6 +53,9 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             (Some(running.launch.clone()), start, before)
         }
         None => {
+            if let Some(failure) = server::elsewhere(root)? {
+                return Err(failure.into());
+            }
             let believed = stopped_port(cx, request, receipt.as_ref())?;
             port_source = believed.map(|(_, source)| source);
             let port = believed.map(|(port, _)| port);
@@ -201,7 +204,8 @@ pub(super) fn with_set(
     Ok((launch, expected))
 }
 
-pub(super) fn described(survey: &Survey) -> String {
+/// What was found, in words.
+pub fn described(survey: &Survey) -> String {
     match &survey.server {
         Some(server) => {
             let pid = server.processes.first().map_or(0, |p| p.id.pid);

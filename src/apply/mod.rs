@@ -13,7 +13,7 @@ mod source;
 mod unchanged;
 mod way_back;
 
-pub use detect::{Survey, default_start_file, detect, may_stop};
+pub use detect::{Survey, default_start_file, described, detect, may_stop};
 pub use preflight::{Prepared, kept_bundle, left_out, preflight};
 pub use session::{MOST_FAILURES, begin, conclude, recover_first};
 pub use source::{Origin, fetch_to};
@@ -37,7 +37,6 @@ use crate::staging::{self, Staged};
 use crate::swap;
 use crate::verify;
 use anyhow::{Context as _, Result};
-use detect::described;
 use preflight::{counted, is_whole, no_bundle};
 use record::{finish_backup, open_journal, write_receipt};
 use session::OWN_FAULT;
@@ -330,8 +329,9 @@ fn stage_and_seed(
 #[derive(Default)]
 struct NewVersion {
     launched: Option<Launched>,
-    /// Where its logs ended before it was started.
+    /// Where its logs ended before it was started, and when that was (nanoseconds since 1970).
     logs: Vec<(PathBuf, u64)>,
+    since: Option<i64>,
 }
 
 /// Everything that happens while the server is down, and the new version's start.
@@ -411,6 +411,7 @@ fn down(
     cx.start(Stage::Relaunch, "starting the new version");
     let logs = BTreeSet::from([&launch.stdout, &launch.stderr]);
     new.logs = logs.into_iter().map(|log| (log.clone(), std::fs::metadata(log).map_or(0, |data| data.len()))).collect();
+    new.since = Some(fsx::now_nanos());
     let started = &mut new.launched;
     let boot = processes::boot_id().context("reading the boot id")?;
     if let Some(unit) = &survey.service {

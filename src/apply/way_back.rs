@@ -26,7 +26,7 @@ pub(super) fn roll_back(
 ) -> anyhow::Error {
     let record = error::record(&cause);
     cx.report.fail_current(&record.message);
-    show_log(cx, &new);
+    show_log(cx, survey, &new);
     let started = new.launched;
     cx.start(Stage::Rollback, &format!("going back to the old version: {}", record.message));
     // A unit may have started it although its request failed.
@@ -90,14 +90,21 @@ fn at_shutdown(
         .into()
 }
 
-/// The end of what the new version itself said since it was started.
-fn show_log(cx: &mut Context, new: &NewVersion) {
+/// How much of it is shown, in lines.
+const TAIL: usize = 20;
+
+/// The end of what the new version itself said since it was started: in its files, or as a unit in the journal.
+fn show_log(cx: &mut Context, survey: &Survey, new: &NewVersion) {
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    if let (Some(unit), Some(since)) = (&survey.service, new.since) {
+        all.push((format!("journal of {unit}"), service::said_since(unit, since, TAIL).unwrap_or_default()));
+    }
     for (file, from) in &new.logs {
-        let lines = health::tail(file, *from, 20).unwrap_or_default();
-        if !lines.is_empty() {
-            let message = format!("the new server's log {} ends so:\n  {}", file.display(), lines.join("\n  "));
-            cx.report.warning("server-log", &message, None);
-        }
+        all.push((format!("log {}", file.display()), health::tail(file, *from, TAIL).unwrap_or_default()));
+    }
+    for (name, lines) in all.iter().filter(|(_, lines)| !lines.is_empty()) {
+        let message = format!("the new server's {name} ends so:\n  {}", lines.join("\n  "));
+        cx.report.warning("server-log", &message, None);
     }
 }
 

@@ -17,13 +17,13 @@ pub use unit::{Launched, may_control, start_unit, stop_unit};
 
 use crate::error::Failure;
 use crate::os::processes::{self, Handle};
-use crate::os::{LaunchSpec, ProcessId, Unit, service};
+use crate::os::{LaunchSpec, ProcessId, Unit, files, service};
 use crate::path::InstallRoot;
 use crate::ports::{self, Listener};
 use anyhow::Context;
 use launch::captured_launch;
 use std::collections::BTreeSet;
-use table::Tie;
+use table::{Entry, Tie};
 
 /// The running server of an install.
 #[derive(Debug)]
@@ -133,6 +133,36 @@ fn the_top(table: &Table, listeners: &[Listener], root: &InstallRoot) -> anyhow:
     }
 }
 
+/// The failure that names a server of the install which listens in another network namespace (a container, a unit with
+/// `PrivateNetwork=`): from here its port can be neither asked nor judged. None: there is none.
+/// Errors: the system does not tell.
+pub fn elsewhere(root: &InstallRoot) -> anyhow::Result<Option<Failure>> {
+    let table = Table::read(&[])?;
+    let folder = files::facts(root.path()).with_context(|| format!("looking at {}", root.path().display()))?;
+    let mut pids: Vec<u32> = table.all.keys().copied().filter(|pid| table.is_fair(*pid)).collect();
+    pids.sort_unstable();
+    for pid in pids {
+        let is_shell = table.all.get(&pid).is_none_or(Entry::is_shell);
+        let is_ours = table.tie(pid, root.path()) != Tie::None || !is_shell && processes::stands_in(pid, &folder);
+        if !is_ours {
+            continue;
+        }
+        let ports = processes::ports_elsewhere(pid).with_context(|| format!("looking at the network of {pid}"))?;
+        if let Some(port) = ports.first() {
+            let message = format!(
+                "the server runs in another network namespace: {} listens on port {port} there, which cannot be asked \
+                 from here",
+                table.describe(pid)
+            );
+            return Ok(Some(Failure::failed("other-namespace", message).at(root.path().display()).remedy(format!(
+                "run the updater in that network (nsenter --target {pid} --net updater ...), or stop the server, update \
+                 with --no-start, and start it again; a container gets the new version by its image"
+            ))));
+        }
+    }
+    Ok(None)
+}
+
 /// The tree of the stranger that holds `port`. None: nobody does. Errors: the system does not tell.
 pub fn owner_tree(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
     let listeners = ports::listeners()?;
@@ -161,7 +191,16 @@ pub fn foreign_owner(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Fai
                 (table.describe(*pid), "the server runs in a container: run the updater inside of it")
             }
             Some(pid) => (table.describe(*pid), usual),
-            None => ("a process that we may not see".to_string(), "run as that process's user, or as root"),
+            None => match processes::users_listening(port).as_slice() {
+                [] => ("a process that we may not see".to_string(), "run as that process's user, or as root"),
+                users => {
+                    let who = format!("a process of the user {}, into which we may not look", users.join(" and "));
+                    (
+                        who,
+                        "run as that user, or as root; if it is no server of this install, end it or name another port",
+                    )
+                }
+            },
         };
         Failure::failed("port-foreign", format!("port {port} is held by {owner}, which is not of this install"))
             .at(root.path().display())

@@ -234,6 +234,24 @@ impl Drop for Job {
     }
 }
 
+/// The last `count` lines that the unit's programs and its manager wrote to the journal since then (nanoseconds since
+/// 1970). Empty: nothing, there is no journal, or it is not ours to read.
+pub fn said_since(unit: &Unit, since: i64, count: usize) -> io::Result<Vec<String>> {
+    if unit.user.is_none()
+        && let Some(Answer::Said(lines)) = monitor::ask(&Ask::Said(unit.name.clone(), since, count))?
+    {
+        return Ok(lines);
+    }
+    let mut command = Command::new("journalctl");
+    let option = if unit.user.is_some() { "--user-unit" } else { "--unit" };
+    let (seconds, micros) = (since.div_euclid(1_000_000_000), since.rem_euclid(1_000_000_000) / 1000);
+    command.args(["--no-pager", "--quiet", "--output=cat", option, &unit.name]);
+    command.args([format!("--since=@{seconds}.{micros:06}"), format!("--lines={count}")]);
+    command.env("LC_ALL", "C").process_group(0).current_dir("/").stdin(Stdio::null());
+    // No journal, no lines.
+    Ok(output(command).ok().and_then(Result::ok).unwrap_or_default().lines().map(str::to_string).collect())
+}
+
 /// As whom the unit's programs run, as its file says it; empty: as root.
 pub(super) fn user_of(unit: &Unit) -> io::Result<String> {
     Ok(ask(unit, &["User"])?.into_iter().next().unwrap_or_default())

@@ -6,7 +6,7 @@
 //! closes (our death); the release clears that limit and lets it run.
 
 use super::files::{check, is_one_of, wide};
-use crate::os::{CommandLine, Credentials, LaunchSpec, ProcessId};
+use crate::os::{CommandLine, Credentials, Facts, LaunchSpec, ProcessId};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -266,6 +266,21 @@ pub fn with_variable(name: &str, value: &str) -> io::Result<Vec<ProcessId>> {
         }
     }
     Ok(found)
+}
+
+/// The ports on which the process listens in another network: there is but one here.
+pub fn ports_elsewhere(_pid: u32) -> io::Result<Vec<u16>> {
+    Ok(Vec::new())
+}
+
+/// The names of the users whose processes listen on this port: those are told by the processes, which are all listed.
+pub fn users_listening(_port: u16) -> Vec<String> {
+    Vec::new()
+}
+
+/// True when the process stands in this very folder under another name: a folder has one name here.
+pub fn stands_in(_pid: u32, _folder: &Facts) -> bool {
+    false
 }
 
 /// Where its standard output and error go: the system does not tell, not even of a process that we may open.

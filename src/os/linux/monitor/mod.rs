@@ -39,6 +39,8 @@ pub(super) enum Ask {
     /// A request to the service manager; the number names it from then on.
     Begin(String, Verb),
     Ended(u32),
+    /// The last lines that this unit wrote to the journal since then (nanoseconds since 1970).
+    Said(String, i64, usize),
     /// Whether the system goes down: at its end the service manager answers root alone.
     IsShuttingDown,
 }
@@ -58,6 +60,7 @@ pub(super) enum Answer {
     Refusal(Option<String>),
     Job(u32),
     IsShuttingDown(bool),
+    Said(Vec<String>),
     Ended(Option<Result<String, String>>),
     Failed(String),
 }

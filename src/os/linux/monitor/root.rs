@@ -31,6 +31,9 @@ const PASSED: [&str; 11] = [
 ];
 const PASSED_STARTS: [&str; 3] = ["LC_", "UPDATER_", "PIP_"];
 
+/// The most lines of a journal that are handed out at once.
+const MOST_LINES: usize = 1000;
+
 /// The longest wait between two looks.
 const POLL_MS: i64 = 50;
 
@@ -211,6 +214,10 @@ impl Office {
                 let number = self.number();
                 self.jobs.insert(number, job);
                 Answer::Job(number)
+            }
+            Ask::Said(unit, since, count) => {
+                let unit = self.unit(&unit)?.map_err(io::Error::other)?;
+                Answer::Said(service::said_since(&unit, since, count.min(MOST_LINES))?)
             }
             Ask::IsShuttingDown => Answer::IsShuttingDown(service::is_shutting_down()),
             Ask::Ended(number) => {

@@ -2,9 +2,11 @@
 //! Refuses to act on a bare pid: a signal goes through a pidfd whose identity was checked.
 
 mod held;
+mod network;
 
 pub(super) use held::become_user;
 pub use held::{Held, Running, hold, run_held};
+pub use network::{ports_elsewhere, stands_in, users_listening};
 
 use crate::os::{CommandLine, Credentials, ProcessId};
 use rustix::event::{PollFd, PollFlags};
