@@ -195,11 +195,7 @@ def answer(peer):
     if request:
         silent.remove(peer)
         body = json.dumps({"version": VERSION, "pid": os.getpid(), "root": os.getcwd(), "idle": idle}).encode()
-        peer.sendall(b"HTTP/1.1 200 OK
-Content-Length: %d
-Connection: close
-
-" % len(body) + body)
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
     peer.close()
 
 
