@@ -81,6 +81,36 @@ test ! -e run.py; test -f "$UPDATER_START_FILE"; test -d "$UPDATER_WORK""#;
 }
 
 #[test]
+fn what_the_server_writes_until_its_stop_is_in_what_the_hook_gets() {
+    let install = install_with(&after("changes = [\"cache\"]"));
+    let (root, bundle) = (install.root.clone(), release("2.0", "", "cp cache/live.txt cache/seen.txt"));
+    // As a server would: it writes, makes and removes, up to the moment that it is stopped.
+    let writer = std::thread::spawn(move || {
+        let journal = root.join(".updater/journal");
+        let is_stopped = || fs::read(&journal).is_ok_and(|text| String::from_utf8_lossy(&text).contains("stopping"));
+        for round in 0u64.. {
+            if is_stopped() {
+                return round - 1;
+            }
+            fs::write(root.join("cache/live.txt"), format!("{round}\n")).unwrap();
+            let folder = root.join(format!("cache/round/{}", round % 2));
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("file"), format!("{round}\n")).unwrap();
+            fs::remove_dir_all(root.join(format!("cache/round/{}", (round + 1) % 2))).ok();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        0
+    });
+    install.apply(&bundle).expect(0);
+    let last = writer.join().unwrap();
+    assert!(last > 0);
+    for name in ["cache/live.txt", "cache/seen.txt", &format!("cache/round/{}/file", last % 2)] {
+        assert_eq!(install.read(name), format!("{last}\n"), "{name}");
+    }
+    assert!(!install.exists(&format!("cache/round/{}", (last + 1) % 2)), "what was removed came back");
+}
+
+#[test]
 fn a_hook_that_fails_takes_the_update_and_all_its_own_work_back() {
     let install = install_with(&after("changes = [\"cache\", \"instance\", \"made\"]"));
     symlink("made.txt", install.root.join("cache/link")).unwrap();
