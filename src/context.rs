@@ -2,7 +2,6 @@
 //! Refuses to hold state of an update; that is the journal's.
 
 use crate::error::Failure;
-use crate::fsx;
 use crate::history;
 use crate::os::escape::Line;
 use crate::os::processes::Signals;
@@ -88,7 +87,6 @@ impl Context {
         }
         let folder = self.own().join("staging");
         files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        fsx::adopt(&folder)?;
         Ok(folder)
     }
 

@@ -78,7 +78,6 @@ pub fn download(order: &Order, folder: &Path, progress: &mut dyn FnMut(u64, u64)
     file.sync_all()?;
     drop(file);
     fs_err::rename(&part, &whole)?;
-    fsx::adopt(&whole)?;
     Ok(whole)
 }
 

@@ -3,13 +3,11 @@
 
 use crate::context::Context;
 use crate::error::Failure;
+use crate::fsx;
 use crate::os::processes;
 use crate::report::Finished;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 
 /// How often new events are looked for.
@@ -22,11 +20,11 @@ pub fn follow(cx: &mut Context, under_way: &Value) -> Result<u8> {
     let pid = under_way["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
     let identity = processes::identity(pid).context("looking at the updater")?;
     let place = cx.own().join(format!("events/{id}.jsonl"));
-    let mut events = Events::open(&place)?;
+    let mut events = fsx::Growing::open(&place)?;
     loop {
         // Asked first: what it wrote before its end is read after.
         let lives = identity.is_some() && processes::identity(pid).context("looking at the updater")? == identity;
-        for event in events.more()? {
+        for event in events.more(false)?.iter().filter_map(|line| serde_json::from_slice::<Value>(line).ok()) {
             show(cx, &event);
             if event["event"] == "finished" {
                 return Ok(event["exit_code"].as_u64().and_then(|code| u8::try_from(code).ok()).unwrap_or(4));
@@ -70,26 +68,5 @@ fn show(cx: &mut Context, event: &Value) {
             }
         }
         _ => {}
-    }
-}
-
-/// The events of one update, as they are written.
-struct Events {
-    file: File,
-    /// The beginning of a line whose end was not written yet.
-    rest: Vec<u8>,
-}
-
-impl Events {
-    fn open(place: &Path) -> Result<Events> {
-        Ok(Events { file: fs_err::File::open(place)?.into_file(), rest: Vec::new() })
-    }
-
-    /// What was written since the last look.
-    fn more(&mut self) -> Result<Vec<Value>> {
-        self.file.read_to_end(&mut self.rest).context("reading the events")?;
-        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return Ok(Vec::new()) };
-        let whole: Vec<u8> = self.rest.drain(..=end).collect();
-        Ok(whole.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
     }
 }

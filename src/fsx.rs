@@ -1,7 +1,7 @@
 //! Durable file work on top of `os::files`: atomic writes, hashing copies, folders with the right owner.
 //! Refuses decisions: which file is copied where is the caller's.
 
-use crate::os::{self, Facts, Kind, Owner, files};
+use crate::os::{self, Facts, Kind, files};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -63,25 +63,15 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
-/// Gives `path` the owner of the folder that it lies in.
+/// Gives `path` the owner of the folder that it lies in, where we may: else what we make stays ours.
 pub fn adopt(path: &Path) -> Result<()> {
     let parent = path.parent().context("a file lies in a folder")?;
     let wanted = files::facts(parent).with_context(|| format!("looking at {}", parent.display()))?.owner;
     let is = files::facts(path).with_context(|| format!("looking at {}", path.display()))?.owner;
     if is != wanted {
-        files::set_owner(path, wanted).with_context(|| format!("giving {} its owner", path.display()))?;
-    }
-    Ok(())
-}
-
-/// Gives a whole tree to `owner`; links are not followed.
-pub fn give_tree(path: &Path, owner: Owner) -> Result<()> {
-    for item in walkdir::WalkDir::new(path).follow_links(false) {
-        let item = item?;
-        let facts = files::facts(item.path()).with_context(|| format!("looking at {}", item.path().display()))?;
-        if facts.owner != owner {
-            files::set_owner(item.path(), owner)
-                .with_context(|| format!("giving {} its owner", item.path().display()))?;
+        match files::set_owner(path, wanted) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.with_context(|| format!("giving {} its owner", path.display()))?,
         }
     }
     Ok(())
@@ -242,6 +232,30 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(n)
+}
+
+/// A file that is being written, read line by line as it grows.
+#[derive(Debug)]
+pub struct Growing {
+    file: File,
+    /// The beginning of a line whose end was not written yet.
+    rest: Vec<u8>,
+}
+
+impl Growing {
+    pub fn open(path: &Path) -> Result<Growing> {
+        Ok(Growing { file: fs_err::File::open(path)?.into_file(), rest: Vec::new() })
+    }
+
+    /// The lines since the last look, without their ends; `all`: also one that has no end. A carriage return, by which
+    /// progress is drawn over itself, ends a line, too.
+    pub fn more(&mut self, all: bool) -> Result<Vec<Vec<u8>>> {
+        self.file.read_to_end(&mut self.rest).context("reading what is being written")?;
+        let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        let whole = if all { self.rest.len() } else { self.rest.iter().rposition(is_end).map_or(0, |at| at + 1) };
+        let bytes: Vec<u8> = self.rest.drain(..whole).collect();
+        Ok(bytes.split(is_end).filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
+    }
 }
 
 /// Removes a tree that this program made; missing is fine. Links are removed, never followed.

@@ -1,7 +1,6 @@
 //! What an install remembers of its updates: `status.json`, the last outcome, events and logs of the newest runs.
 //! Refuses to decide anything: none of these files is needed to mend an install.
 
-use crate::fsx;
 use crate::os;
 use crate::report::ascii_json;
 use serde::{Deserialize, Serialize};
@@ -109,7 +108,7 @@ fn replace(own: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
         .and_then(|()| file.write_all(format!("{}\n", ascii_json(value)).as_bytes()))
         .and_then(|()| file.sync_all());
     drop(file);
-    if let Err(error) = written.map_err(anyhow::Error::new).and_then(|()| fsx::adopt(&new)) {
+    if let Err(error) = written.map_err(anyhow::Error::new) {
         let _ = fs_err::remove_file(&new);
         return Err(error.context(format!("writing {}", new.display())));
     }

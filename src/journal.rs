@@ -199,7 +199,6 @@ impl Journal {
         let record = Record::Begin(Box::new(begin.clone()));
         file.write_all(&line(&record)?)?;
         file.sync_all()?;
-        fsx::adopt(&fresh)?;
         files::rename_new(&fresh, &path).context("placing the journal")?;
         fsx::sync_parent(&path)?;
         Ok(Self { file, path, begin, records: vec![record] })

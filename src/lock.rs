@@ -2,7 +2,6 @@
 //! Refuses to delete the file: whoever removes a lock file can let two updaters in.
 
 use crate::error::{Class, Failure};
-use crate::fsx;
 use crate::os;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -32,7 +31,6 @@ impl Lock {
         let began = Instant::now();
         let mut file = os::files::open_private(&path)
             .map_err(|e| Failure::failed("lock", format!("the lock cannot be opened: {e}")).at(path.display()))?;
-        fsx::adopt(&path)?;
         loop {
             match file.try_lock() {
                 Ok(()) => break,

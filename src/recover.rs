@@ -130,7 +130,6 @@ fn unsettled(cx: &Context, id: &str, e: anyhow::Error) -> anyhow::Error {
 }
 
 fn settle_open(cx: &Context, mut journal: Journal, choice: Choice) -> Result<Settled> {
-    let own = cx.own();
     if choice.boot && is_whole(cx, &journal)? {
         return boot(cx, journal);
     }
@@ -159,7 +158,6 @@ fn settle_open(cx: &Context, mut journal: Journal, choice: Choice) -> Result<Set
         settled.pid = running.processes.first().map(|p| p.id.pid);
     }
     rollback::clean_up(&cx.root, journal)?;
-    crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
     Ok(settled)
 }
 
@@ -193,7 +191,6 @@ fn undo_begun(cx: &Context, journal: &Journal) -> Result<Option<DataBack>> {
 /// What the boot leaves once the files are whole: the journal stays open where a server should run, because
 /// nobody has seen it well. Looks at no process, so that no service manager can be waited for.
 fn boot(cx: &Context, journal: Journal) -> Result<Settled> {
-    let own = cx.own();
     let committed = journal.has(|r| matches!(r, Record::Committed));
     let undone = journal.has(|r| matches!(r, Record::RolledBack));
     let mut settled = settled(&journal, if undone { "old" } else { "new" });
@@ -203,7 +200,6 @@ fn boot(cx: &Context, journal: Journal) -> Result<Settled> {
     } else if undone {
         rollback::tidy(&cx.root, &journal)?;
     }
-    crate::fsx::give_tree(&own, crate::fsx::owner_of(cx.root.path())?)?;
     Ok(settled)
 }
 

@@ -5,7 +5,7 @@
 use crate::bundle::Bundle;
 use crate::error::Failure;
 use crate::fsx;
-use crate::os::{Facts, Kind, files};
+use crate::os::{Facts, Kind, Owner, files};
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan, Planned};
 use anyhow::{Context, Result};
@@ -119,14 +119,12 @@ fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path
         (None, None) => folder_owner(root, &planned.path)?,
     };
     if files::facts(&to)?.owner != owner {
-        files::set_owner(&to, owner).map_err(|e| {
-            Failure::failed(
-                "cannot-own",
-                format!("{} cannot be given to its owner (user {}): {e}", entry.path, owner.uid),
-            )
-            .at(&entry.path)
-            .remedy("run the updater as the owner of the install, or as root")
-        })?;
+        // A new file only takes after its folder; one that is replaced keeps its owner.
+        let is_new = entry.owner.is_none() && planned.live.is_none();
+        match files::set_owner(&to, owner) {
+            Err(e) if is_new && e.kind() == std::io::ErrorKind::PermissionDenied => {}
+            given => given.map_err(|e| cannot_own(&entry.path, owner, &e))?,
+        }
     }
     if fsx::sha256_of(&to)? != sha256 {
         return Err(Failure::failed("bad-write", format!("{} was not written as it should be", entry.path))
@@ -137,8 +135,17 @@ fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path
     Ok(Staged { path: planned.path.clone(), sha256, facts: files::facts(&to)? })
 }
 
+fn cannot_own(path: &RelPath, owner: Owner, e: &std::io::Error) -> Failure {
+    let (uid, gid) = (owner.uid, owner.gid);
+    Failure::failed("cannot-own", format!("{path} cannot be given to its owner (user {uid}, group {gid}): {e}"))
+        .at(path)
+        .remedy(format!(
+            "put the owner of the install into the group {gid} (usermod -aG), or give the file to a group of his"
+        ))
+}
+
 /// The owner of the nearest folder that exists above `path`.
-fn folder_owner(root: &InstallRoot, path: &RelPath) -> Result<crate::os::Owner> {
+fn folder_owner(root: &InstallRoot, path: &RelPath) -> Result<Owner> {
     for above in path.ancestors().iter().rev() {
         if let Some(facts) = fsx::facts(&root.join(above))?
             && facts.kind == Kind::Folder
@@ -163,8 +170,7 @@ fn sync_folders(tree: &Path) -> Result<()> {
 pub fn reserve(own: &Path, bytes: u64) -> Result<()> {
     let path = own.join(RESERVE);
     let file = files::open_private(&path).with_context(|| format!("creating {}", path.display()))?;
-    files::preallocate(&file, bytes).context("setting room aside for the way back")?;
-    fsx::adopt(&path)
+    files::preallocate(&file, bytes).context("setting room aside for the way back")
 }
 
 /// Gives the room back: whoever calls this needs it now.

@@ -92,6 +92,55 @@ fn after_a_refusal_too() {
     assert_owned(&install, owner);
 }
 
+#[test]
+fn hooks_run_as_the_owner_and_what_they_make_is_his() {
+    let install = Install::new();
+    install.write("cache/made.txt", "old\n");
+    let hook = "id -u >cache/uid.txt; id -G >cache/groups.txt; echo new >cache/made.txt; test $(cat cache/code) = 0";
+    install.write("cache/code", "0");
+    install.write(
+        "updater.toml",
+        format!(
+            "[server]\nsoak = \"50ms\"\n[[hooks.before_stop]]\nrun = [\"sh\", \"-c\", \"id -u >$UPDATER_WORK/uid\"]\n\
+             [[hooks.after_swap]]\nrun = [\"sh\", \"-c\", \"{hook} && cmp cache/uid.txt $UPDATER_WORK/uid\"]\nchanges = [\"cache\"]\n"
+        ),
+    );
+    let owner = start(&install);
+    install.apply(&install.bundle("2.0")).expect(0);
+    assert_eq!(install.read("cache/uid.txt"), format!("{owner}\n"));
+    assert_owned(&install, owner);
+    install.write("cache/code", "7");
+    let before = install.tree();
+    install.apply(&install.bundle("3.0")).expect(3);
+    assert_eq!(install.tree(), before);
+    assert_eq!(install.version(), "2.0");
+    assert_owned(&install, owner);
+}
+
+/// A group that the owner is not in: what is ours alone must not fail for it, and a file of it is named.
+#[test]
+fn files_of_a_group_that_the_owner_is_not_in_are_named_and_an_install_of_it_works() {
+    if uid() != 0 {
+        eprintln!("only root can give files to other groups: not tried");
+        return;
+    }
+    const OTHER: u32 = 4713;
+    let install = Install::new();
+    start(&install);
+    let group = |path: &std::path::Path| lchown(path, Some(USER), Some(OTHER)).unwrap();
+    for folder in ["", "app", "instance", "uploads"] {
+        group(&install.root.join(folder));
+    }
+    install.apply(&install.bundle("2.0").file("app/deep/er.py", "")).expect(0);
+    assert_eq!(install.version(), "2.0");
+    group(&install.root.join("app/core.py"));
+    let output = install.apply(&install.bundle("3.0")).expect(1);
+    assert_eq!(output.error_code(), "cannot-own");
+    let remedy = output.finished()["error"]["remedy"].as_str().unwrap().to_string();
+    assert!(remedy.contains("into the group 4713"), "{remedy}");
+    assert_eq!(install.version(), "2.0");
+}
+
 /// Only root can have a server of another user's.
 #[test]
 fn the_user_of_a_port_that_we_may_not_look_into_is_named() {

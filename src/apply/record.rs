@@ -60,8 +60,7 @@ pub(super) fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepar
     let kept = staging.join("bundle.zip");
     let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
     prepared.bundle.keep(&mut file)?;
-    file.sync_all()?;
-    fsx::adopt(&kept)
+    file.sync_all().context("flushing the kept bundle")
 }
 
 pub(super) fn open_journal(

@@ -17,21 +17,13 @@ use std::time::Duration;
 pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     let own = cx.own();
     files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
-    fsx::adopt(&own)?;
     let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
     let id = cx.update_id.clone();
     for name in ["events", "log"] {
         files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
     }
-    let (events, log) = (own.join(format!("events/{id}.jsonl")), own.join(format!("log/{id}.log")));
-    cx.report.events_to(&events);
-    cx.report.log_to(&log);
-    // Now, not at the end: a run that fails early leaves nothing of root's either.
-    for path in [own.join("events"), own.join("log"), events, log] {
-        if fsx::exists(&path)? {
-            fsx::adopt(&path)?;
-        }
-    }
+    cx.report.events_to(&own.join(format!("events/{id}.jsonl")));
+    cx.report.log_to(&own.join(format!("log/{id}.log")));
     let human = cx.root.path().join("instance");
     if human.is_dir() {
         let log = human.join("update_log.txt");
@@ -57,9 +49,6 @@ pub fn recover_first(cx: &mut Context) -> Result<()> {
         let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
         theirs.stage_started(Stage::Rollback, "settled by the next command");
         theirs.finished(&done.finished());
-        if fsx::exists(&events)? {
-            fsx::adopt(&events)?;
-        }
     }
     // Without a journal nothing refers to what an earlier run may have left.
     rollback::sweep(&cx.own())

@@ -79,7 +79,6 @@ pub(super) fn unchanged(
         }
     }
     cx.start(Stage::Commit, "closing");
-    fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?)?;
     cx.done(Stage::Commit, "this content is installed already");
     Ok("already-current")
 }

@@ -4,7 +4,6 @@
 use super::{NewVersion, Survey, millis};
 use crate::context::Context;
 use crate::error::{self, Class, Failure};
-use crate::fsx;
 use crate::health::{self};
 use crate::journal::Journal;
 use crate::os::service;
@@ -46,8 +45,7 @@ pub(super) fn roll_back(
         return at_shutdown(cx, &journal, &cause, &record);
     }
     let healthy = recover::start_old(cx, &journal);
-    let cleaned =
-        rollback::clean_up(&cx.root, journal).and_then(|()| fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?));
+    let cleaned = rollback::clean_up(&cx.root, journal);
     match healthy.and_then(|h| cleaned.map(|()| h)) {
         Ok(healthy) => {
             cx.report.stage_done(Stage::Rollback, "the old version is back");
@@ -77,9 +75,7 @@ fn at_shutdown(
     cause: &anyhow::Error,
     record: &error::ErrorRecord,
 ) -> anyhow::Error {
-    let cleaned =
-        rollback::tidy(&cx.root, journal).and_then(|()| fsx::give_tree(&cx.own(), fsx::owner_of(cx.root.path())?));
-    if let Err(e) = cleaned {
+    if let Err(e) = rollback::tidy(&cx.root, journal) {
         cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
         return needs_operator(cx, record, &e);
     }

@@ -1,10 +1,9 @@
 //! One program of a hook, from its start to its end and that of all it started.
 //! Refuses to wait for ever, to wait for who merely holds its output open, and to leave anything of it running.
 
+use crate::fsx;
 use crate::os::{LaunchSpec, processes};
 use anyhow::{Context, Result};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -53,12 +52,12 @@ pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) ->
     };
     let started = processes::hold(&spec).and_then(processes::Held::release);
     let mut running = started.with_context(|| format!("starting {}", task.argv.join(" ")))?;
-    let mut output = Lines::open(task.output)?;
+    let mut output = fsx::Growing::open(task.output)?;
     let begun = Instant::now();
     let ended = loop {
         // Asked first: what it wrote before its end is read after.
         let how = running.exited().context("waiting for a hook")?;
-        let told = output.more(how.is_some()).and_then(|lines| tick(&lines));
+        let told = output.more(how.is_some()).and_then(|lines| tick(&shown(lines)));
         match how {
             _ if told.is_err() => break told.map(|()| Ended::Late),
             Some(how) if how == "exit code 0" => break Ok(Ended::Well),
@@ -69,6 +68,12 @@ pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) ->
     };
     end_left(task.update_id)?;
     ended
+}
+
+/// What is worth showing of the lines.
+fn shown(lines: Vec<Vec<u8>>) -> Vec<String> {
+    let lines = lines.iter().map(|line| String::from_utf8_lossy(line).trim_end().to_string());
+    lines.filter(|line| !line.is_empty()).collect()
 }
 
 /// Ends whatever hooks of this update left running: in the background, after their time, or after our own death.
@@ -89,29 +94,5 @@ pub(super) fn end_left(update_id: &str) -> Result<()> {
                 handle.wait(POLL).context("ending what a hook started")?;
             }
         }
-    }
-}
-
-/// The lines of a file that is being written.
-struct Lines {
-    file: File,
-    /// The beginning of a line whose end was not written yet.
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    fn open(place: &Path) -> Result<Lines> {
-        Ok(Lines { file: fs_err::File::open(place)?.into_file(), rest: Vec::new() })
-    }
-
-    /// The lines since the last look; `all`: also one that has no end. A carriage return, by which progress is
-    /// drawn over itself, ends a line, too.
-    fn more(&mut self, all: bool) -> Result<Vec<String>> {
-        self.file.read_to_end(&mut self.rest).context("reading what a hook wrote")?;
-        let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
-        let whole = if all { self.rest.len() } else { self.rest.iter().rposition(is_end).map_or(0, |at| at + 1) };
-        let bytes: Vec<u8> = self.rest.drain(..whole).collect();
-        let lines = bytes.split(is_end).map(|line| String::from_utf8_lossy(line).trim_end().to_string());
-        Ok(lines.filter(|line| !line.is_empty()).collect())
     }
 }

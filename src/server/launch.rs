@@ -3,7 +3,7 @@
 
 use super::table::{Table, plain};
 use crate::error::Failure;
-use crate::os::{Credentials, LaunchSpec, files, processes};
+use crate::os::{LaunchSpec, files, processes};
 use crate::path::InstallRoot;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ fn default_outputs(root: &InstallRoot) -> [PathBuf; 2] {
 }
 
 /// How to start a server that does not run: the command of the settings, else the install's own python
-/// with `run.py`. Errors: there is no `run.py` either, or the owner of the root is hidden.
+/// with `run.py`. Errors: there is no `run.py` either.
 pub fn guess_launch(
     root: &InstallRoot,
     settings_command: Option<&[String]>,
@@ -73,8 +73,8 @@ pub fn guess_launch(
     whole.retain(|(name, _)| !env.contains_key(name));
     whole.extend(env.iter().map(|(name, value)| (name.clone(), value.clone())));
     let [stdout, stderr] = default_outputs(root);
-    let credentials = credentials_of_owner(root)?;
-    Ok(LaunchSpec { argv, cwd: root.path().to_path_buf(), env: whole, stdout, stderr, credentials })
+    // Ours: whoever works on an install is its owner.
+    Ok(LaunchSpec { argv, cwd: root.path().to_path_buf(), env: whole, stdout, stderr, credentials: None })
 }
 
 /// A program given relative to the root becomes absolute; a bare name is left to PATH.
@@ -94,15 +94,4 @@ fn python_of(root: &InstallRoot) -> String {
     let mut paths = known.iter().map(|relative| root.path().join(relative));
     let found = paths.find(|path| path.is_file());
     found.map_or_else(|| "python3".to_string(), |path| path.to_string_lossy().into_owned())
-}
-
-/// The owner of the root, when we are the administrator and he is somebody else.
-fn credentials_of_owner(root: &InstallRoot) -> anyhow::Result<Option<Credentials>> {
-    let owner = files::facts(root.path()).with_context(|| format!("reading {}", root.path().display()))?.owner;
-    let own = processes::own_credentials().context("reading our own user")?;
-    if own.uid != 0 || owner.uid == 0 {
-        return Ok(None);
-    }
-    let (uid, gid) = (owner.uid, owner.gid);
-    Ok(Some(Credentials { uid, gid, groups: vec![gid], umask: 0o022, user: uid.to_string() }))
 }

@@ -1,9 +1,17 @@
 //! The only writer: events, human lines, errors, logs and the progress bar; every byte ASCII.
 //! Refuses to fail: an update does not depend on anybody reading about it.
 
+mod ascii;
+mod outcome;
+mod stage;
+
+pub use ascii::{ascii, ascii_json};
+pub use outcome::Finished;
+pub use stage::Stage;
+
 use crate::error::ErrorRecord;
 use crate::os;
-use serde::{Deserialize, Serialize};
+use ascii::one_line;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -13,126 +21,6 @@ use std::time::{Duration, Instant};
 
 /// At most one progress event in this time.
 const THROTTLE: Duration = Duration::from_millis(200);
-
-/// Text as ASCII: other characters and control characters (but `\n`) as `\u{..}`.
-pub fn ascii(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c == '\n' || (c.is_ascii() && !c.is_ascii_control()) {
-            out.push(c);
-        } else {
-            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-        }
-    }
-    out
-}
-
-/// One line of JSON in ASCII; characters beyond 16 bits as surrogate pairs.
-pub fn ascii_json(value: &Value) -> String {
-    let text = value.to_string();
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii() && c != '\u{7f}' {
-            out.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(out, "\\u{unit:04x}");
-            }
-        }
-    }
-    out
-}
-
-/// The stages of the pipeline, in order, and the rollback.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stage {
-    Fetch,
-    Detect,
-    Preflight,
-    Stage,
-    Backup,
-    Stop,
-    BackupFinal,
-    Swap,
-    Verify,
-    Hooks,
-    Relaunch,
-    Health,
-    Commit,
-    Rollback,
-}
-
-impl Stage {
-    /// The stages of `apply`, in order.
-    pub const PIPELINE: [Stage; 13] = [
-        Stage::Fetch,
-        Stage::Detect,
-        Stage::Preflight,
-        Stage::Stage,
-        Stage::Backup,
-        Stage::Stop,
-        Stage::BackupFinal,
-        Stage::Swap,
-        Stage::Verify,
-        Stage::Hooks,
-        Stage::Relaunch,
-        Stage::Health,
-        Stage::Commit,
-    ];
-
-    /// The word of the contract.
-    pub fn word(self) -> &'static str {
-        match self {
-            Stage::Fetch => "fetch",
-            Stage::Detect => "detect",
-            Stage::Preflight => "preflight",
-            Stage::Stage => "stage",
-            Stage::Backup => "backup",
-            Stage::Stop => "stop",
-            Stage::BackupFinal => "backup-final",
-            Stage::Swap => "swap",
-            Stage::Verify => "verify",
-            Stage::Hooks => "hooks",
-            Stage::Relaunch => "relaunch",
-            Stage::Health => "health",
-            Stage::Commit => "commit",
-            Stage::Rollback => "rollback",
-        }
-    }
-
-    /// The share of the whole, in percent; those of the pipeline give 100.
-    pub fn weight(self) -> u8 {
-        match self {
-            Stage::Rollback => 0,
-            Stage::Commit => 2,
-            Stage::Health => 13,
-            Stage::Fetch | Stage::Hooks => 10,
-            Stage::Stage | Stage::Backup => 15,
-            _ => 5,
-        }
-    }
-
-    /// The percent at which the stage begins; None for the rollback, which keeps the value.
-    fn base(self) -> Option<u8> {
-        let before = Stage::PIPELINE.iter().take_while(|stage| **stage != self);
-        (self != Stage::Rollback).then(|| before.map(|stage| stage.weight()).sum())
-    }
-
-    /// Name and percent that the dashboard of the legacy server shows.
-    fn legacy(self) -> Option<(&'static str, u8)> {
-        Some(match self {
-            Stage::Fetch => ("connecting", 5),
-            Stage::Detect | Stage::Preflight => ("connected", 15),
-            Stage::Stage => ("requesting", 25),
-            Stage::Backup => ("updating", 35),
-            Stage::Stop => ("restarting", 45),
-            Stage::BackupFinal | Stage::Swap | Stage::Verify | Stage::Hooks => ("installing", 60),
-            Stage::Relaunch | Stage::Health | Stage::Commit => ("verifying", 90),
-            Stage::Rollback => return None,
-        })
-    }
-}
 
 /// When to colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -151,50 +39,6 @@ pub struct Options {
     pub verbose: bool,
     pub color: Color,
     pub log_file: Option<PathBuf>,
-}
-
-/// The fields of the `finished` event.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Finished {
-    pub outcome: String,
-    pub exit_code: u8,
-    pub from_version: Option<String>,
-    pub to_version: Option<String>,
-    pub port: Option<u16>,
-    pub pid: Option<u32>,
-    pub downtime_ms: Option<u64>,
-    pub backup: Option<String>,
-    pub bytes_staged: u64,
-    pub files_changed: u64,
-    pub error: Option<ErrorRecord>,
-}
-
-impl Finished {
-    /// The end of a run in words.
-    pub fn words(&self) -> Vec<String> {
-        let from_to = || {
-            let version = |v: &Option<String>| v.as_deref().map_or("unknown".to_string(), one_line);
-            format!("{} -> {}", version(&self.from_version), version(&self.to_version))
-        };
-        let mut lines = vec![match self.outcome.as_str() {
-            "already-current" => "already-current: this version is installed; nothing was changed".to_string(),
-            word if self.to_version.is_none() => word.to_string(),
-            word => format!("{word}: {}", from_to()),
-        }];
-        if self.files_changed > 0 {
-            lines.push(format!("  files changed: {}", self.files_changed));
-        }
-        if let Some(ms) = self.downtime_ms {
-            lines.push(format!("  the server was down for {}.{:02} s", ms / 1000, ms % 1000 / 10));
-        }
-        if let (Some(port), Some(pid)) = (self.port, self.pid) {
-            lines.push(format!("  it listens on port {port} as process {pid}"));
-        }
-        if let Some(backup) = &self.backup {
-            lines.push(format!("  the version before is in the backup {backup}"));
-        }
-        lines
-    }
 }
 
 /// Writes everything that a run says, to whoever listens.
@@ -636,11 +480,6 @@ fn with_schema(value: &Value) -> Value {
         all.extend(fields.iter().filter(|(name, _)| *name != "schema").map(|(name, v)| (name.clone(), v.clone())));
     }
     Value::Object(all)
-}
-
-/// ASCII without line breaks, for names from outside.
-fn one_line(text: &str) -> String {
-    ascii(text).replace('\n', "\\u{a}")
 }
 
 fn append(path: &Path) -> Option<File> {
