@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """power_install.py WORK prepare|setup|recover|check - the install of scripts/power-cut, on the disk mounted at WORK/mnt.
 
-It is crash_install.py's (SCENARIO good or bad), with its last row in the database's log alone. `recover` is what
+It is crash_install.py's (SCENARIO good, bad or hooks), with its last row in the database's log alone. `recover` is what
 happens when the machine is up again: nothing runs; at every other cut `recover --boot` comes first, then the server is
-started as a service manager would. Recovery must ask about data exactly when the bad version was left started.
+started as a service manager would. Recovery must ask about data exactly when the bad version was left started, or when hooks had
+written among the data and somebody may have started the new version since.
 `check` is the crash test's, and holds every backup, the receipt and the kept bundle to their hashes by itself.
 """
 import contextlib, hashlib, io, json, os, sys
@@ -11,7 +12,7 @@ import crash_install as install
 
 site = install.site = install.work / 'mnt/site'
 asked = install.work / 'asked'
-is_bad = install.scenario == 'bad'
+is_bad = install.is_bad
 
 
 def setup():
@@ -33,8 +34,12 @@ def records():
 
 
 def must_ask(found):
-    """The bad version was started, its end is not decided (or decided, but it may have been started since)."""
+    """The bad version was started, its end is not decided (or decided, but it may have been started since). Or hooks
+    have run, and the start file is there."""
     states = {record['state'] for record in found}
+    ended = states & {'starting', 'data-restored', 'rolled-back', 'committed'}
+    if 'hooking' in states and not ended and (site / 'run.py').exists():
+        return True
     undoing = [record['data'] for record in found if record['state'] == 'undoing']
     goes_on = undoing and (undoing[-1] != 'restored' or not (site / 'run.py').exists())
     return is_bad and 'starting' in states and not states & {'data-restored', 'rolled-back', 'committed'} and not goes_on
