@@ -192,7 +192,10 @@ fn a_pipe_that_nobody_reads_does_not_end_an_update() {
 /// Runs an update at a terminal that hangs up as soon as `stage` was seen; gives back how it ended.
 fn hang_up_at(stage: &str) -> (Install, Option<Value>) {
     let install = Install::running();
-    install.write("updater.toml", "[server]\nsoak = \"300ms\"\n");
+    // A hook that has no terminal to lose, and says something after it is gone.
+    let hook = "[[hooks.after_swap]]\nrun = [\"sh\", \"-c\", \"sleep 0.3; echo said; tty && exit 1; exit 0\"]\n";
+    let hook = if stage == "hooks" { hook } else { "" };
+    install.write("updater.toml", format!("[server]\nsoak = \"300ms\"\n{hook}"));
     let bundle = install.save(&install.bundle("2.0"));
     let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
     rustix::io::fcntl_setfd(&master, rustix::io::FdFlags::CLOEXEC).unwrap();
@@ -230,6 +233,7 @@ fn a_terminal_that_hangs_up_in_any_stage_does_not_end_an_update() {
         "backup-final",
         "swap",
         "verify",
+        "hooks",
         "relaunch",
         "health",
     ] {

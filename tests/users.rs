@@ -313,13 +313,28 @@ fn a_forged_journal_ends_nobody_elses_process() {
     }
     let mut bystander = command.arg("60").spawn().unwrap();
     let id = updater::os::processes::identity(bystander.id()).unwrap().unwrap();
-    if uid() != 0 {
-        // Our own process may be ended by us; here the id is one that was given away again.
-        let stale = updater::os::ProcessId { start: id.start + 1, ..id };
-        forge(&install, &["true"], uid(), Some(stale));
-    } else {
-        forge(&install, &["true"], USER, Some(id));
+    // Without root our own process is what we may end: then the id is one that was given away again.
+    let meant = if uid() == 0 { id } else { updater::os::ProcessId { start: id.start + 1, ..id } };
+    forge(&install, &["true"], if uid() == 0 { USER } else { uid() }, Some(meant));
+    install.updater(&["recover", "--json"]).expect(4);
+    assert!(bystander.try_wait().unwrap().is_none(), "the bystander was ended");
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}
+
+#[test]
+fn a_pid_that_another_process_has_by_now_is_never_signalled() {
+    let install = Install::new();
+    let mut command = Command::new("sleep");
+    if uid() == 0 {
+        // One that the owner of the install may well signal.
+        command = Command::new("setpriv");
+        command.args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups", "sleep"]);
     }
+    let mut bystander = command.arg("61").spawn().unwrap();
+    let id = updater::os::processes::identity(bystander.id()).unwrap().unwrap();
+    let stale = updater::os::ProcessId { start: id.start - 1, ..id };
+    forge(&install, &["true"], if uid() == 0 { USER } else { uid() }, Some(stale));
     install.updater(&["recover", "--json"]).expect(4);
     assert!(bystander.try_wait().unwrap().is_none(), "the bystander was ended");
     bystander.kill().unwrap();

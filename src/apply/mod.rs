@@ -320,7 +320,7 @@ fn stage_and_seed(
     let mut progress = |done, total| report.progress(Stage::Backup, done, total, "files");
     let saved = backup::seed(&cx.root, &dir, &prepared.plan, &prepared.data, &mut progress);
     let saved = saved?;
-    prepared.hooks.changes.copy(&cx.root)?;
+    prepared.hooks.changes.copy(&cx.root, &mut || cx.check_signals())?;
     cx.done(Stage::Backup, &format!("first pass into {}", saved.id));
     Ok((staged, saved))
 }

@@ -129,8 +129,8 @@ impl Changes {
         Ok(sum)
     }
 
-    /// Makes the copies, while the server serves, and flushes them.
-    pub fn copy(&mut self, root: &InstallRoot) -> Result<()> {
+    /// Makes the copies, while the server serves, and flushes them. `tick` may stop it between two files.
+    pub fn copy(&mut self, root: &InstallRoot, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         for one in self.copied.iter_mut().filter(|one| one.exchange.old) {
             let (from, to) = (root.join(&one.exchange.path), staging::copy_of(&root.own(), one.exchange.slot));
             if let Some(parent) = to.parent() {
@@ -139,6 +139,7 @@ impl Changes {
             one.original = seen(&from)?;
             let mut gone = Vec::new();
             for (path, facts) in &one.original {
+                tick()?;
                 if !copy_one(&place(&from, path), &place(&to, path), facts)? {
                     gone.push(path.clone());
                 }

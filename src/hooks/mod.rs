@@ -188,7 +188,8 @@ impl Hooks {
 
     fn run(&self, cx: &mut Context, due: &Due, cwd: &Path) -> Result<()> {
         let shown = due.run.join(" ");
-        cx.report.line(&format!("  hook: {shown}"));
+        let told = if due.by_default { "installing the packages of requirements.txt" } else { shown.as_str() };
+        cx.report.line(&format!("  hook: {told}"));
         let mut argv = due.run.clone();
         if let Some(first) = argv.first_mut() {
             *first = program(first, cwd, cx.root.path());
