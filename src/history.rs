@@ -30,6 +30,11 @@ pub fn read_status(own: &Path) -> Option<Value> {
     read(own, "status.json")
 }
 
+/// The update that `status.json` tells to be under way; who holds the lock knows that it was cut off.
+pub fn left_under_way(own: &Path) -> Option<String> {
+    read_status(own)?["under_way"]["update_id"].as_str().map(str::to_string)
+}
+
 /// The `finished` event of the newest run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Last(pub Value);

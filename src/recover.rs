@@ -5,6 +5,7 @@
 use crate::context::Context;
 use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
+use crate::history;
 use crate::hooks;
 use crate::journal::{self, Found, Journal, Record};
 use crate::lock::Lock;
@@ -87,6 +88,9 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
     let _lock = Lock::take(&cx.own(), wait, &mut || cx.check_signals())?;
     if matches!(Journal::find(&cx.own())?, Found::Nothing) {
         // What was killed before its journal began: nothing refers to it.
+        if let Some(id) = history::left_under_way(&cx.own()) {
+            hooks::end_left(&id)?;
+        }
         rollback::sweep(&cx.own())?;
         cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(());

@@ -319,6 +319,31 @@ fn kill_in_the_hook(install: &Install, bundle: &Bundle) {
 }
 
 #[test]
+fn killed_in_a_hook_before_the_stop_the_next_one_ends_it_and_begins_anew() {
+    for next in ["apply", "recover"] {
+        let install = install_with("[[hooks.before_stop]]\nrun = [\"sh\", \"scripts/hook.sh\"]\n");
+        let (tree, pid, pids) = (install.tree(), install.pid(), install.scratch().join("pids"));
+        let middle = install.scratch().join("middle");
+        let script = format!(
+            "test ! -e \"{0}\" || exit 0\n: >\"{0}\"; echo $$ >\"{1}\"\n\
+             while :; do mkdir -p \"$UPDATER_WORK/x\" || :; echo more >>\"$UPDATER_WORK/x/y\" || :; done",
+            middle.display(),
+            pids.display()
+        );
+        let bundle = release("2.0", "", &script.replace("set -eu", "set -u"));
+        kill_in_the_hook(&install, &bundle);
+        assert_eq!((install.tree(), install.pid()), (tree, pid));
+        match next {
+            "apply" => drop(install.apply(&bundle).expect(0)),
+            _ => drop(install.updater(&["recover"]).expect(0)),
+        }
+        assert_ended(&pids, 1);
+        assert_nothing_is_left(&install);
+        assert_eq!(install.version(), if next == "apply" { "2.0" } else { "1.0" });
+    }
+}
+
+#[test]
 fn killed_in_a_hook_nothing_can_start_and_recover_takes_all_back() {
     let install = install_with(&after("changes = [\"cache\", \"instance\", \"uploads\"]"));
     let (before, tree) = (inodes(&install.root.join("cache")), install.tree());

@@ -5,6 +5,7 @@ use crate::context::{Context, UnderWay};
 use crate::error::{self, Class};
 use crate::fsx;
 use crate::history;
+use crate::hooks;
 use crate::lock::Lock;
 use crate::os::{Said, files};
 use crate::recover;
@@ -18,6 +19,10 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     let own = cx.own();
     files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
     let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
+    // Hooks before the stop run before there is a journal.
+    if let Some(id) = history::left_under_way(&own) {
+        hooks::end_left(&id)?;
+    }
     let id = cx.update_id.clone();
     for name in ["events", "log"] {
         files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
