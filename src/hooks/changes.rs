@@ -150,11 +150,12 @@ impl Changes {
             dress_folders(&to, &one.original)?;
             one.at = fsx::now_nanos();
             files::sync_tree(to.parent().unwrap_or(&to)).context("flushing a copy")?;
+            one.copy = seen(&to)?;
         }
         Ok(())
     }
 
-    /// After the stop: brings the copies up to date with what the server still wrote.
+    /// After the stop: brings the copies up to date with what the server still wrote. What did not change costs one look.
     pub fn refresh(&mut self, root: &InstallRoot) -> Result<()> {
         for one in self.copied.iter_mut().filter(|one| one.exchange.old) {
             let (from, to) = (root.join(&one.exchange.path), staging::copy_of(&root.own(), one.exchange.slot));
@@ -166,23 +167,31 @@ impl Changes {
                     _ => fsx::is_unchanged(was, facts) && !racy(facts),
                 })
             };
+            // Folders whose owner, mode or time has to be set again: those that changed, and those in which we write.
+            let changed =
+                |path: &&PathBuf| one.original.get(*path).is_none_or(|was| !fsx::is_unchanged(was, &now[*path]));
+            let folders = now.iter().filter(|(_, facts)| facts.kind == Kind::Folder).map(|(path, _)| path);
+            let mut touched: BTreeSet<PathBuf> = folders.filter(changed).cloned().collect();
             // Deepest first, so that a folder is empty when its turn comes.
             for path in one.original.keys().rev().filter(|path| now.get(*path).is_none_or(|now| !stands(path, now))) {
                 remove(&place(&to, path))?;
+                one.copy.remove(path);
+                touched.extend(path.parent().map(Path::to_path_buf));
             }
-            let mut touched = BTreeSet::new();
             for (path, facts) in now.iter().filter(|(path, facts)| !stands(path, facts)) {
                 copy_one(&place(&from, path), &place(&to, path), facts)?;
                 if facts.kind == Kind::File {
                     files::sync_file(&place(&to, path)).context("flushing a copy")?;
                 }
+                one.copy.extend(fsx::facts(&place(&to, path))?.map(|facts| (path.clone(), facts)));
                 touched.extend(path.parent().map(Path::to_path_buf));
             }
-            dress_folders(&to, &now)?;
-            for folder in &touched {
+            let dressed = now.iter().filter(|(path, _)| touched.contains(*path));
+            dress_folders(&to, &dressed.map(|(path, facts)| (path.clone(), *facts)).collect())?;
+            for folder in touched.iter().filter(|folder| now.contains_key(*folder)) {
                 files::sync_folder(&place(&to, folder)).context("flushing a copy")?;
+                one.copy.extend(fsx::facts(&place(&to, folder))?.map(|facts| (folder.clone(), facts)));
             }
-            one.copy = seen(&to)?;
         }
         Ok(())
     }
