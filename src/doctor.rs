@@ -8,6 +8,7 @@ use crate::error::{self, ErrorRecord};
 use crate::escape;
 use crate::fsx;
 use crate::history;
+use crate::hooks;
 use crate::inspect;
 use crate::os::{SystemPart, Unit, Way, boot, files, processes};
 use crate::receipt;
@@ -86,6 +87,7 @@ pub fn doctor(cx: &Context, wrong_settings: &[String]) -> Result<(Value, bool)> 
         checks.look("stop", || stop(cx, survey));
         checks.look("start", || Ok(start(survey)));
         checks.look("from-inside", || Ok(from_inside(cx, survey)));
+        checks.look("hooks", || hooks(cx, survey));
         checks.look("boot-recovery", || Ok(boot_recovery(cx, survey)));
     }
     checks.look("shim", || drop_in(cx));
@@ -189,6 +191,18 @@ fn start(survey: &Survey) -> Found {
         Some(launch) => fine(format!("it starts by `{}` in {}", launch.argv.join(" "), launch.cwd.display())),
         None => warning("how the server starts is not known", "set [server] command in updater.toml"),
     }
+}
+
+fn hooks(cx: &Context, survey: &Survey) -> Result<Found> {
+    let missing = hooks::foresee(cx, survey.launch.as_ref(), &survey.start_file)?;
+    let count = cx.settings.hooks.before_stop.len() + cx.settings.hooks.after_swap.len();
+    Ok(match missing.as_slice() {
+        [] => fine(format!("{count} hooks of the settings can run")),
+        missing => warning(
+            format!("not there now: {}", missing.join(", ")),
+            "let the bundle bring it, or correct `run` in updater.toml",
+        ),
+    })
 }
 
 /// The unit of the system that the server belongs to, where there is one.

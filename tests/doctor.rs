@@ -77,6 +77,10 @@ fn everything_that_is_wrong_is_told_at_once() {
     assert_found(&output, "databases", "problem", "instance/app.db is damaged");
     assert_found(&output, "backups", "warning", backup.file_name().unwrap().to_str().unwrap());
     assert_found(&output, "shim", "warning", "legacy server");
+    install.write("updater.toml", "[[hooks.after_swap]]\nrun = [\"scripts/none.sh\"]\nchanges = [\"instance\"]\n");
+    assert_found(&doctor(&install), "hooks", "warning", "scripts/none.sh");
+    install.write("updater.toml", "[[hooks.after_swap]]\nrun = [\"sh\"]\nchanges = [\"backups\"]\n");
+    assert_found(&doctor(&install), "hooks", "problem", "a hook cannot change backups");
     assert!(check(&output, "trust")["message"].as_str().unwrap().contains("unauthenticated request"));
 }
 

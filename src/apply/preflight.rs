@@ -103,6 +103,7 @@ fn hooks(cx: &Context, request: &Request, survey: &Survey, bundle: &mut Bundle, 
         launch: survey.launch.as_ref(),
         start_file: &survey.start_file,
         from_version: survey.receipt.as_ref().map(|receipt| receipt.version.as_str()),
+        is_whole: !request.is_partly(),
     };
     Hooks::choose(cx, &occasion, bundle, plan)
 }

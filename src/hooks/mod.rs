@@ -74,6 +74,8 @@ pub struct Occasion<'a> {
     pub launch: Option<&'a LaunchSpec>,
     pub start_file: &'a RelPath,
     pub from_version: Option<&'a str>,
+    /// Not only a part of a version is put back.
+    pub is_whole: bool,
 }
 
 /// Everything that one update runs in its middle.
@@ -110,15 +112,19 @@ impl Hooks {
                 }
             }
         }
-        let due = |hook: &Hook, when| due(cx, hook, when, bundle, plan, &hooks.env);
-        let of = |all: &[Hook], when| -> Result<Vec<Due>> {
-            let due = all.iter().map(|hook| due(hook, when));
-            Ok(due.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-        };
-        let (before, after) =
-            (of(&settings.before_stop, When::BeforeStop)?, of(&settings.after_swap, When::AfterSwap)?);
-        hooks.before_stop.extend(before);
-        hooks.after_swap.extend(after);
+        for (all, when) in [(&settings.before_stop, When::BeforeStop), (&settings.after_swap, When::AfterSwap)] {
+            for hook in all {
+                if !is_due(hook, occasion, plan)? {
+                    continue;
+                }
+                let name = hook.run.first().map(String::as_str).unwrap_or_default();
+                if !will_be_there(cx, name, plan, &hooks.env) {
+                    return Err(no_program(hook, name).into());
+                }
+                let due = due(hook, when)?;
+                if when == When::BeforeStop { hooks.before_stop.push(due) } else { hooks.after_swap.push(due) }
+            }
+        }
         let named: BTreeSet<RelPath> = hooks.after_swap.iter().flat_map(|due| due.changes.clone()).collect();
         hooks.changes = Changes::judge(cx, &named, occasion.start_file)?;
         Ok(hooks)
@@ -233,48 +239,62 @@ pub fn end_left(update_id: &str) -> Result<()> {
     task::end_left(update_id)
 }
 
-/// The hook as this update runs it; None: it changes nothing that the hook waits for.
-fn due(
-    cx: &Context,
-    hook: &Hook,
-    when: When,
-    bundle: &Bundle,
-    plan: &Plan,
-    env: &[(String, String)],
-) -> Result<Option<Due>> {
-    if !hook.when_changed.is_empty() {
-        let wanted = Preserve::new(false, &hook.when_changed, false)?;
-        if !plan.changes().any(|planned| wanted.class_of(&planned.path, false) == Some(preserve::Class::Data)) {
-            return Ok(None);
-        }
+/// What an update would stumble over in the hooks of the settings: the programs that are not there now, so that the
+/// bundle must bring them. Errors: one changes what could not be put back.
+pub fn foresee(cx: &Context, launch: Option<&LaunchSpec>, start_file: &RelPath) -> Result<Vec<String>> {
+    let occasion = Occasion { command: "apply", running: None, launch, start_file, from_version: None, is_whole: true };
+    let env = environment(cx, &occasion, "");
+    let settings = &cx.settings.hooks;
+    let mut named = BTreeSet::new();
+    for hook in &settings.after_swap {
+        named.extend(due(hook, When::AfterSwap)?.changes);
     }
-    let name = hook.run.first().map(String::as_str).unwrap_or_default();
-    if !will_be_there(cx, name, bundle, plan, env) {
-        return Err(Failure::failed("hook-program", format!("the hook '{}' cannot run: there is no {name}", hook.run.join(" ")))
-            .at(name)
-            .remedy("correct `run` in updater.toml: a path is relative to the install, a bare name is looked up in the server's PATH")
-            .into());
-    }
+    Changes::judge(cx, &named, start_file)?;
+    let programs = settings.before_stop.iter().chain(&settings.after_swap).filter_map(|hook| hook.run.first());
+    Ok(programs.filter(|name| !is_there(cx, name, &env)).cloned().collect())
+}
+
+/// The hook of the settings, word for word.
+fn due(hook: &Hook, when: When) -> Result<Due> {
     let parse = |name: &String| {
         RelPath::parse(name).map_err(|e| Failure::usage("bad-settings", format!("[hooks] changes {name}: {e}")))
     };
     let changes = hook.changes.iter().map(parse).collect::<Result<_, _>>()?;
-    Ok(Some(Due { when, run: hook.run.clone(), changes, timeout: hook.timeout, by_default: false }))
+    Ok(Due { when, run: hook.run.clone(), changes, timeout: hook.timeout, by_default: false })
 }
 
-/// Whether a program can be found: in the new version, in what stays of the install, or by the PATH.
-fn will_be_there(cx: &Context, name: &str, bundle: &Bundle, plan: &Plan, env: &[(String, String)]) -> bool {
-    let path = Path::new(name);
-    if path.is_absolute() {
-        return path.is_file();
+/// Whether this update changes what the hook waits for; one that names nothing waits for every whole update.
+fn is_due(hook: &Hook, occasion: &Occasion, plan: &Plan) -> Result<bool> {
+    if hook.when_changed.is_empty() {
+        return Ok(occasion.is_whole);
     }
+    let wanted = Preserve::new(false, &hook.when_changed, false)?;
+    Ok(plan.changes().any(|planned| wanted.class_of(&planned.path, false) == Some(preserve::Class::Data)))
+}
+
+fn no_program(hook: &Hook, name: &str) -> Failure {
+    Failure::failed("hook-program", format!("the hook '{}' cannot run: there is no {name}", hook.run.join(" ")))
+        .at(name)
+        .remedy(
+            "correct `run` in updater.toml: a path is relative to the install, a bare name is looked up in the server's \
+             PATH",
+        )
+}
+
+/// Whether a program can be found once the new version is there.
+fn will_be_there(cx: &Context, name: &str, plan: &Plan, env: &[(String, String)]) -> bool {
+    let is_path = name.contains(['/', '\\']) && !Path::new(name).is_absolute();
+    let path = if is_path { RelPath::from_disk(Path::new(name)) } else { None };
+    match path.and_then(|path| plan.actions.iter().find(move |planned| planned.path == path)) {
+        Some(planned) => planned.action != Action::Remove,
+        None => is_there(cx, name, env),
+    }
+}
+
+/// Whether a program can be found now: at its path, in the install, or by the PATH.
+fn is_there(cx: &Context, name: &str, env: &[(String, String)]) -> bool {
     if name.contains(['/', '\\']) {
-        let planned = RelPath::from_disk(path).and_then(|path| plan.actions.iter().find(move |p| p.path == path));
-        return match planned {
-            Some(planned) if planned.action == Action::Remove => false,
-            Some(planned) if planned.entry.is_some_and(|at| at < bundle.entries.len()) => true,
-            _ => cx.root.path().join(path).is_file(),
-        };
+        return cx.root.path().join(name).is_file();
     }
     let (_, places) = env.iter().find(|(name, _)| name == "PATH").cloned().unwrap_or_default();
     std::env::split_paths(&places).any(|folder| {
