@@ -195,6 +195,9 @@ fn a_hook_before_the_stop_that_fails_costs_no_outage() {
     // It must not rewrite what waits to arrive.
     let output = install.apply(&release("2.0", "", "echo '# more' >>app/new.py")).expect(1);
     assert_eq!((output.error_code().as_str(), install.pid()), ("hook-changed-staging", pid));
+    // Nor what is installed.
+    let output = install.apply(&release("2.0", "", "echo '# more' >>\"$UPDATER_ROOT/app/old.py\"")).expect(1);
+    assert_eq!((output.error_code().as_str(), install.pid()), ("hook-changed-program", pid));
     // What it fetches is there for the next one.
     let both =
         format!("{}{}", "[[hooks.before_stop]]\nrun = [\"sh\", \"scripts/hook.sh\"]\n", after("changes = [\"cache\"]"));

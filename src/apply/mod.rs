@@ -309,7 +309,7 @@ fn stage_and_seed(
         write_receipt(cx, survey, prepared, &staged)?;
     }
     swap::make_trash(&cx.own())?;
-    prepared.hooks.before_stop(cx, &staged)?;
+    prepared.hooks.before_stop(cx, &staged, &prepared.plan)?;
     cx.done(Stage::Stage, &format!("{} files wait", staged.len()));
     cx.check_signals()?;
     cx.start(Stage::Backup, "saving the installed version and the data");

@@ -146,8 +146,9 @@ impl Hooks {
         !self.after_swap.is_empty()
     }
 
-    /// Runs what is due while the server serves. Errors (exit 1): one failed, or altered what waits to arrive.
-    pub fn before_stop(&mut self, cx: &mut Context, staged: &[Staged]) -> Result<()> {
+    /// Runs what is due while the server serves. Errors (exit 1): one failed, or altered what waits to arrive or what
+    /// is installed.
+    pub fn before_stop(&mut self, cx: &mut Context, staged: &[Staged], plan: &Plan) -> Result<()> {
         if self.packages.is_none() && self.before_stop.is_empty() && self.after_swap.is_empty() {
             return Ok(());
         }
@@ -181,6 +182,14 @@ impl Hooks {
                     .at(&one.path)
                     .remedy("let it write to the folder that UPDATER_WORK names, or run it after the swap")
                     .into());
+            }
+        }
+        let installed = plan.live.iter().filter(|_| !self.before_stop.is_empty());
+        for (path, live) in installed {
+            let is = fsx::facts(&cx.root.join(path))?;
+            if !is.is_some_and(|is| fsx::is_unchanged(&live.facts, &is)) {
+                let what = "which is installed: it stays as the hook left it, and nothing else was changed";
+                return Err(strayed("hook-changed-program", path, what).into());
             }
         }
         Ok(())
@@ -236,7 +245,7 @@ impl Hooks {
 
 /// Ends whatever hooks of an update that was cut off still run. Errors: something of it does not end.
 pub fn end_left(update_id: &str) -> Result<()> {
-    task::end_left(update_id)
+    task::end_left(update_id, None)
 }
 
 /// What an update would stumble over in the hooks of the settings: the programs that are not there now, so that the

@@ -66,7 +66,7 @@ pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) ->
             None => std::thread::sleep(POLL),
         }
     };
-    end_left(task.update_id)?;
+    end_left(task.update_id, Some(running.id().pid))?;
     ended
 }
 
@@ -76,13 +76,13 @@ fn shown(lines: Vec<Vec<u8>>) -> Vec<String> {
     lines.filter(|line| !line.is_empty()).collect()
 }
 
-/// Ends whatever hooks of this update left running: in the background, after their time, or after our own death.
-/// Errors: something of it does not end.
-pub(super) fn end_left(update_id: &str) -> Result<()> {
+/// Ends whatever hooks of this update left running: in the background, after their time, or after our own death;
+/// `leader`: the process that led the session of one. Errors: something of it does not end.
+pub(super) fn end_left(update_id: &str, leader: Option<u32>) -> Result<()> {
     let own = std::process::id();
     let begun = Instant::now();
     loop {
-        let mut left = processes::with_variable(MARK, update_id).context("looking for what a hook started")?;
+        let mut left = processes::marked(MARK, update_id, leader).context("looking for what a hook started")?;
         left.retain(|id| id.pid != own);
         if left.is_empty() {
             return Ok(());

@@ -252,8 +252,8 @@ pub fn command_of(pid: u32) -> io::Result<CommandLine> {
 }
 
 /// Every process whose environment, as it was started with it, holds this variable; those of others, which we may
-/// not look into, are left out.
-pub fn with_variable(name: &str, value: &str) -> io::Result<Vec<ProcessId>> {
+/// not look into, are left out. A session, as others know it, is nothing here.
+pub fn marked(name: &str, value: &str, _leader: Option<u32>) -> io::Result<Vec<ProcessId>> {
     use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
     let mut system = System::new().map_err(io::Error::other)?;
     let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);

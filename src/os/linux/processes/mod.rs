@@ -227,21 +227,44 @@ pub fn command_of(pid: u32) -> io::Result<CommandLine> {
     Ok(CommandLine { argv: words("cmdline")?, env: words("environ")?.into_iter().filter_map(pair).collect() })
 }
 
-/// Every process whose environment, as it was started with it, holds this variable; those of others, which we may
-/// not look into, are left out.
-pub fn with_variable(name: &str, value: &str) -> io::Result<Vec<ProcessId>> {
+/// Every process whose environment, as it was started with it, holds this variable, and every one of the session that
+/// `leader` led; those of others, which we may not look into, are left out.
+pub fn marked(name: &str, value: &str, leader: Option<u32>) -> io::Result<Vec<ProcessId>> {
     let wanted = format!("{name}={value}").into_bytes();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // One that ends meanwhile has nothing left to say.
-        let Ok(bytes) = std::fs::read(format!("/proc/{pid}/environ")) else { continue };
-        if bytes.split(|byte| *byte == 0).any(|variable| variable == wanted) {
+        let is_marked = || environment_of(pid).is_some_and(|all| all.split(|byte| *byte == 0).any(|one| one == wanted));
+        if leader.is_some() && session(pid)? == leader || is_marked() {
             found.extend(identity(pid)?);
         }
     }
     Ok(found)
 }
+
+/// The variables with which it was started. None: it has ended, or is not ours to look into.
+fn environment_of(pid: u32) -> Option<Vec<u8>> {
+    let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).ok();
+    // In the middle of its exec a process has neither variables nor words; kernel threads (whose parent is process 2)
+    // and dead ones never have any.
+    let is_between = || {
+        let stat = stat(pid).ok().flatten();
+        let is_program =
+            stat.is_some_and(|stat| stat.parent != 2 && pid != 2 && !matches!(stat.state, 'Z' | 'X' | 'x'));
+        is_program && read("cmdline").is_some_and(|words| words.is_empty())
+    };
+    for _ in 0..EXEC_LOOKS {
+        let all = read("environ")?;
+        if !all.is_empty() || !is_between() {
+            return Some(all);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Some(Vec::new())
+}
+
+/// How often a process in the middle of its exec is looked at again, with a pause of a millisecond.
+const EXEC_LOOKS: u32 = 100;
 
 /// Where its standard output and error go, each where it is a regular file that still has its name.
 pub fn outputs(pid: u32) -> [Option<PathBuf>; 2] {
