@@ -4,7 +4,7 @@
 use crate::error::Failure;
 use crate::history;
 use crate::os::escape::Line;
-use crate::os::processes::Signals;
+use crate::os::processes::{self, Signals};
 use crate::os::{Facts, Said, files};
 use crate::path::{InstallRoot, RelPath};
 use crate::preserve::{Class, Preserve, Rules, database_set};
@@ -138,6 +138,8 @@ impl Context {
         status["under_way"] = json!({
             "update_id": under_way.update_id,
             "pid": std::process::id(),
+            // With it the pid is ours and no later process's.
+            "process_start": processes::identity(std::process::id()).ok().flatten().map(|id| id.start),
             "stage": self.report.stage_now().map(Stage::word),
             "percent": self.report.percent(),
             "started_at": under_way.started_at,

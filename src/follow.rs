@@ -4,6 +4,7 @@
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
+use crate::history;
 use crate::os::processes;
 use crate::report::Finished;
 use anyhow::{Context as _, Result};
@@ -17,13 +18,12 @@ const POLL: Duration = Duration::from_millis(100);
 /// The exit code is the update's. Errors (exit 4): it was cut off.
 pub fn follow(cx: &mut Context, under_way: &Value) -> Result<u8> {
     let id = under_way["update_id"].as_str().unwrap_or_default().to_string();
-    let pid = under_way["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
-    let identity = processes::identity(pid).context("looking at the updater")?;
+    let who = history::who(under_way).context("the status does not tell whose update it is")?;
     let place = cx.own().join(format!("events/{id}.jsonl"));
     let mut events = fsx::Growing::open(&place)?;
     loop {
         // Asked first: what it wrote before its end is read after.
-        let lives = identity.is_some() && processes::identity(pid).context("looking at the updater")? == identity;
+        let lives = processes::identity(who.pid).context("looking at the updater")? == Some(who);
         for event in events.more(false)?.iter().filter_map(|line| serde_json::from_slice::<Value>(line).ok()) {
             show(cx, &event);
             if event["event"] == "finished" {

@@ -1,7 +1,7 @@
 //! What an install remembers of its updates: `status.json`, the last outcome, events and logs of the newest runs.
 //! Refuses to decide anything: none of these files is needed to mend an install.
 
-use crate::os;
+use crate::os::{self, ProcessId};
 use crate::report::ascii_json;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,6 +33,12 @@ pub fn read_status(own: &Path) -> Option<Value> {
 /// The update that `status.json` tells to be under way; who holds the lock knows that it was cut off.
 pub fn left_under_way(own: &Path) -> Option<String> {
     read_status(own)?["under_way"]["update_id"].as_str().map(str::to_string)
+}
+
+/// The process that wrote `under_way`.
+pub fn who(under_way: &Value) -> Option<ProcessId> {
+    let pid = under_way["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())?;
+    Some(ProcessId { pid, start: under_way["process_start"].as_u64()? })
 }
 
 /// The `finished` event of the newest run.

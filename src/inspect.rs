@@ -88,10 +88,10 @@ pub fn status(cx: &Context) -> Result<Value> {
     }))
 }
 
-/// A status file outlives a killed updater; its pid tells.
+/// A status file outlives a killed updater; its process tells.
 fn is_alive(under_way: &Value) -> bool {
-    let pid = under_way["pid"].as_u64().and_then(|p| u32::try_from(p).ok());
-    pid.is_some_and(|pid| matches!(crate::os::processes::identity(pid), Ok(Some(_))))
+    history::who(under_way)
+        .is_some_and(|who| matches!(crate::os::processes::identity(who.pid), Ok(Some(is)) if is == who))
 }
 
 /// `plan`: what `apply` would do. The exit code is the one with which `apply` would end before the stop.

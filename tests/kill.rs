@@ -134,6 +134,22 @@ fn data_written_by_an_unwatched_start_is_not_replaced_until_a_person_decides() {
 }
 
 #[test]
+fn an_update_that_was_killed_is_not_under_way_though_its_pid_was_given_away_again() {
+    let install = Install::running();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
+    kill_apply(&install, &install.bundle("2.0"), &[], &|| journal_says(&install, "stopping"));
+    let place = install.root.join(".updater/status.json");
+    let mut status: serde_json::Value = serde_json::from_slice(&fs::read(&place).unwrap()).unwrap();
+    assert!(status["under_way"]["process_start"].is_u64(), "{status}");
+    status["under_way"]["pid"] = std::process::id().into();
+    fs::write(&place, status.to_string()).unwrap();
+    let told = install.updater(&["status", "--json"]).expect(0).object();
+    assert!(told["under_way"].is_null() && told["interrupted"].is_string(), "{told}");
+    install.updater(&["recover"]).expect(0);
+    assert_settled(&install);
+}
+
+#[test]
 fn a_killed_stop_leaves_the_old_version_and_the_next_apply_recovers_it_first() {
     let install = Install::running();
     install.write("updater.toml", "[server]\nsoak = \"50ms\"\n");
