@@ -30,11 +30,19 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 of a file's contents; of a link, of its target's text.
+/// True when a file (or link) holds exactly this. False where anything else stands there, whatever it is.
+pub fn holds(path: &Path, wanted: &str) -> Result<bool> {
+    let kind = facts(path)?.map(|facts| facts.kind);
+    Ok(matches!(kind, Some(Kind::File | Kind::Link)) && sha256_of(path)? == wanted)
+}
+
+/// SHA-256 of a file's contents; of a link, of its target's text. Errors: it is anything else; a pipe without a writer
+/// would be waited for.
 pub fn sha256_of(path: &Path) -> Result<String> {
-    if files::facts(path).with_context(|| format!("looking at {}", path.display()))?.kind == Kind::Link {
-        let target = fs_err::read_link(path)?;
-        return Ok(sha256(target.to_string_lossy().as_bytes()));
+    match files::facts(path).with_context(|| format!("looking at {}", path.display()))?.kind {
+        Kind::Link => return Ok(sha256(fs_err::read_link(path)?.to_string_lossy().as_bytes())),
+        Kind::Other => anyhow::bail!("{} is no file", path.display()),
+        Kind::File | Kind::Folder => {}
     }
     let mut file = fs_err::File::open(path)?;
     let mut sum = Sha256::new();
@@ -260,10 +268,37 @@ impl Growing {
 
 /// Removes a tree that this program made; missing is fine. Links are removed, never followed.
 pub fn remove_own_tree(path: &Path) -> Result<()> {
-    match fs_err::remove_dir_all(path) {
+    let removed = match fs_err::remove_dir_all(path) {
+        // Folders that even their owner may not write in are made such that he may.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            open_folders(path)?;
+            fs_err::remove_dir_all(path)
+        }
+        removed => removed,
+    };
+    match removed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(Into::into),
     }
+}
+
+/// Lets the owner read, write and enter a folder and all below it; links are not followed.
+fn open_folders(folder: &Path) -> Result<()> {
+    open_folder(folder)?;
+    for item in fs_err::read_dir(folder)? {
+        let item = item?;
+        if item.file_type()?.is_dir() {
+            open_folders(&item.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets the owner read, write and enter this folder.
+pub fn open_folder(folder: &Path) -> Result<()> {
+    let name = || format!("setting the mode of {}", folder.display());
+    let mode = files::facts(folder).with_context(name)?.mode;
+    if mode & 0o700 == 0o700 { Ok(()) } else { files::set_mode(folder, mode | 0o700).with_context(name) }
 }
 
 pub fn remove_own_file(path: &Path) -> Result<()> {

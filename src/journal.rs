@@ -130,10 +130,8 @@ pub enum Record {
         boot: String,
         data: Vec<RelPath>,
     },
-    /// They have run, and made these files among the data.
-    Hooked {
-        made: Vec<RelPath>,
-    },
+    /// They have run; what they made is kept in staging.
+    Hooked,
     Swapped,
     /// The new version is about to run: from here data may have changed.
     Starting {
@@ -172,6 +170,9 @@ pub enum Found {
     Unreadable(String),
 }
 
+/// Room for the records of a way back, in bytes.
+const AFTER_ERROR: u64 = 16 * 1024;
+
 fn place(own: &Path) -> PathBuf {
     own.join("journal")
 }
@@ -207,8 +208,14 @@ impl Journal {
     /// Appends a state; it is on the disk when this returns.
     pub fn append(&mut self, record: Record) -> Result<()> {
         let name = || format!("writing the journal {}", self.path.display());
-        self.file.write_all(&line(&record)?).with_context(name)?;
-        self.file.sync_data().with_context(name)?;
+        let good = self.file.stream_position().with_context(name)?;
+        let written = self.file.write_all(&line(&record)?).and_then(|()| self.file.sync_data());
+        if let Err(e) = written {
+            // A record that is torn would make those after it unreadable. (Where even this fails, it is noticed.)
+            let _ = self.file.set_len(good).and_then(|()| self.file.seek(SeekFrom::Start(good)));
+            let _ = files::preallocate(&self.file, good + AFTER_ERROR);
+            return Err(e).with_context(name);
+        }
         self.records.push(record);
         Ok(())
     }
@@ -274,13 +281,6 @@ impl Journal {
     pub fn hooking(&self) -> Option<(&str, &[RelPath])> {
         self.records.iter().find_map(|r| match r {
             Record::Hooking { boot, data } => Some((boot.as_str(), data.as_slice())),
-            _ => None,
-        })
-    }
-    /// What hooks made among the data; None: they had not ended.
-    pub fn made(&self) -> Option<&[RelPath]> {
-        self.records.iter().find_map(|r| match r {
-            Record::Hooked { made } => Some(made.as_slice()),
             _ => None,
         })
     }

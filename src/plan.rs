@@ -76,6 +76,9 @@ pub struct Plan {
     pub sets: BTreeSet<RelPath>,
 }
 
+/// Why a file of the version before is removed.
+const NO_LONGER: &str = "the bundle no longer ships it";
+
 /// What is at a path, without ever looking through a link.
 enum Look {
     Missing,
@@ -92,6 +95,12 @@ impl Plan {
     pub fn keep_unknown(&mut self) {
         self.actions.retain(|p| p.action != Action::Remove);
         self.emptied.clear();
+    }
+    /// Leaves to hooks what lies where they write, but for what the version before shipped.
+    pub fn keep_for_hooks(&mut self, places: &[RelPath]) {
+        let is_theirs = |path: &RelPath| places.iter().any(|place| path.is_within(place));
+        self.actions.retain(|p| p.action != Action::Remove || p.reason == NO_LONGER || !is_theirs(&p.path));
+        self.emptied.retain(|(path, _)| !is_theirs(path) && !places.iter().any(|place| place.is_within(path)));
     }
     /// Leaves everything as it is that lies outside of these files and folders.
     pub fn keep_all_but(&mut self, only: &[RelPath]) {
@@ -173,8 +182,7 @@ pub fn build(root: &InstallRoot, bundle: &mut Bundle, receipt: Option<&Receipt>,
         if in_bundle.contains(path) || !(from_receipt.contains(path) || is_in_named(path, &named, &in_bundle)) {
             continue;
         }
-        let reason =
-            if from_receipt.contains(path) { "the bundle no longer ships it" } else { "not part of the bundle" };
+        let reason = if from_receipt.contains(path) { NO_LONGER } else { "not part of the bundle" };
         removed.push(Planned {
             action: Action::Remove,
             path: path.clone(),

@@ -4,11 +4,12 @@
 
 use crate::backup;
 use crate::fsx;
+use crate::hooks::{self, Before};
 pub use crate::journal::DataBack;
 use crate::journal::{Journal, Moves, Record};
-use crate::os::{Facts, Kind, files};
+use crate::os::{Facts, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{MEMBERS, Preserve, database_set, member};
+use crate::preserve::{MEMBERS, database_set, member};
 use crate::staging;
 use crate::swap;
 use anyhow::{Context, Result};
@@ -28,14 +29,22 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
     staging::release_reserve(&root.own())?;
     if let Some(mut moves) = journal.moves().cloned() {
         let restored = journal.has(|r| matches!(r, Record::DataRestored));
+        let before = journal.hooking().map(|_| Before::load(&root.own())).transpose()?;
         // From here on the tree of a version that was started is no longer whole.
         if !restored && journal.starting().is_some() && journal.undoing() != Some(data) {
             journal.append(Record::Undoing { data })?;
         }
+        if let Some(before) = &before {
+            before.mend_folders(root, &after)?;
+            // Where they had not ended nobody else can have made anything meanwhile.
+            let have_ended = journal.has(|r| matches!(r, Record::Hooked));
+            let made = if have_ended { hooks::load_made(&root.own())? } else { before.made(root)? };
+            swap::hide_start_file(root, &moves, &start_file, &after)?;
+            take_away_made(root, before, &made, data == DataBack::Restored && !restored, &after)?;
+        }
         if data == DataBack::Restored && !restored {
             let record = backup::load(&dir).context("the data cannot be put back")?;
             swap::hide_start_file(root, &moves, &start_file, &after)?;
-            take_away_made(root, journal, &record, &moves, &after)?;
             data_back(root, &dir, &record, &moves)?;
             journal.append(Record::DataRestored)?;
         }
@@ -43,8 +52,8 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
             moves.moves.retain(|m| !m.data);
         }
         swap::undo(root, &moves, &start_file, &after)?;
-        if journal.hooking().is_some() {
-            program_back(root, &dir, &start_file)?;
+        if before.is_some() {
+            program_back(root, &dir, &start_file, data)?;
         }
         swap::undo_start(root, &moves, &start_file, &after)?;
     }
@@ -52,22 +61,18 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
     Ok(())
 }
 
-/// What hooks made among the data is no user's: it goes to `after`, so that the old version finds what it left.
+/// What hooks made is no user's: it goes to `after`, so that the old version finds what it left. With `data` false
+/// what they made among the data stays.
 fn take_away_made(
     root: &InstallRoot,
-    journal: &Journal,
-    record: &backup::Record,
-    moves: &Moves,
+    before: &Before,
+    made: &[RelPath],
+    data: bool,
     after: &std::path::Path,
 ) -> Result<()> {
-    let made = match (journal.made(), journal.hooking()) {
-        (Some(made), _) => made.to_vec(),
-        // Cut off while they ran: nobody else can have written meanwhile.
-        (None, Some((_, data))) => made_in(root, data, record, moves)?,
-        (None, None) => Vec::new(),
-    };
-    for path in made {
-        let set = database_set(&path).filter(|main| *main == path);
+    for path in made.iter().filter(|path| data || !before.is_data(path)) {
+        // The shared memory and the logs of a database that was made belong to it, whoever wrote them.
+        let set = database_set(path).filter(|main| main == path);
         let members = set.iter().flat_map(|main| MEMBERS.map(|ending| member(main, ending)));
         for path in members.chain([path.clone()]) {
             if fsx::exists(&root.join(&path))? {
@@ -76,32 +81,6 @@ fn take_away_made(
         }
     }
     Ok(())
-}
-
-/// The files below `data` that were not there at the stop, and that no move of the swap brought. A part of a database
-/// of which another part was there belongs to that, and goes back with it.
-pub fn made_in(root: &InstallRoot, data: &[RelPath], record: &backup::Record, moves: &Moves) -> Result<Vec<RelPath>> {
-    let mut known: BTreeSet<&RelPath> = record.files.iter().map(|line| &line.path).collect();
-    known.extend(moves.moves.iter().filter(|m| m.new.is_some()).map(|m| &m.path));
-    let own = Preserve::new(false, &[], false)?;
-    let mut made = BTreeSet::new();
-    for top in data {
-        for item in walkdir::WalkDir::new(root.join(top)).follow_links(false) {
-            let item = match item {
-                Ok(item) => item,
-                Err(e) if e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) => continue,
-                Err(e) => return Err(e).with_context(|| format!("reading {top}")),
-            };
-            let is_folder = item.file_type().is_dir();
-            let Some(path) = item.path().strip_prefix(root.path()).ok().and_then(RelPath::from_disk) else { continue };
-            let of_known = database_set(&path)
-                .is_some_and(|main| MEMBERS.iter().any(|ending| known.contains(&member(&main, ending))));
-            if !is_folder && !known.contains(&path) && !of_known && own.class_of(&path, false).is_none() {
-                made.insert(path);
-            }
-        }
-    }
-    Ok(made.into_iter().collect())
 }
 
 /// Puts data back that was altered or deleted: whole database sets, and single files. Newer files stay.
@@ -125,8 +104,12 @@ fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record,
 }
 
 /// Hooks may have written anywhere: what they altered of the old version beside what the swap moved is put back.
-fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath) -> Result<()> {
-    let record = backup::load(dir).context("the program cannot be put back")?;
+fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath, data: DataBack) -> Result<()> {
+    let record = match backup::load(dir) {
+        // Somebody decided to go on without it.
+        Err(_) if data == DataBack::Kept => return Ok(()),
+        loaded => loaded.context("the program cannot be put back")?,
+    };
     for line in record.files.iter().filter(|l| !l.data && l.path != *start_file) {
         if differs(root, line)? {
             put_back(root, dir, line, &dir.join("after"))?;
@@ -138,12 +121,19 @@ fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath)
 /// The name under which data waits to take its place.
 const DATA_BACK: &str = ".updater-data-back";
 
+/// Whether the contents differ. Where only owner or mode do, they are set again.
 fn differs(root: &InstallRoot, line: &backup::Line) -> Result<bool> {
-    Ok(match fsx::facts(&root.join(&line.path))? {
+    let live = root.join(&line.path);
+    Ok(match fsx::facts(&live)? {
         None => true,
         Some(is) if fsx::is_unchanged(&line.facts, &is) => false,
-        Some(is) if is.kind == Kind::Folder => true,
-        Some(_) => fsx::sha256_of(&root.join(&line.path))? != line.sha256,
+        Some(_) if !fsx::holds(&live, &line.sha256)? => true,
+        Some(is) => {
+            if (is.mode, is.owner) != (line.facts.mode, line.facts.owner) {
+                fsx::dress(&live, &line.facts)?;
+            }
+            false
+        }
     })
 }
 

@@ -187,9 +187,15 @@ fn exchange_back(root: &InstallRoot, exchanges: &[Exchange], after: &Path) -> Re
             }
         }
         if one.old {
+            // The swap may have taken folders above it away.
+            if let Some(parent) = live.parent() {
+                fsx::make_folders(parent)?;
+            }
             rename(&original, &live)?;
         }
-        fsx::sync_parent(&live)?;
+        if live.parent().is_some_and(Path::exists) {
+            fsx::sync_parent(&live)?;
+        }
     }
     Ok(())
 }
@@ -210,7 +216,16 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 /// Takes the start file away again, so that nothing can start while the rest goes back.
 pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
     match moves.moves.iter().find(|m| m.path == *start_file) {
-        Some(intent) => remove_arrival(root, intent, after),
+        Some(intent) => {
+            remove_arrival(root, intent, after)?;
+            let (live, trash) = (root.join(start_file), staging::trash(&root.own()).join(start_file.to_path()));
+            let is_away = !intent.old || fsx::exists(&trash)?;
+            // One that waits has not arrived, so what stands there is somebody's own.
+            if is_away && fsx::exists(&waiting(root, start_file))? && fsx::exists(&live)? {
+                set_aside(&live, after, start_file)?;
+            }
+            Ok(())
+        }
         None => Ok(()),
     }
 }
@@ -224,9 +239,9 @@ fn remove_arrival(root: &InstallRoot, intent: &Intent, after: &Path) -> Result<(
     if !original_is_away || fsx::exists(&slot)? || !fsx::exists(&live)? {
         return Ok(());
     }
-    let as_shipped = match (&intent.new, files::facts(&live)?.kind) {
-        (_, Kind::Folder) | (None, _) => false,
-        (Some(new), _) => fsx::sha256_of(&live)? == new.sha256,
+    let as_shipped = match &intent.new {
+        Some(new) => fsx::holds(&live, &new.sha256)?,
+        None => false,
     };
     if as_shipped { rename_making(&live, &slot) } else { set_aside(&live, after, &intent.path) }
 }
@@ -250,6 +265,10 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
     }
     if let Some(parent) = to.parent() {
         fsx::make_folders(parent)?;
+    }
+    // To move a folder its owner must be able to write in it.
+    if fsx::facts(live)?.is_some_and(|facts| facts.kind == Kind::Folder && facts.mode & 0o700 != 0o700) {
+        fsx::open_folder(live)?;
     }
     match files::rename_new(live, &to) {
         // A preserved folder may be a link or a mount that leads to another volume.

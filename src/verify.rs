@@ -8,7 +8,7 @@ use crate::error::Failure;
 use crate::fsx;
 use crate::os::Kind;
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::Preserve;
+use crate::preserve::{Preserve, database_set, member};
 use crate::receipt::{Line, Receipt};
 use crate::staging::Staged;
 use crate::swap;
@@ -46,7 +46,7 @@ pub fn altered_arrival(root: &InstallRoot, staged: &[Staged], start_file: &RelPa
         let same = is.is_some_and(|f| {
             (f.inode, f.size, f.mtime, f.kind) == (one.facts.inode, one.facts.size, one.facts.mtime, one.facts.kind)
         });
-        if !same && (is.is_none() || fsx::sha256_of(&live)? != one.sha256) {
+        if !same && !fsx::holds(&live, &one.sha256)? {
             return Ok(Some(one.path.clone()));
         }
     }
@@ -64,8 +64,19 @@ pub fn altered_data(
         if is.is_some_and(|is| fsx::is_unchanged(&line.facts, &is)) {
             continue;
         }
-        if is.is_none() || fsx::sha256_of(&root.join(&line.path))? != line.sha256 {
+        let same = is.is_some_and(|is| (is.mode, is.owner) == (line.facts.mode, line.facts.owner));
+        if !same || !fsx::holds(&root.join(&line.path), &line.sha256)? {
             return Ok(Some(line.path.clone()));
+        }
+    }
+    // A log beside a database is a part of what it holds.
+    let known: BTreeSet<&RelPath> = data.iter().map(|line| &line.path).collect();
+    for main in data.iter().filter(|l| l.data).filter_map(|l| database_set(&l.path)).filter(|main| counts(main)) {
+        for path in ["-wal", "-journal"].map(|ending| member(&main, ending)).iter().filter(|path| !known.contains(path))
+        {
+            if fsx::facts(&root.join(path))?.is_some_and(|facts| facts.size > 0) {
+                return Ok(Some(path.clone()));
+            }
         }
     }
     Ok(None)
@@ -118,10 +129,10 @@ pub fn installed(
         findings.checked += 1;
         match fsx::facts(&root.join(&line.path))? {
             None => findings.missing.push(line.path.clone()),
-            Some(facts) if facts.kind == Kind::Folder => findings.modified.push(line.path.clone()),
+            Some(facts) if !matches!(facts.kind, Kind::File | Kind::Link) => findings.modified.push(line.path.clone()),
             Some(facts) => {
                 let by_look = facts.size == line.size && facts.mtime == line.mtime;
-                let same = if quick && by_look { true } else { fsx::sha256_of(&root.join(&line.path))? == line.sha256 };
+                let same = quick && by_look || fsx::holds(&root.join(&line.path), &line.sha256)?;
                 if !same && !differs_in_settings_alone(root, line, carries, kept_bundle)? {
                     findings.modified.push(line.path.clone());
                 }

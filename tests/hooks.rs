@@ -420,3 +420,162 @@ fn a_signal_during_a_hook_rolls_back() {
     assert_eq!(install.tree(), tree);
     assert_eq!(install.version(), "1.0");
 }
+
+/// Runs `script` as the hook of a release, has it fail, and expects every file, link and mode to be as before.
+#[track_caller]
+fn is_taken_back(install: &Install, script: &str) -> Output {
+    let before = everything(install);
+    let output = install.apply(&release("2.0", "", &format!("{script}\nexit 9"))).expect(3);
+    assert_eq!(everything(install), before, "{script}");
+    assert_eq!(install.version(), "1.0", "{script}");
+    assert_nothing_is_left(install);
+    output
+}
+
+/// Kind, mode and owner of everything but what the updater keeps for itself, and what regular files hold.
+fn everything(install: &Install) -> Vec<String> {
+    let own = |name: &str| {
+        name == ".updater"
+            || name.starts_with(".updater/")
+            || name.contains("backups")
+            || name.ends_with(".log")
+            || name.contains("update_log")
+            || name.contains("app.db-shm")
+    };
+    let walk = walkdir::WalkDir::new(&install.root).min_depth(1).into_iter().map(Result::unwrap);
+    let mut all: Vec<String> = walk
+        .filter_map(|item| {
+            let name = item.path().strip_prefix(&install.root).unwrap().to_str().unwrap().to_string();
+            let data = item.path().symlink_metadata().unwrap();
+            let holds = if data.is_file() { kit::File::of(item.path()).hash } else { String::new() };
+            (!own(&name)).then(|| format!("{name} {:?} {:o} {} {holds}", data.file_type(), data.mode(), data.uid()))
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn what_no_backup_holds_is_no_hooks_and_what_was_there_stays() {
+    let skipping = format!("[backup]\nskip = [\"/uploads/big/\"]\n{}", after("changes = [\"uploads\"]"));
+    let install = install_with(&skipping);
+    install.write("uploads/big/film", "long\n");
+    let output = install.apply(&release("2.0", "", "exit 9")).expect(2);
+    assert_eq!(output.error_code(), "bad-hook");
+    assert!(install.exists("uploads/big/film"));
+
+    let inside = format!("[backup]\ndir = \"instance/backups\"\n{}", after("changes = [\"instance\"]"));
+    let install = install_with(&inside);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        install.root.join("instance/pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    install.write("instance/lone.db-shm", "memory");
+    is_taken_back(&install, "echo x >instance/new");
+    let backups = install.updater(&["backups", "--check", "--json"]).expect(0).object();
+    assert_eq!((&backups["backups"][0]["whole"], &backups["backups"][0]["kind"]), (&true.into(), &"failed".into()));
+}
+
+#[test]
+fn a_folder_of_a_hook_is_left_to_it_and_comes_back_though_all_above_it_is_gone() {
+    let install = install_with(&after("changes = [\"app/static/built\"]"));
+    install.write("app/static/built/site.css", "built by 1.0\n");
+    let built = install.root.join("app/static/built");
+    let before = inodes(&built);
+    let output = is_taken_back(&install, "grep -q 'by 1.0' app/static/built/site.css && rm -r app/static");
+    assert_eq!(output.error_code(), "hook-failed");
+    assert_eq!(inodes(&built), before, "the very originals are back");
+    install.apply(&release("2.0", "", "echo '2.0' >>app/static/built/site.css")).expect(0);
+    assert_eq!(install.read("app/static/built/site.css"), "built by 1.0\n2.0\n");
+}
+
+#[test]
+fn whatever_a_hook_makes_of_the_tree_the_way_back_is_found() {
+    for script in [
+        "rm -rf app",
+        "rm -rf app; echo x >app",
+        "mv app ../gone; ln -s ../gone app",
+        "rm app/core.py; mkfifo app/core.py",
+        "rm app/__init__.py; mkdir app/__init__.py",
+        "cp \"$UPDATER_START_FILE\" run.py",
+        "echo x >run.py",
+        "mkdir -p app/extra/deep newtop; echo x >app/extra/deep/file; echo x >newtop/file; echo x >top",
+        "chmod 600 app/core.py; chmod 700 app",
+        "rm -rf \"$UPDATER_WORK\"",
+    ] {
+        is_taken_back(&install_with(AFTER), script);
+    }
+    let data = after("changes = [\"instance\", \"config\", \"new/deep\"]");
+    for script in [
+        "chmod 600 instance/kept.txt; rm -r instance/secret; chmod 711 instance",
+        "rm -r instance",
+        "rm -r instance; echo x >instance",
+        "mkdir -p instance/a/b config/c new/deep; echo x >instance/a/b/file",
+        "rm instance/kept.txt; mkfifo instance/kept.txt",
+    ] {
+        let install = install_with(&data);
+        install.write("instance/kept.txt", "kept\n");
+        fs::set_permissions(install.root.join("instance/kept.txt"), fs::Permissions::from_mode(0o640)).unwrap();
+        install.write("instance/secret/key", "key\n");
+        fs::set_permissions(install.root.join("instance/secret"), fs::Permissions::from_mode(0o700)).unwrap();
+        is_taken_back(&install, script);
+    }
+}
+
+#[test]
+fn killed_with_a_ruined_tree_recover_finds_the_way_back_twice_over() {
+    for script in ["rm -rf app; ln -s /tmp app", "cp \"$UPDATER_START_FILE\" run.py; rm -rf app; mkfifo app"] {
+        let install = install_with(AFTER);
+        let before = everything(&install);
+        let script = format!("{script}; : >\"{}/middle\"; sleep 306", install.scratch().display());
+        kill_in_the_hook(&install, &release("2.0", "", &script));
+        install.updater(&["recover", "--json"]).expect(0);
+        install.updater(&["recover", "--json"]).expect(0);
+        assert_eq!(everything(&install), before, "{script}");
+        assert_eq!(install.version(), "1.0");
+    }
+}
+
+#[test]
+fn what_hooks_did_not_name_is_told_where_it_does_no_harm_and_refused_where_it_does() {
+    let install = install_with(AFTER);
+    let output =
+        install.apply(&release("2.0", "", "echo x >app/extra.py; mkdir newtop; echo x >newtop/file")).expect(0);
+    let told = output.events().into_iter().find(|event| event["code"] == "hook-made").expect("it is told");
+    assert!(told["message"].as_str().unwrap().ends_with("app/extra.py, newtop"), "{told}");
+    for (script, code) in [
+        ("cp \"$UPDATER_START_FILE\" run.py", "hook-changed-program"),
+        ("rm app/core.py; mkfifo app/core.py", "hook-changed-program"),
+        ("chmod 600 uploads/a.txt", "hook-changed-data"),
+        ("rm -f instance/app.db-shm; echo 'not empty' >instance/app.db-wal", "hook-changed-data"),
+    ] {
+        let install = install_with(AFTER);
+        let output = install.apply(&release("2.0", "", script)).expect(3);
+        assert_eq!(output.error_code(), code, "{script}");
+        assert_eq!(install.version(), "1.0");
+    }
+}
+
+#[test]
+fn with_a_database_all_that_belongs_to_it_is_named() {
+    let install = install_with(&after("changes = [\"instance/app.db\"]"));
+    // Its log goes, and the database is written: as when a migration closes it.
+    let script = "rm -f instance/app.db-wal instance/app.db-shm; printf '\\0' >>instance/app.db";
+    let output = install.apply(&release("2.0", "", script));
+    assert_ne!(output.error_code(), "hook-changed-data", "{output:?}");
+}
+
+#[test]
+fn going_back_leaves_out_a_hook_that_the_older_version_does_not_have() {
+    let install = install_with("");
+    install.apply(&install.bundle("1.5").file("VERSION", "1.5\n")).expect(0);
+    install.write("updater.toml", format!("[server]\nsoak = \"100ms\"\n{AFTER}"));
+    install.apply(&release("2.0", "", "exit 0").file("VERSION", "2.0\n")).expect(0);
+    let output = install.updater(&["restore", "--json"]).expect(0);
+    assert!(output.events().iter().any(|event| event["code"] == "hook-left-out"), "{output:?}");
+    assert_eq!(install.version(), "1.5");
+}

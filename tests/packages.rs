@@ -230,6 +230,42 @@ fn a_release_gets_the_packages_that_it_asks_for() {
 }
 
 #[test]
+fn a_release_may_bring_its_packages_itself() {
+    for lines in
+        ["--no-index\n--find-links wheels\nflask\ngreet==2.0\n", "flask\n./wheels/greet-2.0-py3-none-any.whl\n"]
+    {
+        let install = install();
+        let bundle = release("2.0", lines).file("wheels/greet-2.0-py3-none-any.whl", wheel("greet", "2.0", false));
+        apply(&install, &bundle, &nowhere()).expect(0);
+        assert_eq!(install.answer()["greet"], "2.0", "{lines}");
+    }
+}
+
+#[test]
+fn a_package_of_an_address_is_fetched_before_the_stop_alone() {
+    let install = install();
+    let index = Index::of(&[("greet", "2.0", false)]);
+    let file = index.url.replace("simple/", "files/greet-2.0-py3-none-any.whl");
+    // The hook before the stop is the last that sees the network.
+    install.write(
+        "updater.toml",
+        "[server]\nsoak = \"100ms\"\n[[hooks.before_stop]]\nrun = [\"touch\", \"../../../../stop\"]\n",
+    );
+    let stop = install.scratch().join("stop");
+    let asked = Arc::clone(&index.asked);
+    let watch = std::thread::spawn(move || {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !stop.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        asked.lock().unwrap().len()
+    });
+    apply(&install, &release("2.0", &format!("flask\ngreet @ {file}\n")), &index.url).expect(0);
+    assert_eq!(install.answer()["greet"], "2.0");
+    assert_eq!(watch.join().unwrap(), index.asked().len(), "{:?}", index.asked());
+}
+
+#[test]
 fn what_is_satisfied_already_needs_no_network_and_touches_nothing() {
     let install = install();
     let before = inodes(&install);

@@ -117,6 +117,34 @@ fn hooks_run_as_the_owner_and_what_they_make_is_his() {
     assert_owned(&install, owner);
 }
 
+#[test]
+fn folders_that_even_their_owner_may_not_write_in_block_nothing() {
+    let install = Install::new();
+    install.write("cache/deep/file", "old\n");
+    let hook = "mkdir -p $UPDATER_WORK/m/n app/sub/o cache/new; chmod 555 $UPDATER_WORK/m/n $UPDATER_WORK/m app/sub/o cache/new; \
+                test $(cat cache/deep/file) = old";
+    install.write(
+        "updater.toml",
+        format!("[server]\nsoak = \"50ms\"\n[[hooks.after_swap]]\nrun = [\"sh\", \"-c\", \"{hook}\"]\nchanges = [\"cache\"]\n"),
+    );
+    fs::set_permissions(install.root.join("cache/deep"), fs::Permissions::from_mode(0o555)).unwrap();
+    start(&install);
+    let bundle = |version: &str| install.bundle(version).file("app/sub/x.py", "");
+    install.apply(&bundle("2.0")).expect(0);
+    assert_eq!(install.version(), "2.0");
+    fs::write(install.root.join("cache/deep/file"), "other\n").unwrap();
+    install.apply(&bundle("3.0")).expect(3);
+    assert_eq!(install.version(), "2.0");
+    let left =
+        fs::read_dir(install.root.join(".updater")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> =
+        left.filter(|name| ["journal", "staging", "trash", "originals"].contains(&name.as_str())).collect();
+    assert!(left.is_empty(), "{left:?}");
+    for folder in ["cache/deep", "cache/new"] {
+        fs::set_permissions(install.root.join(folder), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
 /// A group that the owner is not in: what is ours alone must not fail for it, and a file of it is named.
 #[test]
 fn files_of_a_group_that_the_owner_is_not_in_are_named_and_an_install_of_it_works() {

@@ -4,12 +4,11 @@
 use super::Prepared;
 use crate::backup;
 use crate::context::Context;
-use crate::hooks;
+use crate::hooks::{self, Before};
 use crate::journal::{Journal, Moves, Record};
 use crate::os::processes;
 use crate::path::RelPath;
 use crate::receipt;
-use crate::rollback;
 use crate::staging::Staged;
 use crate::verify;
 use anyhow::{Context as _, Result};
@@ -26,24 +25,36 @@ pub(super) fn run_hooks(
     journal: &mut Journal,
 ) -> Result<()> {
     let changes = &prepared.hooks.changes;
+    let own = cx.own();
     let boot = processes::boot_id().context("reading the boot id")?;
     let data: Vec<RelPath> = changes.data().cloned().collect();
+    let files = prepared.plan.live.keys().chain(staged.iter().map(|one| &one.path));
+    let before = Before::take(&cx.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
+    before.store(&own)?;
     journal.append(Record::Hooking { boot, data: data.clone() })?;
-    prepared.hooks.after_swap(cx)?;
+    prepared.hooks.after_swap(cx, start_file)?;
     let program = "which belongs to the new version: what is installed would no longer be what was shipped";
-    if let Some(path) = verify::altered_arrival(&cx.root, staged, start_file)? {
-        return Err(hooks::strayed("hook-changed-program", &path, program).into());
-    }
-    if let Some(path) = altered_program(cx, prepared, start_file)? {
-        return Err(hooks::strayed("hook-changed-program", &path, program).into());
+    let shipped = "let it write under names that the bundle does not ship";
+    let altered = match verify::altered_arrival(&cx.root, staged, start_file)? {
+        None => altered_program(cx, prepared, start_file)?,
+        altered => altered,
+    };
+    if let Some(path) = altered {
+        return Err(hooks::strayed("hook-changed-program", &path, program).remedy(shipped).into());
     }
     let brought = |path: &RelPath| moves.moves.iter().any(|m| m.path == *path);
     if let Some(path) = verify::altered_data(&cx.root, &record.files, &|path| !brought(path) && !changes.hold(path))? {
         return Err(hooks::strayed("hook-changed-data", &path, "which belongs to the users").into());
     }
     changes.flush(&cx.root, &record.files)?;
-    let made = rollback::made_in(&cx.root, &data, record, moves)?;
-    journal.append(Record::Hooked { made })
+    let made = before.made(&cx.root)?;
+    let unnamed: Vec<String> = made.iter().filter(|path| !changes.hold(path)).map(RelPath::to_string).collect();
+    if !unnamed.is_empty() {
+        let text = format!("hooks made what they do not name in `changes`: {}", unnamed.join(", "));
+        cx.report.warning("hook-made", &text, unnamed.first().map(String::as_str));
+    }
+    hooks::store_made(&own, &made)?;
+    journal.append(Record::Hooked)
 }
 
 /// What is not as the receipt of the new version will say it.

@@ -63,6 +63,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     movable(cx, &plan)?;
     short_enough(cx, &plan, &data)?;
     let hooks = hooks(cx, request, survey, &mut bundle, &plan)?;
+    plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
     let saved: u64 = plan.live.values().map(|l| l.facts.size).sum::<u64>() + allocated(cx, &data)?;
     let needed = arriving
         + saved
@@ -70,6 +71,8 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
         + journal_size(&plan)
         + reserve_size(cx, &data)?
         + hooks.size(&cx.root)?;
+    // What is written down of each thing before hooks begin.
+    let needed = needed + if hooks.run_after_swap() { 512 * (plan.live.len() + data.len()) as u64 } else { 0 };
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     if free < needed {
         let volume = cx.root.path().display();

@@ -15,7 +15,7 @@ use crate::fsx;
 use crate::journal::Exchange;
 use crate::os::{Facts, Kind, files};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{Class, Preserve};
+use crate::preserve::{Class, Preserve, database_set};
 use crate::staging;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +64,7 @@ impl Changes {
                             .remedy("take it out of [backup] skip, or out of the hook's changes")
                             .into());
                     }
+                    nothing_skipped_below(cx, path, &skipped)?;
                     all.data.insert(path.clone());
                 }
                 Some(Class::Environment) | None => {
@@ -106,9 +107,11 @@ impl Changes {
         self.data.iter()
     }
 
-    /// True when hooks may write there.
+    /// True when hooks may write there; with a database all that belongs to it.
     pub fn hold(&self, path: &RelPath) -> bool {
-        self.data.iter().chain(self.copied.iter().map(|one| &one.exchange.path)).any(|one| path.is_within(one))
+        let main = database_set(path);
+        let named = |one: &RelPath| path.is_within(one) || main.as_ref() == Some(one);
+        self.data.iter().chain(self.copied.iter().map(|one| &one.exchange.path)).any(named)
     }
 
     /// What the swap puts copies in place of.
@@ -172,11 +175,18 @@ impl Changes {
                 |path: &&PathBuf| one.original.get(*path).is_none_or(|was| !fsx::is_unchanged(was, &now[*path]));
             let folders = now.iter().filter(|(_, facts)| facts.kind == Kind::Folder).map(|(path, _)| path);
             let mut touched: BTreeSet<PathBuf> = folders.filter(changed).cloned().collect();
+            let gone = |path: &&PathBuf| now.get(*path).is_none_or(|facts| !stands(path, facts));
+            touched.extend(one.original.keys().filter(gone).filter_map(|path| path.parent()).map(Path::to_path_buf));
+            touched.extend(
+                now.iter().filter(|(p, f)| !stands(p, f)).filter_map(|(p, _)| p.parent()).map(Path::to_path_buf),
+            );
+            for folder in touched.iter().map(|folder| place(&to, folder)).filter(|folder| folder.is_dir()) {
+                fsx::open_folder(&folder)?;
+            }
             // Deepest first, so that a folder is empty when its turn comes.
-            for path in one.original.keys().rev().filter(|path| now.get(*path).is_none_or(|now| !stands(path, now))) {
+            for path in one.original.keys().rev().filter(gone) {
                 remove(&place(&to, path))?;
                 one.copy.remove(path);
-                touched.extend(path.parent().map(Path::to_path_buf));
             }
             for (path, facts) in now.iter().filter(|(path, facts)| !stands(path, facts)) {
                 copy_one(&place(&from, path), &place(&to, path), facts)?;
@@ -184,7 +194,6 @@ impl Changes {
                     files::sync_file(&place(&to, path)).context("flushing a copy")?;
                 }
                 one.copy.extend(fsx::facts(&place(&to, path))?.map(|facts| (path.clone(), facts)));
-                touched.extend(path.parent().map(Path::to_path_buf));
             }
             let dressed = now.iter().filter(|(path, _)| touched.contains(*path));
             dress_folders(&to, &dressed.map(|(path, facts)| (path.clone(), *facts)).collect())?;
@@ -219,6 +228,20 @@ fn flush_changed(top: &Path, before: &Seen) -> Result<()> {
             Kind::File => files::sync_file(&full).with_context(|| format!("flushing {}", full.display()))?,
             Kind::Folder => files::sync_folder(&full).with_context(|| format!("flushing {}", full.display()))?,
             _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What is not saved could not be put back.
+fn nothing_skipped_below(cx: &Context, path: &RelPath, skipped: &Preserve) -> Result<()> {
+    for (below, facts) in seen(&cx.root.join(path))? {
+        let full = RelPath::from_disk(&place(&path.to_path(), &below));
+        if let Some(full) = full.filter(|full| skipped.class_of(full, facts.kind == Kind::Folder) == Some(Class::Data))
+        {
+            return Err(bad(path, &format!("[backup] skip leaves out {full}, so no rollback could put that back"))
+                .remedy("name only what lies beside it, or take it out of [backup] skip")
+                .into());
         }
     }
     Ok(())

@@ -5,10 +5,12 @@
 //! They run as the owner of the install, who we are, with the server's environment and no terminal. While those
 //! after the swap run, the start file is still away: whatever a cut leaves, nothing can start on it.
 
+mod before;
 mod changes;
 mod packages;
 mod task;
 
+pub use before::{Before, load_made, store_made};
 pub use changes::Changes;
 
 use crate::bundle::Bundle;
@@ -118,7 +120,14 @@ impl Hooks {
                     continue;
                 }
                 let name = hook.run.first().map(String::as_str).unwrap_or_default();
-                if !will_be_there(cx, name, plan, &hooks.env) {
+                let is_there = will_be_there(cx, name, plan, &hooks.env);
+                if hooks.is_restore && (!is_there || hook.run.iter().any(|word| leaves(word, plan))) {
+                    let shown = hook.run.join(" ");
+                    let text = format!("the version that is put back cannot run the hook '{shown}': it is left out");
+                    hooks.warnings.push(("hook-left-out", text));
+                    continue;
+                }
+                if !is_there {
                     return Err(no_program(hook, name).into());
                 }
                 let due = due(hook, when)?;
@@ -195,10 +204,19 @@ impl Hooks {
         Ok(())
     }
 
-    /// Runs what is due while the server is down. Errors: one failed.
-    pub fn after_swap(&self, cx: &mut Context) -> Result<()> {
+    /// Runs what is due while the server is down. Errors: one failed, or made a start file of its own.
+    pub fn after_swap(&self, cx: &mut Context, start_file: &RelPath) -> Result<()> {
         let root = cx.root.path().to_path_buf();
-        self.after_swap.iter().try_for_each(|due| self.run(cx, due, &root))
+        for due in &self.after_swap {
+            self.run(cx, due, &root)?;
+            if fsx::exists(&cx.root.join(start_file))? {
+                let what = "which stays away until all hooks are done";
+                return Err(strayed("hook-changed-program", start_file, what)
+                    .remedy("let it use the one that UPDATER_START_FILE names, where it is")
+                    .into());
+            }
+        }
+        Ok(())
     }
 
     fn run(&self, cx: &mut Context, due: &Due, cwd: &Path) -> Result<()> {
@@ -212,6 +230,8 @@ impl Hooks {
         let mut env = self.env.clone();
         let word = if due.when == When::BeforeStop { "before_stop" } else { "after_swap" };
         env.push(("UPDATER_STAGE".to_string(), word.to_string()));
+        // A hook before this one may have taken it away.
+        files::private_folder(&work(&cx.root)).context("making the folder of the hooks")?;
         let output = work(&cx.root).join("output.txt");
         fsx::remove_own_file(&output)?;
         let id = cx.update_id.clone();
@@ -288,6 +308,12 @@ fn no_program(hook: &Hook, name: &str) -> Failure {
             "correct `run` in updater.toml: a path is relative to the install, a bare name is looked up in the server's \
              PATH",
         )
+}
+
+/// True for a path of the installed version that the other one does not have.
+fn leaves(word: &str, plan: &Plan) -> bool {
+    let path = RelPath::from_disk(Path::new(word));
+    path.is_some_and(|path| plan.actions.iter().any(|planned| planned.path == path && planned.action == Action::Remove))
 }
 
 /// Whether a program can be found once the new version is there.

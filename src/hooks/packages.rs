@@ -20,6 +20,7 @@ use crate::plan::{Action, Plan};
 use crate::preserve::ENVIRONMENT;
 use crate::server::{self, Running};
 use crate::settings::Hook;
+use crate::staging;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,9 @@ pub(super) const NOT_FETCHED: &str = "packages-not-fetched";
 
 /// What names the packages that a version needs.
 const REQUIREMENTS: &str = "requirements.txt";
+
+/// What was brought, in the folder of the hooks.
+const BROUGHT: &str = "brought.txt";
 
 /// How long pip may take to say what it is.
 const ASK: Duration = Duration::from_secs(60);
@@ -87,20 +91,24 @@ pub(super) fn need(
         return Ok(Need::LeftAlone("packages-no-pip", text));
     };
     let packages = Packages { python: python.clone(), environment, files, can_ask: version >= (22, 2) };
-    packages.write(scratch)?;
-    let is_met = packages.can_ask && pip.would_install(&["--no-index"])?.is_ok_and(|all| all.is_empty());
+    packages.write(scratch, &[cx.root.path().to_path_buf()])?;
+    let all = requirements(scratch).to_string_lossy().into_owned();
+    let is_met = packages.can_ask && pip.would_install(&["--no-index", "-r", &all])?.is_ok_and(|all| all.is_empty());
     Ok(if is_met { Need::Nothing } else { Need::Unmet(packages) })
 }
 
 impl Packages {
-    /// What installs them, once they are there.
+    /// What installs them, once they are there: exactly what was brought, whatever the requirements say of sources. An
+    /// old pip, which cannot tell beforehand what that is, finds it out from the requirements.
     pub(super) fn install(&self, work: &Path) -> Due {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let words = [&self.python, "-I", "-m", "pip", "install", "--no-index", "--find-links"].map(str::to_string);
-        let places = [text(wheels(work)), "-r".to_string(), text(requirements(work))];
+        let exactly = ["--no-deps".to_string(), "-r".to_string(), text(work.join(BROUGHT))];
+        let all = vec!["-r".to_string(), text(requirements(work))];
+        let what = if self.can_ask { exactly.to_vec() } else { all };
         Due {
             when: When::AfterSwap,
-            run: words.into_iter().chain(places).collect(),
+            run: words.into_iter().chain([text(wheels(work))]).chain(what).collect(),
             changes: vec![self.environment.clone()],
             timeout: Hook::TIMEOUT,
             by_default: true,
@@ -124,43 +132,61 @@ impl Packages {
     /// Brings what is missing into `work`. Errors: `packages-not-fetched` with what pip says.
     pub(super) fn fetch(&self, cx: &Context, env: &[(String, String)], work: &Path) -> Result<()> {
         let pip = Pip { cx, python: &self.python, env, folder: work };
-        self.write(work)?;
-        fsx::make_folders(&wheels(work))?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let (wheels, all, only) = (text(wheels(work)), text(requirements(work)), text(work.join("missing.txt")));
-        let asked = if self.can_ask {
-            let missing = pip.would_install(&[])?.map_err(|said| self.not_fetched(&said))?;
-            fs_err::write(&only, self.pinned(&missing))?;
-            if missing.is_empty() { vec![] } else { vec!["--no-deps", "-r", &only] }
-        } else {
-            vec!["-r", &all]
-        };
-        if !asked.is_empty() {
-            let words = [&["wheel", "--wheel-dir", &wheels][..], &asked].concat();
-            pip.run(&words, Hook::TIMEOUT)?.map_err(|said| self.not_fetched(&said))?;
+        let (wheels_at, all, brought) = (text(wheels(work)), text(requirements(work)), text(work.join(BROUGHT)));
+        // Of the new version first: it may ship packages itself.
+        self.write(work, &[staging::tree(&cx.own()), cx.root.path().to_path_buf()])?;
+        fsx::make_folders(&wheels(work))?;
+        let wheel = ["wheel", "--wheel-dir", &wheels_at];
+        if !self.can_ask {
+            let words = [&wheel[..], &["-r", &all]].concat();
+            return pip.run(&words, Hook::TIMEOUT)?.map(drop).map_err(|said| self.not_fetched(&said).into());
         }
-        if self.can_ask {
-            let from_here = ["--no-index", "--find-links", &wheels];
-            pip.would_install(&from_here)?.map_err(|said| self.not_fetched(&said))?;
+        let missing = pip.would_install(&["-r", &all])?.map_err(|said| self.not_fetched(&said))?;
+        let exactly: String = missing.iter().map(|one| format!("{}=={}\n", one.name, one.version)).collect();
+        fs_err::write(work.join(BROUGHT), exactly)?;
+        if missing.is_empty() {
+            return Ok(());
         }
+        let sources = text(work.join("missing.txt"));
+        fs_err::write(&sources, self.sources(work, &missing)?)?;
+        let words = [&wheel[..], &["--no-deps", "-r", &sources]].concat();
+        pip.run(&words, Hook::TIMEOUT)?.map_err(|said| self.not_fetched(&said))?;
+        // What will be asked for while the server is down.
+        let from_here = ["--no-index", "--no-deps", "--find-links", &wheels_at, "-r", &brought];
+        pip.would_install(&from_here)?.map_err(|said| self.not_fetched(&said))?;
         Ok(())
     }
 
-    fn write(&self, folder: &Path) -> Result<()> {
+    /// The files, in a folder of their own. What they name by a path is looked for in `places`.
+    fn write(&self, folder: &Path, places: &[PathBuf]) -> Result<()> {
         for (path, bytes) in &self.files {
             let place = folder.join("requirements").join(path.to_path());
             if let Some(parent) = place.parent() {
                 fsx::make_folders(parent)?;
             }
-            fs_err::write(place, bytes)?;
+            let beside = path.parent().map_or(PathBuf::new(), |folder| folder.to_path());
+            let text: String =
+                lines(bytes).iter().map(|line| anchored(line, &beside, places, &self.files) + "\n").collect();
+            fs_err::write(place, text)?;
         }
         Ok(())
     }
 
     /// Requirements of exactly these packages, with the options that tell where packages come from.
-    fn pinned(&self, missing: &[String]) -> String {
-        let lines = self.files.values().flat_map(|bytes| lines(bytes)).filter(|line| names_an_origin(line));
-        lines.chain(missing.iter().cloned()).map(|line| line + "\n").collect()
+    fn sources(&self, work: &Path, missing: &[Missing]) -> Result<String> {
+        let mut text = String::new();
+        for path in self.files.keys() {
+            let bytes = fs_err::read(work.join("requirements").join(path.to_path()))?;
+            text.extend(lines(&bytes).iter().filter(|line| names_an_origin(line)).map(|line| format!("{line}\n")));
+        }
+        // With their hashes, so that the very files are brought that pip has chosen; pip takes them for all or none.
+        let hashed = missing.iter().all(|one| one.sha256.is_some());
+        for one in missing {
+            let hash = one.sha256.as_ref().filter(|_| hashed);
+            text += &format!("{}{}\n", one.source, hash.map_or(String::new(), |hash| format!(" --hash=sha256:{hash}")));
+        }
+        Ok(text)
     }
 
     fn not_fetched(&self, said: &[String]) -> Failure {
@@ -205,6 +231,42 @@ fn lines(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes).replace("\\\r\n", " ").replace("\\\n", " ");
     let lines = text.trim_start_matches('\u{feff}').lines().map(|line| line.split(" #").next().unwrap_or(line).trim());
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_string).collect()
+}
+
+/// A line with what it names by a path named where that is: in one of `places`, below `beside` or not. In the files
+/// themselves such a path is relative to them or to where pip is called, and we call it elsewhere.
+fn anchored(line: &str, beside: &Path, places: &[PathBuf], known: &BTreeMap<RelPath, Vec<u8>>) -> String {
+    let found = |name: &str| -> Vec<PathBuf> {
+        let all = places.iter().flat_map(|place| [place.join(beside).join(name), place.join(name)]);
+        let mut there: Vec<PathBuf> = all.map(|full| server::plain(&full)).filter(|full| full.exists()).collect();
+        there.dedup();
+        there
+    };
+    let is_url = |name: &str| name.contains("://");
+    let value = |options: &[&str]| {
+        let rest = options.iter().find_map(|option| line.strip_prefix(option))?;
+        Some(rest.trim_start_matches([' ', '=']).trim()).filter(|name| !name.is_empty() && !is_url(name))
+    };
+    if let Some(name) = value(&["--find-links", "-f"]) {
+        let all: Vec<String> = found(name).iter().map(|full| format!("--find-links {}", full.display())).collect();
+        return if all.is_empty() { line.to_string() } else { all.join("\n") };
+    }
+    if let Some(name) = included(line) {
+        let inside = RelPath::from_disk(&server::plain(&beside.join(name)));
+        // Those of the install are written beside each other, as they were.
+        if inside.is_some_and(|path| known.contains_key(&path)) && !name.starts_with('/') {
+            return line.to_string();
+        }
+        let option = if line.starts_with("-c") || line.starts_with("--constraint") { "-c" } else { "-r" };
+        let outside = places.last().map(|root| server::plain(&root.join(beside).join(name)));
+        return outside.map_or(line.to_string(), |full| format!("{option} {}", full.display()));
+    }
+    let name = line.split([' ', ';']).next().unwrap_or(line);
+    let is_path = name.contains('/') && !is_url(line) && !line.starts_with('-');
+    match found(name).first().filter(|_| is_path) {
+        Some(full) => line.replacen(name, &full.to_string_lossy(), 1),
+        None => line.to_string(),
+    }
 }
 
 /// The files that a line includes: `-r base.txt`, `--constraint=limits.txt`.
@@ -342,36 +404,49 @@ impl Pip<'_> {
         Ok(Some((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))))
     }
 
-    /// What pip would install for the requirements in the folder, as requirements of exactly that.
-    /// The inner error: what it printed, when it found no way.
-    fn would_install(&self, more: &[&str]) -> Result<std::result::Result<Vec<String>, Said>> {
+    /// What pip would install when asked so. The inner error: what it printed, when it found no way.
+    fn would_install(&self, words: &[&str]) -> Result<std::result::Result<Vec<Missing>, Said>> {
         let report = self.folder.join("report.json");
-        let (place, all) = (report.to_string_lossy(), requirements(self.folder));
-        let words = ["install", "--dry-run", "--report", &place, "-r", &all.to_string_lossy()].map(str::to_string);
-        let words: Vec<&str> = words.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let place = report.to_string_lossy();
+        let words = [&["install", "--dry-run", "--report", &place][..], words].concat();
         Ok(match self.run(&words, Hook::TIMEOUT)? {
             Ok(_) => {
                 let report: Value =
                     serde_json::from_slice(&fs_err::read(&report)?).context("reading what pip would install")?;
-                Ok(report["install"].as_array().into_iter().flatten().filter_map(pinned).collect())
+                Ok(report["install"].as_array().into_iter().flatten().filter_map(Missing::of).collect())
             }
             Err(said) => Err(said),
         })
     }
 }
 
-/// One item of an installation report as a requirement.
-fn pinned(item: &Value) -> Option<String> {
-    let name = item["metadata"]["name"].as_str()?;
-    if item["is_direct"].as_bool() != Some(true) {
-        return Some(format!("{name}=={}", item["metadata"]["version"].as_str()?));
+/// One package that is to be installed.
+#[derive(Debug, PartialEq, Eq)]
+struct Missing {
+    name: String,
+    version: String,
+    /// Itself as a requirement, from where pip has it.
+    source: String,
+    /// Of the file that pip has chosen, where that is known.
+    sha256: Option<String>,
+}
+
+impl Missing {
+    /// One item of an installation report.
+    fn of(item: &Value) -> Option<Missing> {
+        let text = |value: &Value| value.as_str().map(str::to_string);
+        let (name, version) = (text(&item["metadata"]["name"])?, text(&item["metadata"]["version"])?);
+        let download = &item["download_info"];
+        let url = text(&download["url"]);
+        let is_direct = item["is_direct"].as_bool() == Some(true);
+        let repository = (text(&download["vcs_info"]["vcs"]), text(&download["vcs_info"]["commit_id"]));
+        let source = match (is_direct, url, repository) {
+            (true, Some(url), (Some(system), Some(commit))) => format!("{name} @ {system}+{url}@{commit}"),
+            (true, Some(url), _) => format!("{name} @ {url}"),
+            _ => format!("{name}=={version}"),
+        };
+        Some(Missing { name, version, source, sha256: text(&download["archive_info"]["hashes"]["sha256"]) })
     }
-    let url = item["download_info"]["url"].as_str()?;
-    let source = &item["download_info"]["vcs_info"];
-    Some(match (source["vcs"].as_str(), source["commit_id"].as_str()) {
-        (Some(system), Some(commit)) => format!("{name} @ {system}+{url}@{commit}"),
-        _ => format!("{name} @ {url}"),
-    })
 }
 
 #[cfg(test)]
@@ -403,13 +478,38 @@ mod tests {
 
     #[test]
     fn what_pip_would_install_is_pinned() {
-        let plain = json!({"metadata": {"name": "a", "version": "1.2"}, "is_direct": false});
+        let source = |item: Value| Missing::of(&item).unwrap().source;
+        let plain = json!({"metadata": {"name": "a", "version": "1.2"}, "is_direct": false,
+            "download_info": {"url": "https://x/a.whl", "archive_info": {"hashes": {"sha256": "ab"}}}});
         let direct = json!({"metadata": {"name": "b", "version": "1"}, "is_direct": true,
             "download_info": {"url": "https://x/b.whl"}});
         let git = json!({"metadata": {"name": "c", "version": "1"}, "is_direct": true,
             "download_info": {"url": "https://x/c", "vcs_info": {"vcs": "git", "commit_id": "abc"}}});
-        assert_eq!(pinned(&plain).unwrap(), "a==1.2");
-        assert_eq!(pinned(&direct).unwrap(), "b @ https://x/b.whl");
-        assert_eq!(pinned(&git).unwrap(), "c @ git+https://x/c@abc");
+        assert_eq!(Missing::of(&plain).unwrap().sha256.as_deref(), Some("ab"));
+        assert_eq!(source(plain), "a==1.2");
+        assert_eq!(source(direct), "b @ https://x/b.whl");
+        assert_eq!(source(git), "c @ git+https://x/c@abc");
+    }
+
+    #[test]
+    fn what_lies_in_the_install_is_named_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, old) = (folder.path().join("new"), folder.path().join("old"));
+        for path in ["new/wheels", "old/wheels", "old/vendor"] {
+            std::fs::create_dir_all(folder.path().join(path)).unwrap();
+        }
+        std::fs::write(old.join("vendor/x.whl"), "").unwrap();
+        let places = [new.clone(), old.clone()];
+        let known = BTreeMap::from([(RelPath::parse("base.txt").unwrap(), Vec::new())]);
+        let of = |line: &str| anchored(line, Path::new(""), &places, &known);
+        let both =
+            format!("--find-links {}\n--find-links {}", new.join("wheels").display(), old.join("wheels").display());
+        assert_eq!(of("--find-links wheels"), both);
+        assert_eq!(of("-f ./wheels"), both);
+        assert_eq!(of("./vendor/x.whl"), old.join("vendor/x.whl").display().to_string());
+        assert_eq!(of("-c ../limits.txt"), format!("-c {}", folder.path().join("limits.txt").display()));
+        for same in ["-r base.txt", "flask>=3", "--find-links https://x/y", "a @ https://x/a.whl"] {
+            assert_eq!(of(same), same);
+        }
     }
 }

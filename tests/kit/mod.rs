@@ -399,7 +399,7 @@ impl Tree {
 }
 
 impl File {
-    fn of(path: &Path) -> File {
+    pub fn of(path: &Path) -> File {
         let metadata = fs::symlink_metadata(path).unwrap();
         let bytes = match metadata.is_symlink() {
             true => fs::read_link(path).unwrap().to_string_lossy().into_owned().into_bytes(),
