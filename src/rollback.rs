@@ -3,6 +3,7 @@
 //! Refuses to drop anything: what the new version wrote goes to the backup's `after/`.
 
 use crate::backup;
+use crate::error::Failure;
 use crate::fsx;
 use crate::hooks::{self, Before};
 pub use crate::journal::DataBack;
@@ -43,7 +44,7 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
             take_away_made(root, before, &made, data == DataBack::Restored && !restored, &after)?;
         }
         if data == DataBack::Restored && !restored {
-            let record = backup::load(&dir).context("the data cannot be put back")?;
+            let record = backup::load(&dir).map_err(|e| backup_lost(root, &dir, &e))?;
             swap::hide_start_file(root, &moves, &start_file, &after)?;
             data_back(root, &dir, &record, &moves)?;
             journal.append(Record::DataRestored)?;
@@ -59,6 +60,16 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
     }
     journal.append(Record::RolledBack)?;
     Ok(())
+}
+
+/// Without the backup nobody but a person can say that what is there now is good enough.
+fn backup_lost(root: &InstallRoot, dir: &std::path::Path, e: &anyhow::Error) -> Failure {
+    let message = format!("the backup from which data and program are put back is gone or damaged: {e:#}");
+    Failure::operator("backup-lost", message).at(dir.display()).remedy(format!(
+        "bring its folder back and type: updater recover --root '{0}'; or go on with the data as they are now: updater \
+         recover --data keep --root '{0}'",
+        root.path().display()
+    ))
 }
 
 /// What hooks made is no user's: it goes to `after`, so that the old version finds what it left. With `data` false
@@ -108,7 +119,7 @@ fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath,
     let record = match backup::load(dir) {
         // Somebody decided to go on without it.
         Err(_) if data == DataBack::Kept => return Ok(()),
-        loaded => loaded.context("the program cannot be put back")?,
+        loaded => loaded.map_err(|e| backup_lost(root, dir, &e))?,
     };
     for line in record.files.iter().filter(|l| !l.data && l.path != *start_file) {
         if differs(root, line)? {

@@ -527,6 +527,17 @@ fn whatever_a_hook_makes_of_the_tree_the_way_back_is_found() {
 }
 
 #[test]
+fn a_hook_that_takes_the_backups_away_leaves_a_person_a_way_out() {
+    let install = install_with(&after("changes = [\"cache\", \"uploads\"]"));
+    let output = install.apply(&release("2.0", "", "rm -rf backups; echo hook >>uploads/a.txt; exit 9")).expect(4);
+    assert_eq!(output.error_code(), "backup-lost");
+    assert!(output.finished()["error"]["remedy"].as_str().unwrap().contains("recover --data keep"), "{output:?}");
+    install.updater(&["recover", "--data", "keep", "--json"]).expect(0);
+    assert_eq!((install.version().as_str(), install.read("uploads/a.txt").as_str()), ("1.0", "old upload\nhook\n"));
+    assert_nothing_is_left(&install);
+}
+
+#[test]
 fn killed_with_a_ruined_tree_recover_finds_the_way_back_twice_over() {
     for script in ["rm -rf app; ln -s /tmp app", "cp \"$UPDATER_START_FILE\" run.py; rm -rf app; mkfifo app"] {
         let install = install_with(AFTER);
