@@ -105,7 +105,13 @@ mod tests {
         let orphan = processes::identity(line.trim().parse().unwrap()).unwrap().unwrap();
         let top = processes::session(orphan.pid).unwrap().unwrap();
         let id = processes::identity(top).unwrap().unwrap();
-        let found = tied(orphan.pid, &[id]).unwrap();
+        // Until the shell between them has ended, it descends from the leader.
+        let begun = std::time::Instant::now();
+        let mut found = tied(orphan.pid, &[id]).unwrap();
+        while found == Some(Tie::Tree) && begun.elapsed() < std::time::Duration::from_secs(10) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            found = tied(orphan.pid, &[id]).unwrap();
+        }
         processes::Handle::open(orphan).unwrap().unwrap().kill().unwrap();
         leader.kill().unwrap();
         leader.wait().unwrap();
