@@ -37,9 +37,7 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
         }
         if let Some(before) = &before {
             before.mend_folders(root, &after)?;
-            // Where they had not ended nobody else can have made anything meanwhile.
-            let have_ended = journal.has(|r| matches!(r, Record::Hooked));
-            let made = if have_ended { hooks::load_made(&root.own())? } else { before.made(root)? };
+            let made = made_by_hooks(root, before, &moves)?;
             swap::hide_start_file(root, &moves, &start_file, &after)?;
             take_away_made(root, before, &made, data == DataBack::Restored && !restored, &after)?;
         }
@@ -70,6 +68,22 @@ fn backup_lost(root: &InstallRoot, dir: &std::path::Path, e: &anyhow::Error) -> 
          recover --data keep --root '{0}'",
         root.path().display()
     ))
+}
+
+/// What hooks made: as it was kept at their end, or looked for now, once, before anything moves (where they had not
+/// ended nobody else can have made anything). What the swap moved is not theirs.
+fn made_by_hooks(root: &InstallRoot, before: &Before, moves: &Moves) -> Result<Vec<RelPath>> {
+    let own = root.own();
+    let mut made = match hooks::load_made(&own)? {
+        Some(made) => made,
+        None => {
+            let made = before.made(root)?;
+            hooks::store_made(&own, &made)?;
+            made
+        }
+    };
+    made.retain(|path| !moves.moves.iter().any(|m| m.path.is_within(path)));
+    Ok(made)
 }
 
 /// What hooks made is no user's: it goes to `after`, so that the old version finds what it left. With `data` false

@@ -6,12 +6,14 @@
 mod kit;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kit::{Bundle, Install, Output};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// A release with a script of its own, and the settings that run it after the swap.
 fn install_with(hook: &str) -> Install {
@@ -549,6 +551,36 @@ fn killed_with_a_ruined_tree_recover_finds_the_way_back_twice_over() {
         assert_eq!(everything(&install), before, "{script}");
         assert_eq!(install.version(), "1.0");
     }
+}
+
+#[test]
+fn an_undo_that_was_cut_off_at_its_end_is_gone_through_again() {
+    let install = install_with(&after("changes = [\"cache\", \"uploads\"]"));
+    let before = everything(&install);
+    let script = format!(
+        "echo x >app/extra.py; echo x >uploads/new; rm -r cache; : >\"{}/middle\"; sleep 307",
+        install.scratch().display()
+    );
+    kill_in_the_hook(&install, &release("2.0", "", &script));
+    let (own, kept) = (install.root.join(".updater"), install.scratch().join("kept"));
+    let copy = |from: &Path, to: &Path| {
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    copy(&own, &kept);
+    install.updater(&["recover", "--json"]).expect(0);
+    assert_eq!(everything(&install), before);
+    // As if it had been cut off before its last record: all is moved back, and the journal does not say so.
+    for name in ["journal", "staging"] {
+        copy(&kept.join(name), &own.join(name));
+    }
+    let record = "{\"state\":\"data-restored\"}";
+    let sum: String = Sha256::digest(record).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let mut journal = fs::File::options().append(true).open(own.join("journal")).unwrap();
+    writeln!(journal, "{sum} {record}").unwrap();
+    install.updater(&["recover", "--json"]).expect(0);
+    assert_eq!(everything(&install), before);
+    assert_eq!(install.version(), "1.0");
+    assert_nothing_is_left(&install);
 }
 
 #[test]

@@ -138,8 +138,11 @@ pub fn store_made(own: &Path, made: &[RelPath]) -> Result<()> {
     fsx::write_atomic(&place_of_made(own), &serde_json::to_vec(made)?)
 }
 
-/// What hooks made, as it was kept when they had ended.
-pub fn load_made(own: &Path) -> Result<Vec<RelPath>> {
-    let bytes = fs_err::read(place_of_made(own))?;
-    serde_json::from_slice(&bytes).with_context(|| format!("reading {}", place_of_made(own).display()))
+/// What hooks made, where it was kept. None: it was not yet.
+pub fn load_made(own: &Path) -> Result<Option<Vec<RelPath>>> {
+    let place = place_of_made(own);
+    if !fsx::exists(&place)? {
+        return Ok(None);
+    }
+    serde_json::from_slice(&fs_err::read(&place)?).map(Some).with_context(|| format!("reading {}", place.display()))
 }
