@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A file written this shortly before its copy may have changed without its times showing it.
-const RACY_NANOS: i64 = 2_000_000_000;
+pub const RACY_NANOS: i64 = 2_000_000_000;
 
 /// A backup that is being made.
 pub struct Backup {

@@ -21,9 +21,6 @@ use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// A file written this shortly before its copy may have changed without its times showing it.
-const RACY_NANOS: i64 = 2_000_000_000;
-
 /// What is at or below a path: relative to it, so that the thing itself is the empty path.
 type Seen = BTreeMap<PathBuf, Facts>;
 
@@ -163,7 +160,7 @@ impl Changes {
         for one in self.copied.iter_mut().filter(|one| one.exchange.old) {
             let (from, to) = (root.join(&one.exchange.path), staging::copy_of(&root.own(), one.exchange.slot));
             let now = seen(&from)?;
-            let racy = |facts: &Facts| facts.mtime.max(facts.ctime) > one.at - RACY_NANOS;
+            let racy = |facts: &Facts| facts.mtime.max(facts.ctime) > one.at - backup::RACY_NANOS;
             let stands = |path: &PathBuf, facts: &Facts| {
                 one.original.get(path).is_some_and(|was| match facts.kind {
                     Kind::Folder => was.kind == Kind::Folder,

@@ -15,7 +15,7 @@ pub use changes::Changes;
 
 use crate::bundle::Bundle;
 use crate::context::Context;
-use crate::error::{Class, Failure};
+use crate::error::Failure;
 use crate::fsx;
 use crate::os::{LaunchSpec, files};
 use crate::path::{InstallRoot, RelPath};
@@ -134,9 +134,13 @@ impl Hooks {
                 if when == When::BeforeStop { hooks.before_stop.push(due) } else { hooks.after_swap.push(due) }
             }
         }
-        let named: BTreeSet<RelPath> = hooks.after_swap.iter().flat_map(|due| due.changes.clone()).collect();
-        hooks.changes = Changes::judge(cx, &named, occasion.start_file)?;
+        hooks.changes = Changes::judge(cx, &hooks.named(), occasion.start_file)?;
         Ok(hooks)
+    }
+
+    /// All that they say they write.
+    fn named(&self) -> BTreeSet<RelPath> {
+        self.after_swap.iter().flat_map(|due| due.changes.clone()).collect()
     }
 
     /// All of them in their order, as `plan` shows them.
@@ -173,8 +177,7 @@ impl Hooks {
                     let text = format!("{e:#}; going on with the packages as they are");
                     cx.report.warning(packages::NOT_FETCHED, &text, None);
                     self.after_swap.retain(|due| !due.by_default);
-                    let named: BTreeSet<RelPath> = self.after_swap.iter().flat_map(|due| due.changes.clone()).collect();
-                    self.changes.keep_only(&named);
+                    self.changes.keep_only(&self.named());
                 }
                 fetched => fetched?,
             }
@@ -386,7 +389,7 @@ fn environment(cx: &Context, occasion: &Occasion, to_version: &str) -> Vec<(Stri
 
 /// The error of a hook that wrote where it should not. Class and stage decide what follows.
 pub fn strayed(code: &'static str, path: &RelPath, what: &str) -> Failure {
-    Failure::new(Class::Failed, code, format!("a hook altered {path}, {what}"))
+    Failure::failed(code, format!("a hook altered {path}, {what}"))
         .at(path)
         .remedy("name what it writes in its `changes`, or keep it from writing there")
 }
