@@ -2,25 +2,30 @@
 //! makes it whole. Pass 1 copies while the server serves; pass 2, after the stop, trusts only files
 //! that did not change since, and compares database sets by content. A backup is made in staging and
 //! moved among the others by one rename, so no half of one ever lies there.
-//! Refuses to open a database in place, and to delete the newest whole backup.
+//! Refuses to open a database in place, to link to the live tree, and to delete the newest whole backup.
 
 mod record;
+mod selection;
 mod shelf;
 
-pub use record::{Damage, FORMAT, Line, Record, damage, legacy, load};
-pub use shelf::{Listed, clear_discarded, list, list_all, mark_failed, prune};
+pub use record::{Damage, FORMAT, Kind, Line, Record, Watched, damage, files_below, legacy, load};
+pub use selection::{How, Previous, Selected, Selection};
+pub use shelf::{Listed, Pruned, Spare, clear_discarded, list, list_all, mark_failed, next_number, prune};
 
+use crate::error::Failure;
 use crate::fsx;
-use crate::os::{Facts, Kind, files};
+use crate::os::{self, Facts, files};
+use crate::ownership::{Census, Class, Databases};
 use crate::path::{InstallRoot, RelPath};
-use crate::plan::Plan;
-use crate::preserve::{Class, Preserve, database_set};
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A file written this shortly before its copy may have changed without its times showing it.
 pub const RACY_NANOS: i64 = 2_000_000_000;
+
+/// What lies in a backup's folder beside the files of the install.
+const BESIDE: [&str; 3] = ["aside", "after", "backup.json"];
 
 /// A backup that is being made.
 pub struct Backup {
@@ -30,8 +35,22 @@ pub struct Backup {
     /// Where it goes when it is whole.
     home: PathBuf,
     lines: BTreeMap<RelPath, Line>,
+    /// The files that are another name of a file in the backup before: they are never written.
+    linked: BTreeSet<RelPath>,
+    /// Large files that stay in place unsaved.
+    watched: BTreeMap<RelPath, Facts>,
+    /// Top names of the install that a backup's own names take, and what they are saved as.
+    renamed: BTreeMap<RelPath, RelPath>,
     /// When pass 1 ended.
     seeded_at: i64,
+}
+
+/// What lies in the install after the stop, as the backup has to hold it.
+pub struct Live<'a> {
+    pub census: &'a Census,
+    /// What the release shipped where something else lies.
+    pub bases: &'a BTreeMap<RelPath, String>,
+    pub selection: &'a Selection,
 }
 
 /// `update_backup_YYYYMMDD_HHMMSS` in local time, with a suffix where one of that name exists.
@@ -46,121 +65,164 @@ pub fn new_id(backups: &Path) -> Result<String> {
     Ok(id)
 }
 
-/// All preserved data of an install: path and facts. Links are entries; a preserved top-level name
-/// that is a link to a folder counts as that folder.
-pub fn data_files(root: &InstallRoot, preserve: &Preserve, skip: &Preserve) -> Result<Vec<(RelPath, Facts)>> {
-    let mut all = Vec::new();
-    collect(root.path(), None, preserve, skip, &mut all)?;
-    Ok(all)
-}
-
-fn collect(
-    folder: &Path,
-    at: Option<&RelPath>,
-    preserve: &Preserve,
-    skip: &Preserve,
-    all: &mut Vec<(RelPath, Facts)>,
-) -> Result<()> {
-    let mut names: Vec<_> = match fs_err::read_dir(folder) {
-        Ok(read) => read.collect::<std::io::Result<_>>()?,
-        // A folder that vanished meanwhile holds nothing.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e.into()),
-    };
-    names.sort_by_key(|n| n.file_name());
-    for name in names {
-        let path = match at {
-            Some(at) => at.child(&name.file_name()),
-            None => RelPath::from_disk(name.file_name().as_ref()),
-        };
-        let path = path.with_context(|| format!("the name {} cannot be used", name.path().display()))?;
-        let Some(facts) = fsx::facts(&name.path())? else { continue };
-        let class = preserve.class_of(&path, facts.kind == Kind::Folder);
-        if matches!(class, Some(Class::Own | Class::Environment))
-            || skip.class_of(&path, facts.kind == Kind::Folder).is_some()
-        {
-            continue;
-        }
-        let linked = at.is_none() && class == Some(Class::Data) && facts.kind == Kind::Link && name.path().is_dir();
-        match facts.kind {
-            Kind::Folder => collect(&name.path(), Some(&path), preserve, skip, all)?,
-            _ if linked => collect(&name.path(), Some(&path), preserve, skip, all)?,
-            Kind::Other => {}
-            // The shared memory of a database is rebuilt from its log; an old one would only mislead.
-            _ if path.text().to_lowercase().ends_with("-shm") && database_set(&path).is_some() => {}
-            _ if class == Some(Class::Data) => all.push((path, facts)),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Pass 1: copies the version and the data while the server serves, for the backup `home`.
+/// Pass 1: saves the version and the data while the server serves, for the backup `home`.
 pub fn seed(
     root: &InstallRoot,
     home: &Path,
-    plan: &Plan,
-    data: &[(RelPath, Facts)],
-    progress: &mut dyn FnMut(u64, u64),
+    census: &Census,
+    selection: &Selection,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Backup> {
     let id = home.file_name().context("a backup has a name")?.to_string_lossy().into_owned();
     let dir = root.own().join("staging/backup");
-    fsx::make_folders(&dir)?;
-    let mut backup = Backup { id, dir, home: home.to_path_buf(), lines: BTreeMap::new(), seeded_at: 0 };
-    let shipped = plan.live.iter().map(|(path, live)| (path, live.facts, false));
-    let all: Vec<_> = shipped.chain(data.iter().map(|(path, facts)| (path, *facts, true))).collect();
-    for (n, (path, facts, is_data)) in all.iter().enumerate() {
-        backup.save(root, path, facts, *is_data)?;
-        progress(n as u64 + 1, all.len() as u64);
+    fsx::make_folders(dir.parent().context("staging has a folder above it")?)?;
+    files::private_folder(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    fsx::adopt(&dir)?;
+    let mut backup = Backup {
+        id,
+        dir,
+        home: home.to_path_buf(),
+        lines: BTreeMap::new(),
+        linked: BTreeSet::new(),
+        watched: BTreeMap::new(),
+        renamed: renamed(census),
+        seeded_at: 0,
+    };
+    let mut done = 0;
+    for one in &selection.files {
+        backup.take(root, one)?;
+        done += one.cost();
+        progress(done, selection.bytes)?;
     }
     backup.seeded_at = fsx::now_nanos();
     Ok(backup)
 }
 
+/// Top names that would collide with a backup's own, and the first free name for each.
+fn renamed(census: &Census) -> BTreeMap<RelPath, RelPath> {
+    let tops: BTreeSet<RelPath> = census.items.keys().map(RelPath::top).collect();
+    let mut all = BTreeMap::new();
+    for top in tops.iter().filter(|top| BESIDE.iter().any(|own| top.name().eq_ignore_ascii_case(own))) {
+        let mut to = top.with_ending(".saved");
+        while tops.contains(&to) || all.values().any(|taken| *taken == to) {
+            to = to.with_ending(".saved");
+        }
+        all.insert(top.clone(), to);
+    }
+    all
+}
+
 impl Backup {
+    /// Where a file of the install is saved, relative to the backup.
+    fn slot(&self, path: &RelPath) -> RelPath {
+        let top = path.top();
+        match (self.renamed.get(&top), path.strip(&top)) {
+            (Some(other), Some(rest)) => other.join(&rest),
+            (Some(other), None) => other.clone(),
+            (None, _) => path.clone(),
+        }
+    }
+
     fn place(&self, path: &RelPath) -> PathBuf {
-        self.dir.join(path.to_path())
+        self.dir.join(self.slot(path).to_path())
+    }
+
+    fn line(&self, path: &RelPath, facts: &Facts, data: bool, sha256: String) -> Line {
+        let slot = self.slot(path);
+        let place = (slot != *path).then_some(slot);
+        Line { path: path.clone(), sha256, data, facts: *facts, base: None, place }
+    }
+
+    /// Saves one file as it was chosen.
+    fn take(&mut self, root: &InstallRoot, one: &Selected) -> Result<()> {
+        match &one.how {
+            How::Watch => {
+                self.watched.insert(one.path.clone(), one.facts);
+                Ok(())
+            }
+            How::Link { copy, sha256 } => {
+                if self.link(root, one, copy, sha256)? {
+                    return Ok(());
+                }
+                self.save(root, &one.path, &one.facts, one.data)
+            }
+            How::Clone => self.clone_or_watch(root, &one.path, &one.facts),
+            How::Copy => self.save(root, &one.path, &one.facts, one.data),
+        }
+    }
+
+    /// Makes another name of the copy in the backup before, once that was read and found good. Ok(false): it is not.
+    fn link(&mut self, root: &InstallRoot, one: &Selected, copy: &Path, sha256: &str) -> Result<bool> {
+        let to = self.place(&one.path);
+        let is_good = fsx::facts(copy)?.is_some_and(|is| {
+            (is.kind, is.size, is.mode, is.owner, is.mtime)
+                == (one.facts.kind, one.facts.size, one.facts.mode, one.facts.owner, one.facts.mtime)
+        });
+        let live = root.join(&one.path);
+        let attributes = || files::same_attributes(&live, copy).unwrap_or(false);
+        if !is_good || !attributes() || !fsx::holds(copy, sha256).unwrap_or(false) {
+            return Ok(false);
+        }
+        if let Some(parent) = to.parent() {
+            fsx::make_folders(parent)?;
+        }
+        if !files::link_file(copy, &to).with_context(|| format!("linking {}", to.display()))? {
+            return Ok(false);
+        }
+        self.linked.insert(one.path.clone());
+        self.lines.insert(one.path.clone(), self.line(&one.path, &one.facts, one.data, sha256.to_string()));
+        Ok(true)
+    }
+
+    /// A large file: saved where that costs no room, else only watched.
+    fn clone_or_watch(&mut self, root: &InstallRoot, path: &RelPath, facts: &Facts) -> Result<()> {
+        self.forget(path)?;
+        match fsx::clone_file(&root.join(path), &self.place(path), facts) {
+            Ok(Some(sha256)) => {
+                self.lines.insert(path.clone(), self.line(path, facts, true, sha256));
+            }
+            Ok(None) => {
+                self.watched.insert(path.clone(), *facts);
+            }
+            Err(_) if !fsx::exists(&root.join(path))? => {}
+            Err(e) => return Err(unreadable(path, &e)),
+        }
+        Ok(())
     }
 
     /// Copies one file; one that vanishes meanwhile is simply not there.
     fn save(&mut self, root: &InstallRoot, path: &RelPath, facts: &Facts, data: bool) -> Result<()> {
+        self.forget(path)?;
         let to = self.place(path);
-        fsx::remove_own_file(&to)?;
         match fsx::copy(&root.join(path), &to, facts) {
             Ok(sha256) => {
-                let line = Line { path: path.clone(), sha256, data, facts: *facts };
-                self.lines.insert(path.clone(), line);
+                self.lines.insert(path.clone(), self.line(path, facts, data, sha256));
                 Ok(())
             }
             Err(_) if !fsx::exists(&root.join(path))? => fsx::remove_own_file(&to),
-            Err(e) => Err(e),
+            Err(e) => Err(unreadable(path, &e)),
         }
     }
 
-    /// Pass 2, after the stop: every file again, by identity, database sets by
-    /// content; then the record, and the backup in its place.
-    pub fn finish(&mut self, root: &InstallRoot, live: &[(RelPath, Facts, bool)], record: Record) -> Result<Record> {
-        let there: BTreeMap<&RelPath, ()> = live.iter().map(|(path, ..)| (path, ())).collect();
-        let vanished: Vec<RelPath> = self.lines.keys().filter(|p| !there.contains_key(p)).cloned().collect();
-        for path in vanished {
-            fsx::remove_own_file(&self.place(&path))?;
-            self.lines.remove(&path);
+    /// Takes back what was saved or watched under this name.
+    fn forget(&mut self, path: &RelPath) -> Result<()> {
+        fsx::remove_own_file(&self.place(path))?;
+        self.lines.remove(path);
+        self.linked.remove(path);
+        self.watched.remove(path);
+        Ok(())
+    }
+
+    /// Pass 2, after the stop: every file again, by identity, database sets by content; then the record, and the
+    /// backup in its place.
+    pub fn finish(&mut self, root: &InstallRoot, live: &Live, record: Record) -> Result<Record> {
+        let census = live.census;
+        let known: Vec<RelPath> = self.lines.keys().chain(self.watched.keys()).cloned().collect();
+        for path in known.iter().filter(|path| !census.items.contains_key(*path)) {
+            self.forget(path)?;
         }
-        for (path, facts, data) in live {
-            let known = self.lines.get(path);
-            let racy = facts.mtime.max(facts.ctime) > self.seeded_at - RACY_NANOS;
-            let by_content = facts.kind == Kind::File && (racy || database_set(path).is_some());
-            match known {
-                Some(line) if fsx::is_unchanged(&line.facts, facts) && !by_content => {}
-                Some(line) if facts.kind == Kind::File && line.facts.kind == Kind::File => {
-                    let to = self.place(path);
-                    let changed = fsx::update_copy(&root.join(path), &to, facts)?;
-                    let sha256 = if changed { fsx::sha256_of(&to)? } else { line.sha256.clone() };
-                    fsx::dress(&to, facts)?;
-                    self.lines.insert(path.clone(), Line { path: path.clone(), sha256, data: *data, facts: *facts });
-                }
-                _ => self.save(root, path, facts, *data)?,
-            }
+        for (path, item) in &census.items {
+            self.again(root, path, &item.facts, item.class == Class::Data, live.selection, &census.databases)?;
         }
         for item in walkdir::WalkDir::new(&self.dir) {
             let item = item?;
@@ -168,11 +230,82 @@ impl Backup {
                 files::sync_folder(item.path()).with_context(|| format!("flushing {}", item.path().display()))?;
             }
         }
-        let record = Record { id: self.id.clone(), files: self.lines.values().cloned().collect(), ..record };
+        for line in self.lines.values_mut() {
+            line.base = live.bases.get(&line.path).filter(|base| **base != line.sha256).cloned();
+        }
+        let folders = census.folders.iter().map(|(path, facts)| record::folder(path, facts)).collect();
+        let record = Record {
+            id: self.id.clone(),
+            files: self.lines.values().cloned().collect(),
+            folders,
+            watched: self.watched.iter().map(|(path, facts)| Watched { path: path.clone(), facts: *facts }).collect(),
+            databases: census.databases.by_contents().cloned().collect(),
+            ..record
+        };
         record.store(&self.dir)?;
         files::rename_new(&self.dir, &self.home).with_context(|| format!("placing the backup {}", self.id))?;
         fsx::sync_parent(&self.home)?;
         fsx::sync_parent(&self.dir)?;
         Ok(record)
     }
+
+    /// Brings what was saved of one file up to date.
+    fn again(
+        &mut self,
+        root: &InstallRoot,
+        path: &RelPath,
+        facts: &Facts,
+        data: bool,
+        selection: &Selection,
+        databases: &Databases,
+    ) -> Result<()> {
+        let is_database = databases.main_of(path).is_some();
+        if selection.is_watched_only(path, facts, data, is_database) {
+            self.forget(path)?;
+            self.watched.insert(path.clone(), *facts);
+            return Ok(());
+        }
+        let racy = facts.mtime.max(facts.ctime) > self.seeded_at - RACY_NANOS;
+        let by_content = facts.kind == os::Kind::File && (racy || is_database);
+        let was = self.lines.get(path).map(|line| line.facts).or(self.watched.get(path).copied());
+        let is_same = was.is_some_and(|was| fsx::is_unchanged(&was, facts));
+        let is_large = selection.is_large(facts, data, is_database);
+        match self.lines.get_mut(path) {
+            Some(line) if is_same && !by_content => {
+                line.data = data;
+                Ok(())
+            }
+            None if is_same && is_large => Ok(()),
+            _ if is_large => self.clone_or_watch(root, path, facts),
+            Some(line) if facts.kind == os::Kind::File && line.facts.kind == os::Kind::File => {
+                self.compare(root, path, facts, data)
+            }
+            _ => self.save(root, path, facts, data),
+        }
+    }
+
+    /// Makes the copy of a file that may have changed its equal.
+    fn compare(&mut self, root: &InstallRoot, path: &RelPath, facts: &Facts, data: bool) -> Result<()> {
+        let (live, to) = (root.join(path), self.place(path));
+        let Some(line) = self.lines.get(path) else { return self.save(root, path, facts, data) };
+        let known = line.sha256.clone();
+        if self.linked.contains(path) {
+            // The other name of this file is another backup's.
+            let same = fsx::is_unchanged(&line.facts, facts) && fsx::same_bytes(&live, &to);
+            return if same { Ok(()) } else { self.save(root, path, facts, data) };
+        }
+        let changed = fsx::update_copy(&live, &to, facts)?;
+        let sha256 = if changed { fsx::sha256_of(&to)? } else { known };
+        fsx::dress_like(&live, &to, facts)?;
+        self.lines.insert(path.clone(), self.line(path, facts, data, sha256));
+        Ok(())
+    }
+}
+
+/// Users' data that cannot be read cannot be saved. (An error of another kind is the disk's.)
+fn unreadable(path: &RelPath, e: &anyhow::Error) -> anyhow::Error {
+    Failure::failed("cannot-save", format!("{path} cannot be saved: {e:#}"))
+        .at(path)
+        .remedy("let the user of the updater read it, or name it in [backup] skip to leave it in place unsaved")
+        .into()
 }

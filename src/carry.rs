@@ -22,6 +22,11 @@ pub enum CarryError {
     NoSuchSetting(String),
 }
 
+/// True when `live` is the shipped file but for settings of the install.
+pub fn differs_in_settings_alone(shipped: &[u8], live: &[u8], names: &[String]) -> bool {
+    carry(shipped, live, names, &[]).is_ok_and(|carried| carried.bytes == live)
+}
+
 /// Puts the values that `old` assigns to `names`, and those of `set`, into `new`.
 pub fn carry(new: &[u8], old: &[u8], names: &[String], set: &[(String, String)]) -> Result<Carried, CarryError> {
     let mut edits: Vec<(Range<usize>, Vec<u8>)> = Vec::new();

@@ -86,6 +86,8 @@ pub enum Command {
     Restore(Restore),
     /// Finish or undo an interrupted update
     Recover(Recover),
+    /// Write the receipt of the version that is installed already, from its own bundle
+    Adopt(Adopt),
     /// Write updater.toml from what is detected, or install the system's part
     Init(Init),
     /// Say what an update would stumble over, each with its remedy
@@ -276,6 +278,15 @@ pub struct Recover {
     pub data: Option<Data>,
     #[command(flatten)]
     pub run: Run,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Adopt {
+    /// The bundle of the installed version: a path
+    pub bundle: PathBuf,
+    /// Wait for the lock (500ms, 15s, 2m) instead of exit 5
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -5,9 +5,10 @@ use crate::error::Failure;
 use crate::history;
 use crate::os::escape::Line;
 use crate::os::processes::{self, Signals};
-use crate::os::{Facts, Said, files};
+use crate::os::{Said, files};
+use crate::ownership::{self, Databases, Ownership, Rules};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{Class, Preserve, Rules, database_set};
+use crate::receipt::Receipt;
 use crate::report::{Reporter, Stage};
 use crate::settings::Settings;
 use anyhow::{Context as _, Result};
@@ -37,6 +38,14 @@ pub struct UnderWay {
     pub started_at: String,
 }
 
+/// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
+pub fn check(signals: &Signals) -> Result<()> {
+    if signals.interrupts() + signals.terminations() > 0 {
+        return Err(Failure::failed("interrupted", "stopped by a signal before anything was changed").into());
+    }
+    Ok(())
+}
+
 impl Context {
     pub fn own(&self) -> PathBuf {
         self.root.own()
@@ -46,37 +55,26 @@ impl Context {
         self.root.path().join(&self.settings.backup.dir)
     }
 
-    pub fn preserve(&self) -> Result<Preserve> {
-        let preserve = &self.settings.preserve;
-        Preserve::new(preserve.defaults, &preserve.paths, false)?.with_backups(&self.settings.backup.dir)
+    /// The rules by which the files of this install are judged. Errors: the settings hold a pattern or path that
+    /// cannot be read (exit 2).
+    pub fn rules(&self, set: &[(String, String)]) -> Result<Rc<Rules>> {
+        Ok(Rc::new(Rules::of(&self.root, &self.settings, set)?))
     }
 
-    /// What `[backup] skip` keeps in place without saving it.
-    pub fn skipped(&self) -> Result<Preserve> {
-        Preserve::new(false, &self.settings.backup.skip, false)
+    /// Whose the files of this install are, by the receipt alone.
+    pub fn ownership(&self, receipt: Option<&Receipt>) -> Result<Ownership> {
+        Ok(Ownership::new(&self.root, &self.rules(&[])?, receipt, std::iter::empty()))
     }
 
-    /// The main files of the databases that `[verify] sqlite` names, among preserved files.
-    pub fn databases(&self, data: &[(RelPath, Facts)]) -> Result<BTreeSet<RelPath>> {
-        let named = Preserve::new(false, &self.settings.verify.sqlite, false)?;
-        let mains = data.iter().filter_map(|(path, _)| database_set(path));
-        Ok(mains.filter(|main| named.class_of(main, false) == Some(Class::Data)).collect())
-    }
-
-    pub fn rules(&self, set: &[(String, String)]) -> Result<Rules> {
-        let parse = |name: &String| {
-            RelPath::parse(name).map_err(|e| Failure::usage("bad-settings", format!("{name} in [preserve]: {e}")))
-        };
-        let mut carry = std::collections::BTreeMap::new();
-        for (name, names) in &self.settings.preserve.carry {
-            carry.insert(parse(name)?, names.clone());
-        }
-        Ok(Rules {
-            preserve: self.preserve()?,
-            merge: self.settings.preserve.merge_json.iter().map(parse).collect::<Result<_, _>>()?,
-            carry,
-            set: set.to_vec(),
-        })
+    /// The main files of the databases that `[verify] sqlite` names, among these.
+    pub fn databases<'a>(
+        &self,
+        known: &Databases,
+        data: impl Iterator<Item = &'a RelPath>,
+    ) -> Result<BTreeSet<RelPath>> {
+        let named = ownership::matcher(self.settings.verify.sqlite.iter().map(String::as_str), false)?;
+        let is_named = |main: &RelPath| named.matched_path_or_any_parents(main.to_path(), false).is_ignore();
+        Ok(data.filter_map(|path| known.main_of(path)).filter(is_named).collect())
     }
 
     /// Where databases are cloned: on the install's own volume, where there is room for them, unless nothing
@@ -116,10 +114,7 @@ impl Context {
 
     /// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
     pub fn check_signals(&self) -> Result<()> {
-        if self.signals.interrupts() + self.signals.terminations() > 0 {
-            return Err(Failure::failed("interrupted", "stopped by a signal before anything was changed").into());
-        }
-        Ok(())
+        check(&self.signals)
     }
 
     /// After the stop only a second SIGINT or a SIGTERM asks for a rollback.

@@ -1,6 +1,7 @@
 //! From a parsed command line to a command and its exit code.
 //! Refuses to know what the commands do.
 
+use crate::adopt;
 use crate::apply::{self, Origin, Request};
 use crate::cli::{self, Cli, Command, Ended};
 use crate::context::Context;
@@ -141,6 +142,7 @@ fn as_owner(cli: &Cli, cwd: &Path, outside: &Outside) -> Result<Option<u8>> {
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
     let bundle = match &cli.command {
         Command::Apply(args) | Command::Plan(args) => args.bundle.as_ref().map(|bundle| cwd.join(bundle)),
+        Command::Adopt(args) => Some(cwd.join(&args.bundle)),
         _ => None,
     };
     let bound = match &cli.command {
@@ -268,6 +270,12 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             let finished = recover::recover(cx, choice, args.run.wait);
             // At boot the service manager waits for us: it must not be asked who runs.
             Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })
+        }
+        Command::Adopt(args) => {
+            let done = adopt::adopt(cx, &cwd.join(&args.bundle), args.wait);
+            adopt::closed(cx);
+            show(cx, &done?, adopt::text);
+            Ok(0)
         }
         Command::Init(args) if args.boot_recovery || args.systemd_helper => {
             let part = if args.boot_recovery { SystemPart::BootRecovery } else { SystemPart::Helper };

@@ -2,7 +2,7 @@
 //! Refuses to change anything, and to stop at the first finding.
 
 use crate::apply::{self, Request, Survey};
-use crate::backup;
+use crate::backup::{self, Selection};
 use crate::context::Context;
 use crate::error::{self, ErrorRecord};
 use crate::escape;
@@ -10,7 +10,8 @@ use crate::fsx;
 use crate::history;
 use crate::hooks;
 use crate::inspect;
-use crate::os::{SystemPart, Unit, Way, boot, files, processes};
+use crate::os::{Kind, SystemPart, Unit, Way, boot, files, processes};
+use crate::ownership::Class;
 use crate::receipt;
 use crate::shim;
 use crate::verify;
@@ -92,6 +93,7 @@ pub fn doctor(cx: &Context, wrong_settings: &[String]) -> Result<(Value, bool)> 
     }
     checks.look("shim", || drop_in(cx));
     checks.look("tree", || tree(cx));
+    checks.look("data", || data(cx));
     checks.look("databases", || databases(cx));
     checks.look("space", || space(cx));
     checks.look("backups", || backups(cx));
@@ -258,12 +260,19 @@ fn tree(cx: &Context) -> Result<Found> {
     let Some(receipt) = receipt::load(&cx.own())? else {
         return Ok(fine("nothing was installed by this program yet"));
     };
-    let rules = cx.rules(&[])?;
     let mut kept = apply::kept_bundle(cx, &receipt)?;
-    let found = verify::installed(&cx.root, &receipt, &rules.preserve, &rules.carry, &mut kept, true)?;
+    let found = verify::installed(&cx.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
     let mut wrong = found.modified.iter().chain(&found.missing);
     Ok(match wrong.next() {
-        None => fine(format!("{} files are as version {} was installed", found.checked, receipt.version)),
+        None if found.changed_here.is_empty() => {
+            fine(format!("{} files are as version {} was installed", found.checked, receipt.version))
+        }
+        None => fine(format!(
+            "{} files of version {}; changed here, and kept by an update: {}",
+            found.checked,
+            receipt.version,
+            found.changed_here.len()
+        )),
         Some(first) => problem(
             format!("{first} and {} others are not as they were installed", wrong.count()),
             "see all with updater verify; heal them with updater verify --repair",
@@ -271,11 +280,34 @@ fn tree(cx: &Context) -> Result<Found> {
     })
 }
 
+/// What users wrote must be readable to be saved.
+fn data(cx: &Context) -> Result<Found> {
+    let receipt = receipt::load(&cx.own())?;
+    let ownership = cx.ownership(receipt.as_ref())?;
+    let census = ownership.census(None)?;
+    let mut unreadable: Vec<String> = census.unreadable.iter().map(|(path, _)| path.to_string()).collect();
+    for (path, facts) in census.of(Class::Data).filter(|(_, facts)| facts.kind == Kind::File) {
+        let may = std::fs::File::open(cx.root.join(path));
+        if facts.size > 0 && may.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
+            unreadable.push(path.to_string());
+        }
+    }
+    let count = census.of(Class::Data).count();
+    Ok(match unreadable.first() {
+        None => fine(format!("{count} files that no version shipped stay and are saved")),
+        Some(first) => problem(
+            format!("{first} and {} others cannot be read, so they cannot be saved", unreadable.len() - 1),
+            "give them to the owner of the install (chown), or leave them in place unsaved ([backup] skip)",
+        ),
+    })
+}
+
 fn databases(cx: &Context) -> Result<Found> {
-    let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
+    let receipt = receipt::load(&cx.own())?;
+    let census = cx.ownership(receipt.as_ref())?.census(None)?;
     let scratch = cx.scratch()?;
     let mut names = Vec::new();
-    for main in cx.databases(&data)? {
+    for main in cx.databases(&census.databases, census.items.keys())? {
         let found = verify::check_database(cx.root.path(), &main, &[], &scratch)?;
         if !found.ok {
             return Ok(problem(
@@ -291,12 +323,15 @@ fn databases(cx: &Context) -> Result<Found> {
     }))
 }
 
-/// A whole backup and the same again for a new version: what an update of everything would need.
+/// A backup and the same again for a new version: what an update of everything would need.
 fn space(cx: &Context) -> Result<Found> {
-    let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
-    let code: u64 = receipt::load(&cx.own())?.iter().flat_map(|r| &r.files).map(|line| line.size).sum();
-    let needed = 2 * code + data.iter().map(|(_, facts)| facts.size).sum::<u64>();
+    let receipt = receipt::load(&cx.own())?;
+    let ownership = cx.ownership(receipt.as_ref())?;
+    let census = ownership.census(None)?;
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
+    let selection = Selection::choose(&cx.root, &ownership.rules, &census, &cx.backups(), free)?;
+    let code: u64 = census.of(Class::Shipped).map(|(_, facts)| facts.size).sum();
+    let needed = 2 * code + selection.bytes + selection.databases;
     let told = format!("{free} bytes are free, and an update of everything would need about {needed}");
     Ok(if free < needed {
         problem(told, "free space, or lower [backup] keep and type updater backups prune")

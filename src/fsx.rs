@@ -1,6 +1,7 @@
 //! Durable file work on top of `os::files`: atomic writes, hashing copies, folders with the right owner.
 //! Refuses decisions: which file is copied where is the caller's.
 
+use crate::app::{HEAD_BYTES, Head};
 use crate::os::{self, Facts, Kind, files};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -34,6 +35,42 @@ pub fn sha256(bytes: &[u8]) -> String {
 pub fn holds(path: &Path, wanted: &str) -> Result<bool> {
     let kind = facts(path)?.map(|facts| facts.kind);
     Ok(matches!(kind, Some(Kind::File | Kind::Link)) && sha256_of(path)? == wanted)
+}
+
+/// How a file begins. None: it is no file, or gone.
+pub fn head(path: &Path) -> Result<Option<Head>> {
+    if !facts(path)?.is_some_and(|facts| facts.kind == Kind::File) {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    let file = match fs_err::File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    file.take(HEAD_BYTES as u64).read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(Head::of(&bytes)))
+}
+
+/// True when the volume of `folder` takes names that differ in case alone for one. Told by a name that is there;
+/// false where none has a letter.
+pub fn folds_case(folder: &Path) -> Result<bool> {
+    for item in fs_err::read_dir(folder)? {
+        let name = item?.file_name();
+        let Some(text) = name.to_str() else { continue };
+        let swap = |c: char| if c.is_ascii_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() };
+        let other: String = text.chars().map(swap).collect();
+        if other != text {
+            let (is, twin) = (facts(&folder.join(&name))?, facts(&folder.join(other))?);
+            // Another name of the same file is no proof.
+            if is.is_none_or(|is| is.kind == Kind::File && is.links != 1) {
+                continue;
+            }
+            let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
+            return Ok(same);
+        }
+    }
+    Ok(false)
 }
 
 /// SHA-256 of a file's contents; of a link, of its target's text. Errors: it is anything else; a pipe without a writer
@@ -111,14 +148,33 @@ pub fn copy(from: &Path, to: &Path, facts: &Facts) -> Result<String> {
     if facts.kind == Kind::Link {
         let target = fs_err::read_link(from)?;
         files::make_link(&target, to).with_context(|| format!("linking {}", to.display()))?;
-        files::set_owner(to, facts.owner).with_context(|| format!("giving {} its owner", to.display()))?;
+        dress(to, facts)?;
         return sha256_of(to);
     }
     let mut target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
     copy_contents(from, target.file_mut())?;
+    finish_copy(from, to, facts, target.file())
+}
+
+/// The same for a file whose contents the volume shares. Ok(None): it cannot; nothing is left.
+pub fn clone_file(from: &Path, to: &Path, facts: &Facts) -> Result<Option<String>> {
+    if let Some(parent) = to.parent() {
+        make_folders(parent)?;
+    }
+    let source = fs_err::File::open(from)?;
+    let target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
+    if files::clone_contents(source.file(), target.file()).with_context(|| format!("cloning {}", from.display()))? {
+        return finish_copy(from, to, facts, target.file()).map(Some);
+    }
+    drop(target);
+    fs_err::remove_file(to)?;
+    Ok(None)
+}
+
+fn finish_copy(from: &Path, to: &Path, facts: &Facts, target: &File) -> Result<String> {
     // What was written counts, not what was read.
     let sum = sha256_of(to)?;
-    dress(to, facts)?;
+    dress_like(from, to, facts)?;
     target.sync_all()?;
     Ok(sum)
 }
@@ -140,6 +196,15 @@ pub fn same_bytes(one: &Path, other: &Path) -> bool {
             return false;
         }
     }
+}
+
+/// Makes `to` the equal of `from`, which has these facts: owner, mode, access lists and other attributes, time.
+/// Returns the attributes that could not be kept.
+pub fn dress_like(from: &Path, to: &Path, facts: &Facts) -> Result<Vec<String>> {
+    dress(to, facts)?;
+    let lost = files::copy_attributes(from, to).with_context(|| format!("setting attributes of {}", to.display()))?;
+    files::set_mtime(to, facts.mtime).with_context(|| format!("setting the time of {}", to.display()))?;
+    Ok(lost)
 }
 
 /// Sets owner, mode and time of a file from `facts`. Somebody else's file that we may read and not give away

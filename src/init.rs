@@ -2,12 +2,12 @@
 //! interrupted update before the server starts, with `--systemd-helper` what runs updates outside its unit.
 //! Refuses to overwrite settings without `--force`, and to let root run at boot what others may change.
 
+use crate::app::Profile;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::escape::unit_name;
 use crate::fsx;
 use crate::os::{BootPlan, SystemPart, Unit, boot, files, processes, service};
-use crate::preserve;
 use crate::server;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -150,7 +150,7 @@ pub fn settings(cx: &Context, place: &Path, force: bool) -> Result<Value> {
     let port = running.as_ref().and_then(|r| r.ports.first().copied());
     let unit = running.as_ref().and_then(|r| r.managed_by.as_ref()).filter(|unit| unit.user.is_none());
     let command = running.as_ref().map(|r| r.launch.argv.clone());
-    fsx::write_atomic(place, text(port, command.as_deref(), unit.map(|u| u.name.as_str())).as_bytes())?;
+    fsx::write_atomic(place, text(Profile::of(cx.root.path()), port, command.as_deref(), unit.map(|u| u.name.as_str())).as_bytes())?;
     Ok(json!({
         "settings": place.display().to_string(),
         "port": port,
@@ -160,7 +160,8 @@ pub fn settings(cx: &Context, place: &Path, force: bool) -> Result<Value> {
 }
 
 /// The settings with every key; what was not detected is a comment that shows the default.
-fn text(port: Option<u16>, command: Option<&[String]>, service: Option<&str>) -> String {
+fn text(profile: &Profile, port: Option<u16>, command: Option<&[String]>, service: Option<&str>) -> String {
+    let name = profile.name;
     let quoted = |text: &str| toml::Value::String(text.to_string()).to_string();
     let list = |words: &[String]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(", ");
     let key = |name: &str, found: Option<String>, example: &str| match found {
@@ -173,20 +174,20 @@ fn text(port: Option<u16>, command: Option<&[String]>, service: Option<&str>) ->
     out += &key("port", port.map(|port| port.to_string()), "8081");
     out += &key("command", command.map(|words| format!("[{}]", list(words))), r#"[".venv/bin/python", "run.py"]"#);
     out += &key("service", service.map(quoted), r#""web.service""#);
-    let defaults: String = [preserve::DATA, preserve::ENVIRONMENT, preserve::OWN].concat().iter().fold(
-        String::new(),
-        |mut all, pattern| {
-            let _ = writeln!(all, "#   {pattern}");
-            all
-        },
-    );
+    let defaults = profile.data_rules().filter(|pattern| !pattern.contains("db-") && !pattern.contains("sqlite-"));
+    let defaults: String = defaults.fold(String::new(), |mut all, pattern| {
+        let _ = writeln!(all, "#   {pattern}");
+        all
+    });
     let _ = write!(
         out,
         "# health = \"/api/sync/ping\"\n# health_timeout = \"60s\"\n# soak = \"2s\"\n# stop_timeout = \"15s\"\n\n\
-         [preserve]\n# Never replaced, whatever is set here (defaults = false turns the list off):\n{defaults}\
-         # paths = [\"/more/\"]\n\n\
+         [preserve]\n# What no version shipped is the users' and stays, whatever is set here. Of these paths the users' stay even where\n\
+         # a bundle has some, too (profile: {name}; defaults = false turns the list off, but for the updater's own places):\n{defaults}\
+         # paths = [\"/more/\"]\n# add_databases = false   # true: a bundle may add databases that are missing in these folders\n\n\
+         [clean]\n# Program files that no version shipped give way here, to the backup's aside/:\n# paths = [\"/app/\"]\n\n\
          [verify]\n# sqlite = [\"instance/*.db\"]\n\n\
-         [backup]\n# keep = 5\n# skip = [\"/uploads/\"]\n\n\
+         [backup]\n# keep = 5\n# max_file = \"64 MB\"   # larger data files are saved only where that is cheap\n# skip = [\"/uploads/\"]\n\n\
          [bundle]\n# app = \"my-app\"\n\n\
          [hooks]\n# Packages of a changed requirements.txt are installed into the server's environment:\n# defaults = true\n\
          # [[hooks.after_swap]]   # while the server is down; before_stop: while it is up, in the new files\n\
@@ -211,7 +212,7 @@ mod tests {
         let place = folder.path().join("updater.toml");
         let command = ["python3".to_string(), "it's \"run\".py".to_string()];
         for (port, command, service) in [(None, None, None), (Some(81), Some(&command[..]), Some("web.service"))] {
-            std::fs::write(&place, text(port, command, service)).unwrap();
+            std::fs::write(&place, text(Profile::of(folder.path()), port, command, service)).unwrap();
             let (settings, warnings) = crate::settings::Settings::load(&place, true).unwrap();
             assert!(warnings.is_empty());
             assert_eq!(settings.server.port, port);

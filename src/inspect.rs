@@ -1,15 +1,17 @@
 //! The reading commands `plan`, `status` and `verify`, and `verify --repair`.
 //! The reading ones take no lock and change nothing, not even `.updater/`.
 
-use crate::apply::{self, Request};
+use crate::apply::{self, Prepared, Request};
 use crate::backup;
 use crate::context::Context;
-use crate::error::{self, Class, ErrorRecord, Failure};
+use crate::error::{self, ErrorRecord, Failure};
 use crate::escape;
 use crate::health;
 use crate::history;
 use crate::journal::{self, Found, Journal};
+use crate::hooks::Hooks;
 use crate::os::Way;
+use crate::ownership::Class;
 use crate::path::RelPath;
 use crate::receipt;
 use crate::report::Finished;
@@ -119,7 +121,7 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     }
     let survey = match apply::detect(cx, request) {
         Ok(survey) => Some(survey),
-        Err(e) if error::class(&e) == Class::Failed => {
+        Err(e) if error::class(&e) == error::Class::Failed => {
             note(e, &mut problems);
             None
         }
@@ -155,8 +157,9 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     let volume = cx.root.path().display().to_string();
     let free = crate::os::files::free_space(cx.root.path()).ok();
     let mut warnings = Vec::new();
-    if let Some(plan) = plan.filter(|p| p.left_out > 0) {
-        warnings.push(json!({"code": "own-left-out", "message": apply::left_out(plan), "path": null}));
+    for note in prepared.as_ref().map(|prepared| apply::notes(cx, prepared)).transpose()?.unwrap_or_default() {
+        let path = if let [path] = &note.paths[..] { Some(path.to_string()) } else { None };
+        warnings.push(json!({"code": note.code, "message": note.message, "path": path}));
     }
     let hooks = prepared.as_ref().map(|p| &p.hooks);
     for (code, text) in hooks.iter().flat_map(|hooks| &hooks.warnings) {
@@ -172,6 +175,12 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
         "counts": plan.map(|p| p.counts()).unwrap_or_default(),
         "actions": plan.map(|p| p.actions.iter().collect::<Vec<_>>()).unwrap_or_default(),
         "held_back": plan.map(|p| p.held_back.clone()).unwrap_or_default(),
+        "stays": counted(prepared.as_ref().map(stays).unwrap_or_default()),
+        "changed_here": plan.map(|p| p.changed_here.clone()).unwrap_or_default(),
+        "moved_aside": plan.map(|p| p.moved_aside()).unwrap_or_default(),
+        "not_taken": plan.map(|p| p.not_taken.clone()).unwrap_or_default(),
+        "not_saved": counted(prepared.as_ref().map(|p| not_saved(cx, p)).transpose()?.unwrap_or_default()),
+        "outage": outage(cx, hooks),
         "server": server,
         "launch": survey.as_ref().and_then(|s| s.launch.as_ref()).map(|l| json!({
             "argv": l.argv, "cwd": l.cwd.display().to_string(),
@@ -186,16 +195,40 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     Ok((object, worst))
 }
 
+fn counted((count, bytes): (u64, u64)) -> Value {
+    json!({"count": count, "bytes": bytes})
+}
+
+/// How many files no version shipped, and their bytes.
+fn stays(prepared: &Prepared) -> (u64, u64) {
+    let aside = prepared.plan.moved_aside();
+    let stay = prepared.census.of(Class::Data).filter(|(path, _)| !aside.contains(path));
+    stay.fold((0, 0), |(count, bytes), (_, facts)| (count + 1, bytes + facts.size))
+}
+
+/// How many large files are only watched, and their bytes.
+fn not_saved(cx: &Context, prepared: &Prepared) -> Result<(u64, u64)> {
+    let all = prepared.selection.not_saved(&cx.root)?;
+    Ok((all.len() as u64, all.iter().map(|(_, bytes)| bytes).sum()))
+}
+
+/// How long the server was down the last time, and what makes it longer now.
+fn outage(cx: &Context, hooks: Option<&Hooks>) -> Value {
+    let last_ms = history::Last::read(&cx.own()).map(|last| last.0["downtime_ms"].clone()).unwrap_or(Value::Null);
+    let longer = hooks.filter(|hooks| hooks.run_after_swap()).map(|_| "hooks run while the server is down");
+    json!({"last_ms": last_ms, "why_longer": longer})
+}
+
 /// What `verify` found, and whether all is well.
 pub fn verify(cx: &Context) -> Result<(Value, bool)> {
     let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
-    let rules = cx.rules(&[])?;
+    let ownership = cx.ownership(Some(&receipt))?;
     let mut kept = apply::kept_bundle(cx, &receipt)?;
-    let found = verify::installed(&cx.root, &receipt, &rules.preserve, &rules.carry, &mut kept, false)?;
+    let found = verify::installed(&ownership, &receipt, &mut kept, false)?;
     let mut databases = Vec::new();
-    let data = backup::data_files(&cx.root, &rules.preserve, &cx.skipped()?)?;
+    let census = ownership.census(None)?;
     let scratch = cx.scratch()?;
-    for main in cx.databases(&data)? {
+    for main in cx.databases(&census.databases, census.items.keys())? {
         databases.push(verify::check_database(cx.root.path(), &main, &cx.settings.verify.tables, &scratch)?);
     }
     let whole = found.is_whole() && databases.iter().all(|d| d.ok);
@@ -205,6 +238,7 @@ pub fn verify(cx: &Context) -> Result<(Value, bool)> {
         "checked": found.checked,
         "modified": found.modified,
         "missing": found.missing,
+        "changed_here": found.changed_here,
         "unknown": found.unknown,
         "databases": databases,
         "problems": problem.into_iter().collect::<Vec<_>>(),
@@ -215,7 +249,7 @@ pub fn verify(cx: &Context) -> Result<(Value, bool)> {
 /// `backups`, newest first; `check` hashes every saved file again. The second: nothing is found wrong.
 pub fn backups(cx: &Context, check: bool) -> Result<(Value, bool)> {
     let all = backup::list_all(&cx.backups(), check)?;
-    let whole = all.iter().all(|b| b.damaged.is_empty() && (b.whole || b.kind == "legacy"));
+    let whole = all.iter().all(|b| b.damaged.is_empty() && (b.whole || b.kind == backup::Kind::Legacy));
     let (_, problem) = interrupted(cx)?;
     Ok((json!({"backups": all, "problems": problem.into_iter().collect::<Vec<_>>()}), !check || whole))
 }
@@ -261,7 +295,13 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
     };
     let limits =
         crate::bundle::Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
-    let opened = crate::bundle::Bundle::open(&bundle, &receipt.start_file, &limits);
+    let expected = crate::bundle::Expected {
+        start_file: &receipt.start_file,
+        must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
+        is_installed: &|name| cx.root.join(name).exists(),
+        folds_case: false,
+    };
+    let opened = crate::bundle::Bundle::open(&bundle, &expected, &limits);
     let opened = match from {
         Some(_) => opened.context("opening the bundle to heal from")?,
         None => opened.map_err(|e| {
@@ -290,9 +330,8 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
 /// What is damaged now, for the `healed` events.
 fn damaged(cx: &Context) -> Result<BTreeSet<RelPath>> {
     let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
-    let rules = cx.rules(&[])?;
     let mut kept = apply::kept_bundle(cx, &receipt)?;
-    let found = verify::installed(&cx.root, &receipt, &rules.preserve, &rules.carry, &mut kept, false)?;
+    let found = verify::installed(&cx.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
     Ok(found.modified.into_iter().chain(found.missing).collect())
 }
 
@@ -347,7 +386,9 @@ pub fn status_text(status: &Value) -> Vec<String> {
         ));
     }
     if !status["last"].is_null() {
-        lines.push(format!("last:      {}", text(&status["last"]["outcome"])));
+        let reason = &status["last"]["error"]["message"];
+        let reason = if reason.is_null() { String::new() } else { format!(": {}", text(reason)) };
+        lines.push(format!("last:      {}{reason}", text(&status["last"]["outcome"])));
     }
     lines.push(format!("backups:   {}", status["backups"]));
     lines.extend(problem_lines(status, "warnings"));
@@ -363,6 +404,14 @@ pub fn plan_text(plan: &Value) -> Vec<String> {
             lines.push(format!("{word:<8} {}  ({})", text(&action["path"]), text(&action["reason"])));
         }
     }
+    for path in plan["moved_aside"].as_array().into_iter().flatten() {
+        let is_entry = |action: &Value| action["path"] == *path;
+        if !plan["actions"].as_array().into_iter().flatten().any(is_entry) {
+            lines.push(format!("aside    {}  (it gives way; the backup's aside/ will hold it)", text(path)));
+        }
+    }
+    let count = |of: &Value| format!("{} files, {} bytes", of["count"], of["bytes"]);
+    lines.push(format!("stays:    {} that no version shipped", count(&plan["stays"])));
     lines.push(format!("version:  {} -> {}", text(&plan["from_version"]), text(&plan["to_version"])));
     for process in plan["server"]["processes"].as_array().into_iter().flatten() {
         lines.push(format!(
@@ -392,6 +441,11 @@ pub fn plan_text(plan: &Value) -> Vec<String> {
 pub fn backups_text(object: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for id in object["pruned"].as_array().into_iter().flatten() {
+        for aside in object["aside"].as_array().into_iter().flatten().filter(|aside| aside["backup"] == *id) {
+            for path in aside["paths"].as_array().into_iter().flatten() {
+                lines.push(format!("taken away with {}: {}", text(id), text(path)));
+            }
+        }
         lines.push(format!("taken away: {}", text(id)));
     }
     for one in object["backups"].as_array().into_iter().flatten() {
@@ -409,6 +463,9 @@ pub fn backups_text(object: &Value) -> Vec<String> {
             one["files"],
             one["bytes"],
         ));
+        if one["aside"].as_u64().is_some_and(|count| count > 0) {
+            lines.push(format!("  {} files of the users' that gave way lie in its aside/", one["aside"]));
+        }
         for damage in one["damaged"].as_array().into_iter().flatten() {
             lines.push(format!("  {} {}", text(&damage["what"]), text(&damage["path"])));
         }
@@ -423,9 +480,9 @@ pub fn backups_text(object: &Value) -> Vec<String> {
 /// `verify` in words.
 pub fn verify_text(found: &Value) -> Vec<String> {
     let mut lines = Vec::new();
-    for kind in ["modified", "missing", "unknown"] {
+    for (kind, word) in [("modified", "modified"), ("missing", "missing"), ("changed_here", "changed"), ("unknown", "unknown")] {
         for path in found[kind].as_array().into_iter().flatten() {
-            lines.push(format!("{kind:<8} {}", text(path)));
+            lines.push(format!("{word:<8} {}", text(path)));
         }
     }
     for database in found["databases"].as_array().into_iter().flatten().filter(|d| d["ok"] == false) {

@@ -16,8 +16,8 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The version of this format. Those before it are read: 2 brought what hooks may write.
-pub const FORMAT: u32 = 2;
+/// The version of this format. Those before it are read: 2 brought what hooks may write, 3 what gives way.
+pub const FORMAT: u32 = 3;
 
 /// All that an undo needs and cannot find out later.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ pub struct Intent {
     /// It is data of the users (a restore puts it back, a bundle adds or merges it).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub data: bool,
+    /// What lies there was written by users: it goes to the backup's `aside/`, not to the trash.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aside: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@
 pub mod error;
 pub mod os;
 pub mod path;
+pub mod app;
 pub mod fsx;
 pub mod net;
 pub mod lock;
@@ -20,8 +21,9 @@ pub mod history;
 // pure rules
 pub mod carry;
 pub mod merge;
-pub mod preserve;
 pub mod version;
+// whose file is it
+pub mod ownership;
 // what every command is given
 pub mod context;
 // stages, in pipeline order
@@ -42,6 +44,7 @@ pub mod rollback;
 // commands
 pub mod recover;
 pub mod apply;
+pub mod adopt;
 pub mod inspect;
 pub mod follow;
 pub mod restore;

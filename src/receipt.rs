@@ -8,20 +8,25 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-pub const FORMAT: u32 = 1;
+/// The version of this format. 1 is read, too: it lists no file at a data path.
+pub const FORMAT: u32 = 2;
 
 /// One shipped file as it was installed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub path: RelPath,
     pub size: u64,
+    /// The base: what the release ships here, or, of a carried or merged file, what was written.
     pub sha256: String,
     pub mode: u32,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970; 0 where another file lies there, so that its look never tells.
     pub mtime: i64,
     /// The file carries settings of the install: its bytes differ from the bundle's.
     #[serde(default)]
     pub carried: bool,
+    /// It is the main file of a database, whatever its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_database: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,9 @@ pub struct Receipt {
     pub applied_at: String,
     pub start_file: RelPath,
     pub ports: Vec<u16>,
+    /// The version is one from before the first receipt that was brought back: nobody knows what it shipped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub assumed: bool,
     pub files: Vec<Line>,
 }
 
@@ -52,8 +60,8 @@ pub fn load(own: &Path) -> Result<Option<Receipt>> {
             .remedy(format!("move it away: mv '{p}' '{p}.bad'", p = path.display()))
     };
     let receipt: Receipt = serde_json::from_slice(&fs_err::read(&path)?).map_err(|e| bad(e.to_string()))?;
-    if receipt.format != FORMAT {
-        return Err(bad(format!("its format is {}, this program knows {FORMAT}", receipt.format)).into());
+    if !(1..=FORMAT).contains(&receipt.format) {
+        return Err(bad(format!("its format is {}, this program knows those up to {FORMAT}", receipt.format)).into());
     }
     Ok(Some(receipt))
 }

@@ -2,6 +2,7 @@
 //! Refuses to touch data that anybody may have written outside our watch, and to try more than three
 //! times by itself.
 
+use crate::backup;
 use crate::context::Context;
 use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
@@ -10,7 +11,10 @@ use crate::hooks;
 use crate::journal::{self, Found, Journal, Record};
 use crate::lock::Lock;
 use crate::os::{ProcessId, processes, service};
-use crate::report::{Finished, Stage};
+use crate::path::RelPath;
+use crate::receipt;
+use crate::report::Running::{Down, Unknown, Up};
+use crate::report::{Finished, Stage, Stands};
 use crate::rollback::{self, DataBack};
 use crate::server::{self, Launched};
 use anyhow::{Context as _, Result};
@@ -43,7 +47,11 @@ pub struct Settled {
     pub direction: &'static str,
     /// False after `--boot`: the files are whole, the journal waits for the proof of health.
     pub is_proven: bool,
+    /// The owner of the port at the end, and the port. None: nothing of ours is known to run.
     pub pid: Option<u32>,
+    pub port: Option<u16>,
+    /// What stands, as far as that is known without asking anybody.
+    pub stands: Stands,
     pub backup: Option<String>,
     pub from_version: Option<String>,
     pub to_version: Option<String>,
@@ -55,7 +63,17 @@ impl Settled {
         let (from, to) = (self.from_version, self.to_version);
         let (from_version, to_version) = if self.direction == "new" { (from, to) } else { (to, from) };
         let outcome = "recovered".to_string();
-        Finished { outcome, pid: self.pid, backup: self.backup, from_version, to_version, ..Finished::default() }
+        let stands = Some(self.stands);
+        Finished {
+            outcome,
+            pid: self.pid,
+            port: self.port,
+            stands,
+            backup: self.backup,
+            from_version,
+            to_version,
+            ..Finished::default()
+        }
     }
 }
 
@@ -67,12 +85,18 @@ pub fn recover(cx: &mut Context, choice: Choice, wait: Option<Duration>) -> Fini
     let mut finished = Finished::default();
     let outcome = settle_alone(cx, choice, wait, &mut finished);
     match outcome {
-        Ok(()) => finished.outcome = "recovered".into(),
+        Ok(done) => {
+            finished.outcome = if done { "recovered" } else { "nothing-to-do" }.into();
+            if finished.stands.is_none() {
+                finished.stands = Some(if choice.boot { stands_unasked(cx) } else { stands(cx) });
+            }
+        }
         Err(e) => {
             let class = error::class(&e);
             finished.exit_code = class as u8;
             finished.outcome = if class == Class::NeedsOperator { "needs-operator" } else { "failed" }.into();
             finished.error = Some(error::record(&e));
+            finished.stands = Some(if choice.boot { stands_unasked(cx) } else { stands(cx) });
             cx.report.fail_current(&format!("{e:#}"));
         }
     }
@@ -80,10 +104,11 @@ pub fn recover(cx: &mut Context, choice: Choice, wait: Option<Duration>) -> Fini
     finished
 }
 
-fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finished: &mut Finished) -> Result<()> {
+/// False: nothing was interrupted.
+fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finished: &mut Finished) -> Result<bool> {
     if !crate::fsx::exists(&cx.own())? {
         cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
-        return Ok(());
+        return Ok(false);
     }
     let _lock = Lock::take(&cx.own(), wait, &mut || cx.check_signals())?;
     if matches!(Journal::find(&cx.own())?, Found::Nothing) {
@@ -93,16 +118,54 @@ fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finish
         }
         rollback::sweep(&cx.own())?;
         cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
-        return Ok(());
+        return Ok(false);
     }
     cx.start(Stage::Rollback, "settling an interrupted update");
-    if let Some(done) = settle(cx, choice)? {
-        let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
-        cx.done(Stage::Rollback, &format!("the {} version stands{proven}", done.direction));
-        cx.report.recovered(&done.interrupted_id, done.direction);
-        *finished = done.finished();
+    let Some(done) = settle(cx, choice)? else { return Ok(false) };
+    let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
+    let how = if done.direction == "new" { "the update was finished" } else { "the update was undone" };
+    cx.done(Stage::Rollback, &format!("{how}: the {} version stands{proven}", done.direction));
+    cx.report.recovered(&done.interrupted_id, done.direction);
+    *finished = done.finished();
+    Ok(true)
+}
+
+/// What stands in the install by its records, and whether its server runs.
+pub fn stands(cx: &Context) -> Stands {
+    let server = match server::find(&cx.root) {
+        Ok(Some(_)) => Up,
+        Ok(None) => Down,
+        Err(_) => Unknown,
+    };
+    Stands { server, ..stands_unasked(cx) }
+}
+
+/// The same without a look at any process.
+fn stands_unasked(cx: &Context) -> Stands {
+    let own = cx.own();
+    let version = match Journal::find(&own) {
+        Ok(Found::Nothing) => receipt::load(&own).ok().flatten().map(|receipt| receipt.version),
+        Ok(Found::Open(journal)) if journal.has(|r| matches!(r, Record::Committed)) => journal.begin.to_version.clone(),
+        Ok(Found::Open(journal)) if journal.has(|r| matches!(r, Record::RolledBack)) => {
+            journal.begin.from_version.clone()
+        }
+        _ => None,
+    };
+    Stands { version, server: Unknown }
+}
+
+/// Names what a rollback could not put back, because nobody had saved it.
+pub fn tell_altered(cx: &mut Context, altered: &[RelPath]) {
+    if !altered.is_empty() {
+        cx.report.warn_of("not-put-back", &altered_words(altered), altered);
     }
-    Ok(())
+}
+
+/// The same in words.
+pub fn altered_words(altered: &[RelPath]) -> String {
+    let names: Vec<String> = altered.iter().take(3).map(RelPath::to_string).collect();
+    let more = if altered.len() > names.len() { format!(" and {} more", altered.len() - names.len()) } else { String::new() };
+    format!("{}{more} changed since the stop and had not been saved", names.join(", "))
 }
 
 /// Settles an interrupted update, if there is one. The caller holds the lock.
@@ -133,7 +196,7 @@ fn unsettled(cx: &Context, id: &str, e: anyhow::Error) -> anyhow::Error {
         .into()
 }
 
-fn settle_open(cx: &Context, mut journal: Journal, choice: Choice) -> Result<Settled> {
+fn settle_open(cx: &mut Context, mut journal: Journal, choice: Choice) -> Result<Settled> {
     if choice.boot && is_whole(cx, &journal)? {
         return boot(cx, journal);
     }
@@ -155,23 +218,35 @@ fn settle_open(cx: &Context, mut journal: Journal, choice: Choice) -> Result<Set
     if choice.boot || direction == "old" && service::is_shutting_down() {
         return boot(cx, journal);
     }
-    let mut settled = settled(&journal, direction);
+    let mut settled = settled(cx, &journal, direction);
+    settled.stands.server = Down;
     if direction == "old" {
-        settled.pid = start_old(cx, &journal)?.map(|h| h.pid);
+        let healthy = start_old(cx, &journal)?;
+        (settled.pid, settled.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
     } else if let Some(running) = server::find(&cx.root)? {
         settled.pid = running.processes.first().map(|p| p.id.pid);
+        settled.port = settled.pid.and(running.ports.first().copied());
+    }
+    if settled.pid.is_some() {
+        settled.stands.server = Up;
     }
     rollback::clean_up(&cx.root, journal)?;
     Ok(settled)
 }
 
-fn settled(journal: &Journal, direction: &'static str) -> Settled {
+fn settled(cx: &Context, journal: &Journal, direction: &'static str) -> Settled {
+    let begin = &journal.begin;
+    let version = if direction == "new" { begin.to_version.clone() } else { begin.from_version.clone() };
+    // One that was never whole is not there.
+    let has_backup = backup::load(&rollback::backup_dir(&cx.root, journal)).is_ok();
     Settled {
         interrupted_id: journal.begin.update_id.clone(),
         direction,
         is_proven: true,
         pid: None,
-        backup: Some(journal.begin.backup.clone()),
+        port: None,
+        stands: Stands { version, server: Unknown },
+        backup: has_backup.then(|| begin.backup.clone()),
         from_version: journal.begin.from_version.clone(),
         to_version: journal.begin.to_version.clone(),
     }
@@ -197,7 +272,7 @@ fn undo_begun(cx: &Context, journal: &Journal) -> Result<Option<DataBack>> {
 fn boot(cx: &Context, journal: Journal) -> Result<Settled> {
     let committed = journal.has(|r| matches!(r, Record::Committed));
     let undone = journal.has(|r| matches!(r, Record::RolledBack));
-    let mut settled = settled(&journal, if undone { "old" } else { "new" });
+    let mut settled = settled(cx, &journal, if undone { "old" } else { "new" });
     settled.is_proven = committed || undone && !should_run(&journal);
     if settled.is_proven {
         rollback::clean_up(&cx.root, journal)?;
@@ -218,7 +293,7 @@ pub fn is_needed(cx: &Context) -> Result<bool> {
 }
 
 /// Finishes (`new`) or undoes (`old`), by the rules of the journal's last state.
-fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
+fn decide(cx: &mut Context, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
     if journal.has(|r| matches!(r, Record::Committed)) {
         return Ok("new");
     }
@@ -234,14 +309,14 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
         if !choice.boot {
             end_started(cx, journal)?;
         }
-        rollback::undo(&cx.root, journal, data)?;
+        undo(cx, journal, data)?;
         return Ok("old");
     };
     if let Some(data) = undo_begun(cx, journal)?.filter(|_| choice.data.is_none()) {
         if !choice.boot {
             end_started(cx, journal)?;
         }
-        rollback::undo(&cx.root, journal, data)?;
+        undo(cx, journal, data)?;
         return Ok("old");
     }
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
@@ -273,8 +348,14 @@ fn decide(cx: &Context, journal: &mut Journal, choice: Choice) -> Result<&'stati
         None => DataBack::Restored,
     };
     end_started(cx, journal)?;
-    rollback::undo(&cx.root, journal, data)?;
+    undo(cx, journal, data)?;
     Ok("old")
+}
+
+fn undo(cx: &mut Context, journal: &mut Journal, data: DataBack) -> Result<()> {
+    let altered = rollback::undo(&cx.root, journal, data)?;
+    tell_altered(cx, &altered);
+    Ok(())
 }
 
 fn undecided(cx: &Context) -> Failure {

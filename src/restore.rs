@@ -2,12 +2,12 @@
 //! Refuses a backup that is not whole, and old code on a database that it does not know.
 
 use crate::apply::{self, Request, Saved};
-use crate::backup::{self, Record};
+use crate::backup::{self, Kind, Record};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
+use crate::ownership::{MEMBERS, member};
 use crate::path::RelPath;
-use crate::preserve::{Class, MEMBERS, database_set, member};
 use crate::receipt;
 use crate::report::Finished;
 use crate::staging;
@@ -128,7 +128,7 @@ fn choose(cx: &Context, wanted: &Wanted) -> Result<(PathBuf, Record)> {
         .into());
     }
     let start_file = receipt::load(&cx.own())?.map_or_else(apply::default_start_file, |r| r.start_file);
-    let record = backup::legacy(&dir, &cx.preserve()?, &start_file)?;
+    let record = backup::legacy(&dir, &*cx.rules(&[])?, &start_file)?;
     Ok((dir, record))
 }
 
@@ -138,7 +138,7 @@ fn newest_other(cx: &Context) -> Result<(PathBuf, Record)> {
     for (dir, record) in backup::list(&cx.backups())? {
         let version = record.version();
         let is_installed = installed.as_ref().is_some_and(|r| r.version == version);
-        if record.kind == "apply" && !is_installed && backup::damage(&dir, &record, false)?.is_empty() {
+        if record.kind == Kind::Apply && !is_installed && backup::damage(&dir, &record, false)?.is_empty() {
             return Ok((dir, record));
         }
     }
@@ -150,7 +150,7 @@ fn newest_other(cx: &Context) -> Result<(PathBuf, Record)> {
 
 /// `--only`: each path must be saved; a database is put back whole; data that is named is meant.
 fn complete(cx: &Context, saved: &mut Saved) -> Result<()> {
-    let preserve = cx.preserve()?;
+    let (rules, databases) = (cx.rules(&[])?, saved.record.databases());
     let mut all: BTreeSet<RelPath> = saved.only.iter().cloned().collect();
     for path in &saved.only {
         let lines = || saved.record.files.iter().filter(|l| l.path.is_within(path));
@@ -163,8 +163,8 @@ fn complete(cx: &Context, saved: &mut Saved) -> Result<()> {
             .remedy("give a path inside the install that was saved")
             .into());
         }
-        saved.data |= lines().any(|l| l.data) || preserve.class_of(path, false) == Some(Class::Data);
-        if let Some(main) = database_set(path) {
+        saved.data |= lines().any(|l| l.data) || rules.is_data(path, false);
+        if let Some(main) = databases.main_of(path) {
             all.extend(MEMBERS.map(|ending| member(&main, ending)));
         }
     }
@@ -175,10 +175,12 @@ fn complete(cx: &Context, saved: &mut Saved) -> Result<()> {
 /// Old code on a database with another schema fails late, or writes what the new code cannot read.
 /// Errors (exit 6): a schema differs; both ways out, and what each loses.
 fn same_schemas(cx: &Context, saved: &Saved) -> Result<()> {
-    let lines: Vec<_> = saved.record.files.iter().filter(|l| l.data).map(|l| (l.path.clone(), l.facts)).collect();
+    let lines: Vec<_> = saved.record.files.iter().filter(|l| l.data).collect();
+    let place = |main: &RelPath| lines.iter().find(|l| l.path == *main).map(|l| l.saved_at().to_path());
     let scratch = cx.scratch()?;
-    for main in cx.databases(&lines)? {
-        let (live, kept) = (cx.root.join(&main), saved.dir.join(main.to_path()));
+    for main in cx.databases(&saved.record.databases(), lines.iter().map(|l| &l.path))? {
+        let Some(place) = place(&main) else { continue };
+        let (live, kept) = (cx.root.join(&main), saved.dir.join(place));
         if !fsx::exists(&live)? || !fsx::exists(&kept)? {
             continue;
         }
@@ -226,7 +228,8 @@ fn rows(now: &Contents, then: &Contents) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
-/// `backups prune`: takes the oldest backups away, never the newest whole one.
+/// `backups prune`: takes the oldest backups away, never the newest whole one. Those that hold what gave way to an
+/// update go with them: nothing else takes them away.
 pub fn prune(cx: &mut Context, keep: Option<u32>, wait: Option<Duration>) -> Result<Value> {
     let nothing = !fsx::exists(&cx.own())? && backup::list(&cx.backups())?.is_empty();
     let gone = if nothing {
@@ -235,7 +238,14 @@ pub fn prune(cx: &mut Context, keep: Option<u32>, wait: Option<Duration>) -> Res
         let _lock = apply::begin(cx, wait)?;
         apply::recover_first(cx)?;
         let keep = keep.unwrap_or(cx.settings.backup.keep);
-        backup::prune(&cx.own(), &cx.backups(), keep).context("pruning the backups")?
+        let spare = backup::Spare { ids: &[], users: false };
+        backup::prune(&cx.own(), &cx.backups(), keep, &spare).context("pruning the backups")?
     };
-    Ok(json!({"pruned": gone, "backups": backup::list_all(&cx.backups(), false)?}))
+    let ids: Vec<&str> = gone.iter().map(|one| one.id.as_str()).collect();
+    let aside: Vec<Value> = gone
+        .iter()
+        .filter(|one| !one.aside.is_empty())
+        .map(|one| json!({"backup": one.id, "paths": one.aside}))
+        .collect();
+    Ok(json!({"pruned": ids, "aside": aside, "backups": backup::list_all(&cx.backups(), false)?}))
 }

@@ -8,11 +8,12 @@ use crate::fsx;
 use crate::hooks::{self, Before};
 pub use crate::journal::DataBack;
 use crate::journal::{Journal, Moves, Record};
-use crate::os::{Facts, files};
+use crate::os::{Facts, Kind, files};
+use crate::ownership::{Databases, MEMBERS, member};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{MEMBERS, database_set, member};
 use crate::staging;
 use crate::swap;
+use crate::verify;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,12 +23,13 @@ pub fn backup_dir(root: &InstallRoot, journal: &Journal) -> PathBuf {
     root.join(&journal.begin.backup_dir).join(&journal.begin.backup)
 }
 
-/// Brings the tree back to the old version. After `data-restored` no data is ever put back again.
-pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result<()> {
+/// Brings the tree back to the old version. After `data-restored` no data is ever put back again. Returns the large
+/// files that nobody saved and that were altered since the stop.
+pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result<Vec<RelPath>> {
     let dir = backup_dir(root, journal);
-    let after = dir.join("after");
     let start_file = journal.begin.start_file.clone();
     staging::release_reserve(&root.own())?;
+    let mut altered = Vec::new();
     if let Some(mut moves) = journal.moves().cloned() {
         let restored = journal.has(|r| matches!(r, Record::DataRestored));
         let before = journal.hooking().map(|_| Before::load(&root.own())).transpose()?;
@@ -36,27 +38,57 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
             journal.append(Record::Undoing { data })?;
         }
         if let Some(before) = &before {
-            before.mend_folders(root, &after)?;
+            before.mend_folders(root, &swap::after(&dir))?;
             let made = made_by_hooks(root, before, &moves)?;
-            swap::hide_start_file(root, &moves, &start_file, &after)?;
-            take_away_made(root, before, &made, data == DataBack::Restored && !restored, &after)?;
+            swap::hide_start_file(root, &moves, &start_file, &dir)?;
+            let databases = backup::load(&dir).map(|record| record.databases()).unwrap_or_default();
+            let with_data = data == DataBack::Restored && !restored;
+            take_away_made(root, before, &made, with_data.then_some(&databases), &dir)?;
         }
         if data == DataBack::Restored && !restored {
             let record = backup::load(&dir).map_err(|e| backup_lost(root, &dir, &e))?;
-            swap::hide_start_file(root, &moves, &start_file, &after)?;
+            swap::hide_start_file(root, &moves, &start_file, &dir)?;
             data_back(root, &dir, &record, &moves)?;
             journal.append(Record::DataRestored)?;
         }
         if data == DataBack::Kept {
             moves.moves.retain(|m| !m.data);
         }
-        swap::undo(root, &moves, &start_file, &after)?;
+        swap::undo(root, &moves, &start_file, &dir)?;
         if before.is_some() {
             program_back(root, &dir, &start_file, data)?;
         }
-        swap::undo_start(root, &moves, &start_file, &after)?;
+        if data == DataBack::Restored
+            && let Ok(record) = backup::load(&dir)
+        {
+            folders_back(root, &record)?;
+            altered = verify::altered_unsaved(root, &record)?;
+        }
+        swap::undo_start(root, &moves, &start_file, &dir)?;
     }
     journal.append(Record::RolledBack)?;
+    Ok(altered)
+}
+
+/// Makes folders again that were removed, and gives those back their owner and mode that were changed.
+fn folders_back(root: &InstallRoot, record: &backup::Record) -> Result<()> {
+    for folder in &record.folders {
+        let path = root.join(&folder.path);
+        let is = fsx::facts(&path)?;
+        if is.is_none() {
+            fs_err::create_dir(&path)?;
+        }
+        let same = is.is_some_and(|is| (is.mode, is.owner) == (folder.mode, folder.owner));
+        // Where something else took its place, that is a file of somebody's, which stays.
+        if same || is.is_some_and(|is| is.kind != Kind::Folder) {
+            continue;
+        }
+        match files::set_owner(&path, folder.owner) {
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
+            given => given.with_context(|| format!("giving {} its owner", folder.path))?,
+        }
+        files::set_mode(&path, folder.mode).with_context(|| format!("setting the mode of {}", folder.path))?;
+    }
     Ok(())
 }
 
@@ -86,18 +118,19 @@ fn made_by_hooks(root: &InstallRoot, before: &Before, moves: &Moves) -> Result<V
     Ok(made)
 }
 
-/// What hooks made is no user's: it goes to `after`, so that the old version finds what it left. With `data` false
-/// what they made among the data stays.
+/// What hooks made is no user's: it goes to `after`, so that the old version finds what it left. With `data` None
+/// what they made among the data stays; else these are the databases.
 fn take_away_made(
     root: &InstallRoot,
     before: &Before,
     made: &[RelPath],
-    data: bool,
-    after: &std::path::Path,
+    data: Option<&Databases>,
+    backup: &std::path::Path,
 ) -> Result<()> {
-    for path in made.iter().filter(|path| data || !before.is_data(path)) {
+    let after = &swap::after(backup);
+    for path in made.iter().filter(|path| data.is_some() || !before.is_data(path)) {
         // The shared memory and the logs of a database that was made belong to it, whoever wrote them.
-        let set = database_set(path).filter(|main| main == path);
+        let set = data.and_then(|databases| databases.main_of(path)).filter(|main| main == path);
         let members = set.iter().flat_map(|main| MEMBERS.map(|ending| member(main, ending)));
         for path in members.chain([path.clone()]) {
             if fsx::exists(&root.join(&path))? {
@@ -108,20 +141,22 @@ fn take_away_made(
     Ok(())
 }
 
-/// Puts data back that was altered or deleted: whole database sets, and single files. Newer files stay.
+/// Puts back what was altered or deleted: whole database sets, and single files, also of the version where the swap
+/// did not move them. Newer files stay.
 fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record, moves: &Moves) -> Result<()> {
-    let after = dir.join("after");
+    let after = swap::after(dir);
+    let databases = record.databases();
     // What the swap itself merged or added is the undo's, not ours.
     let swapped: BTreeSet<&RelPath> = moves.moves.iter().map(|m| &m.path).collect();
     let mut sets = BTreeSet::new();
-    for line in record.files.iter().filter(|l| l.data && !swapped.contains(&l.path)) {
-        if let Some(main) = database_set(&line.path) {
+    for line in record.files.iter().filter(|l| !swapped.contains(&l.path)) {
+        if let Some(main) = databases.main_of(&line.path) {
             sets.insert(main);
-        } else if differs(root, line)? {
+        } else if differs(root, dir, line)? {
             put_back(root, dir, line, &after)?;
         }
     }
-    sets.extend(moves.moves.iter().filter(|m| m.data).filter_map(|m| database_set(&m.path)));
+    sets.extend(moves.moves.iter().filter(|m| m.data).filter_map(|m| databases.main_of(&m.path)));
     for main in sets {
         set_back(root, dir, record, &main, &swapped)?;
     }
@@ -136,8 +171,8 @@ fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath,
         loaded => loaded.map_err(|e| backup_lost(root, dir, &e))?,
     };
     for line in record.files.iter().filter(|l| !l.data && l.path != *start_file) {
-        if differs(root, line)? {
-            put_back(root, dir, line, &dir.join("after"))?;
+        if differs(root, dir, line)? {
+            put_back(root, dir, line, &swap::after(dir))?;
         }
     }
     Ok(())
@@ -146,16 +181,18 @@ fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath,
 /// The name under which data waits to take its place.
 const DATA_BACK: &str = ".updater-data-back";
 
-/// Whether the contents differ. Where only owner or mode do, they are set again.
-fn differs(root: &InstallRoot, line: &backup::Line) -> Result<bool> {
+/// Whether the contents differ. Where only owner, mode or access lists do, they are set again.
+fn differs(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line) -> Result<bool> {
     let live = root.join(&line.path);
     Ok(match fsx::facts(&live)? {
         None => true,
         Some(is) if fsx::is_unchanged(&line.facts, &is) => false,
         Some(_) if !fsx::holds(&live, &line.sha256)? => true,
         Some(is) => {
-            if (is.mode, is.owner) != (line.facts.mode, line.facts.owner) {
-                fsx::dress(&live, &line.facts)?;
+            let saved = dir.join(line.saved_at().to_path());
+            let same = || files::same_attributes(&live, &saved).unwrap_or(true);
+            if (is.mode, is.owner) != (line.facts.mode, line.facts.owner) || !same() {
+                fsx::dress_like(&saved, &live, &line.facts)?;
             }
             false
         }
@@ -172,7 +209,7 @@ fn set_back(
     main: &RelPath,
     swapped: &BTreeSet<&RelPath>,
 ) -> Result<()> {
-    let after = &dir.join("after");
+    let after = &swap::after(dir);
     let (mut changed, mut saved, mut extra) = (false, Vec::new(), Vec::new());
     for ending in ["", "-wal", "-journal"] {
         let path = member(main, ending);
@@ -180,9 +217,9 @@ fn set_back(
             changed = true;
             continue;
         }
-        match record.files.iter().find(|l| l.data && l.path == path) {
+        match record.files.iter().find(|l| l.path == path) {
             Some(line) => {
-                changed |= differs(root, line)?;
+                changed |= differs(root, dir, line)?;
                 saved.push(line);
             }
             None if fsx::exists(&root.join(&path))? => {
@@ -206,7 +243,7 @@ fn set_back(
         }
     }
     for line in saved {
-        if differs(root, line)? {
+        if differs(root, dir, line)? {
             put_back(root, dir, line, after)?;
         }
     }
@@ -219,14 +256,14 @@ fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, afte
     let live = root.join(&line.path);
     let copy = live.with_file_name(DATA_BACK);
     fsx::remove_own_file(&copy)?;
-    let saved = dir.join(line.path.to_path());
+    let saved = dir.join(line.saved_at().to_path());
     let facts = Facts {
         kind: line.facts.kind,
         ..files::facts(&saved).with_context(|| format!("looking at {}", saved.display()))?
     };
     let sum = fsx::copy(&saved, &copy, &facts)?;
     anyhow::ensure!(sum == line.sha256, "the backup's {} is damaged", line.path);
-    fsx::dress(&copy, &line.facts)?;
+    fsx::dress_like(&saved, &copy, &line.facts)?;
     if fsx::exists(&live)? {
         swap::set_aside(&live, after, &line.path)?;
     }

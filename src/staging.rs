@@ -2,12 +2,13 @@
 //! volume while the server still serves.
 //! Refuses to touch anything outside `.updater/staging`.
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Entry};
 use crate::error::Failure;
 use crate::fsx;
 use crate::os::{Facts, Kind, Owner, files};
+use crate::ownership::Ownership;
 use crate::path::{InstallRoot, RelPath};
-use crate::plan::{Action, Plan, Planned};
+use crate::plan::{self, Action, Plan, Planned};
 use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -45,43 +46,68 @@ pub fn originals(own: &Path) -> PathBuf {
     own.join("originals")
 }
 
+/// An attribute of a file that its successor cannot have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    pub path: RelPath,
+    pub attribute: String,
+}
+
+/// Everything that waits, and what of it is not as it was.
+#[derive(Debug, Default)]
+pub struct Written {
+    pub staged: Vec<Staged>,
+    pub lost: Vec<Lost>,
+}
+
 /// Writes every arrival of the plan. `start_file` is staged even when it does not change: it leaves
 /// first and arrives last, so that a mixed tree cannot start.
 pub fn write(
-    root: &InstallRoot,
+    ownership: &Ownership,
     bundle: &mut Bundle,
     plan: &Plan,
     start_file: &RelPath,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<Staged>> {
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<Written> {
+    let root = &ownership.root;
     let tree = tree(&root.own());
     fsx::make_folders(&tree)?;
     let todo: Vec<&Planned> = plan.changes().filter(|p| p.action != Action::Remove).collect();
-    let mut staged = Vec::new();
+    let mut written = Written::default();
     for (n, planned) in todo.iter().enumerate() {
-        staged.push(stage(root, bundle, planned, &tree)?);
-        progress(n as u64 + 1, todo.len() as u64);
+        stage(ownership, bundle, planned, &tree, &mut written)?;
+        progress(n as u64 + 1, todo.len() as u64)?;
     }
-    if !staged.iter().any(|s| s.path == *start_file)
+    if !written.staged.iter().any(|s| s.path == *start_file)
         && let Some(facts) = fsx::facts(&root.join(start_file))?
     {
         let to = tree.join(start_file.to_path());
         let sha256 = fsx::copy(&root.join(start_file), &to, &facts)?;
-        staged.push(Staged { path: start_file.clone(), sha256, facts: files::facts(&to)? });
+        written.staged.push(Staged { path: start_file.clone(), sha256, facts: files::facts(&to)? });
     }
     sync_folders(&tree)?;
-    Ok(staged)
+    Ok(written)
 }
 
 /// Stages what turned out after the stop to be needed, too: the actions at these positions.
-pub fn write_late(root: &InstallRoot, bundle: &mut Bundle, plan: &Plan, late: &[usize]) -> Result<Vec<Staged>> {
-    let tree = tree(&root.own());
-    let staged = late.iter().map(|at| stage(root, bundle, &plan.actions[*at], &tree)).collect::<Result<Vec<_>>>()?;
+pub fn write_late(ownership: &Ownership, bundle: &mut Bundle, plan: &Plan, late: &[usize]) -> Result<Vec<Staged>> {
+    let tree = tree(&ownership.root.own());
+    let mut written = Written::default();
+    for at in late {
+        stage(ownership, bundle, &plan.actions[*at], &tree, &mut written)?;
+    }
     sync_folders(&tree)?;
-    Ok(staged)
+    Ok(written.staged)
 }
 
-fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path) -> Result<Staged> {
+/// Writes one arrival with its metadata, flushes it and hashes it again.
+fn stage(
+    ownership: &Ownership,
+    bundle: &mut Bundle,
+    planned: &Planned,
+    tree: &Path,
+    written: &mut Written,
+) -> Result<()> {
     let index = planned.entry.context("an arrival has an entry")?;
     let entry = bundle.entries[index].clone();
     let to = tree.join(planned.path.to_path());
@@ -90,49 +116,101 @@ fn stage(root: &InstallRoot, bundle: &mut Bundle, planned: &Planned, tree: &Path
     }
     let sha256 = if let Some(target) = &entry.link {
         files::make_link(Path::new(target), &to).with_context(|| format!("staging the link {}", entry.path))?;
+        give_owner(&ownership.root, &entry, planned, &to)?;
         entry.sha256.clone()
     } else {
         let mut file = fs_err::OpenOptions::new().write(true).create_new(true).open(&to)?;
-        let sha256 = match &planned.content {
-            Some(content) => {
-                file.write_all(content)?;
-                fsx::sha256(content)
-            }
-            // What it holds is hashed below.
-            None => {
-                match bundle.saved_file(index) {
-                    Some(saved) => fsx::copy_contents(&saved, file.file_mut())?,
-                    None => bundle.copy_entry(index, &mut file)?,
-                }
-                entry.sha256.clone()
-            }
-        };
-        let keep = matches!(planned.action, Action::Merge | Action::Carry);
-        let mode = planned.live.filter(|_| keep).map_or(entry.mode, |live| live.mode);
+        let sha256 = write_contents(bundle, planned, index, &mut file)?;
+        give_owner(&ownership.root, &entry, planned, &to)?;
+        let mode = plan::mode_of(&entry, planned.live.as_ref());
         files::set_mode(&to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
+        let lost = give_attributes(&ownership.root, bundle, planned, index, &to)?;
+        written.lost.extend(lost.into_iter().map(|attribute| Lost { path: planned.path.clone(), attribute }));
+        // An access list brings the old file's mode with it.
+        if files::facts(&to)?.mode != mode {
+            files::set_mode(&to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
+        }
+        give_time(ownership, &entry, planned.live.as_ref(), &to)?;
         file.sync_all()?;
         sha256
     };
-    let owner = match (entry.owner, planned.live) {
-        (Some(owner), _) => owner,
-        (None, Some(live)) => live.owner,
-        (None, None) => folder_owner(root, &planned.path)?,
-    };
-    if files::facts(&to)?.owner != owner {
-        // A new file only takes after its folder; one that is replaced keeps its owner.
-        let is_new = entry.owner.is_none() && planned.live.is_none();
-        match files::set_owner(&to, owner) {
-            Err(e) if is_new && e.kind() == std::io::ErrorKind::PermissionDenied => {}
-            given => given.map_err(|e| cannot_own(&entry.path, owner, &e))?,
-        }
-    }
     if fsx::sha256_of(&to)? != sha256 {
         return Err(Failure::failed("bad-write", format!("{} was not written as it should be", entry.path))
             .at(&entry.path)
             .remedy("check the disk, then try again")
             .into());
     }
-    Ok(Staged { path: planned.path.clone(), sha256, facts: files::facts(&to)? })
+    written.staged.push(Staged { path: planned.path.clone(), sha256, facts: files::facts(&to)? });
+    Ok(())
+}
+
+/// Writes the bytes; returns the hash that they must have.
+fn write_contents(
+    bundle: &mut Bundle,
+    planned: &Planned,
+    index: usize,
+    file: &mut fs_err::File,
+) -> Result<String> {
+    if let Some(content) = &planned.content {
+        file.write_all(content)?;
+        return Ok(fsx::sha256(content));
+    }
+    match bundle.saved_file(index) {
+        Some(saved) => fsx::copy_contents(&saved, file.file_mut())?,
+        None => bundle.copy_entry(index, file)?,
+    }
+    Ok(bundle.entries[index].sha256.clone())
+}
+
+fn give_owner(root: &InstallRoot, entry: &Entry, planned: &Planned, to: &Path) -> Result<()> {
+    let owner = match (entry.owner, planned.live) {
+        (Some(owner), _) => owner,
+        (None, Some(live)) => live.owner,
+        (None, None) => nearest_folder(root, &planned.path)?.1.owner,
+    };
+    if files::facts(to)?.owner != owner {
+        // A new file only takes after its folder; one that is replaced keeps its owner.
+        let is_new = entry.owner.is_none() && planned.live.is_none();
+        match files::set_owner(to, owner) {
+            Err(e) if is_new && e.kind() == std::io::ErrorKind::PermissionDenied => {}
+            given => given.map_err(|e| cannot_own(&entry.path, owner, &e))?,
+        }
+    }
+    Ok(())
+}
+
+/// Access lists, capabilities, labels: of the file that is replaced or put back; a new one takes what its folder gives.
+/// Returns those that could not be given.
+fn give_attributes(
+    root: &InstallRoot,
+    bundle: &Bundle,
+    planned: &Planned,
+    index: usize,
+    to: &Path,
+) -> Result<Vec<String>> {
+    let live = planned.live.filter(|live| live.kind == Kind::File).map(|_| root.join(&planned.path));
+    let given = match bundle.saved_file(index).or(live) {
+        Some(from) => files::copy_attributes(&from, to),
+        None => {
+            let (folder, _) = nearest_folder(root, &planned.path)?;
+            files::inherit_list(&folder, to).map(|()| Vec::new())
+        }
+    };
+    given.with_context(|| format!("setting the attributes of {}", planned.path))
+}
+
+/// Written files get the time of staging, never the second of what they replace, so that no stale compiled form is
+/// believed. What is put back and is never compiled keeps its own time.
+fn give_time(ownership: &Ownership, entry: &Entry, live: Option<&Facts>, to: &Path) -> Result<()> {
+    const SECOND: i64 = 1_000_000_000;
+    let is = files::facts(to)?.mtime;
+    let own = entry.mtime.filter(|_| !ownership.rules.profile.is_compiled(&entry.path));
+    let same_second = live.is_some_and(|live| live.mtime.div_euclid(SECOND) == is.div_euclid(SECOND));
+    let wanted = own.unwrap_or(if same_second { is + SECOND } else { is });
+    if wanted != is {
+        files::set_mtime(to, wanted).with_context(|| format!("setting the time of {}", entry.path))?;
+    }
+    Ok(())
 }
 
 fn cannot_own(path: &RelPath, owner: Owner, e: &std::io::Error) -> Failure {
@@ -144,16 +222,15 @@ fn cannot_own(path: &RelPath, owner: Owner, e: &std::io::Error) -> Failure {
         ))
 }
 
-/// The owner of the nearest folder that exists above `path`.
-fn folder_owner(root: &InstallRoot, path: &RelPath) -> Result<Owner> {
+/// The nearest folder that exists above `path`.
+fn nearest_folder(root: &InstallRoot, path: &RelPath) -> Result<(PathBuf, Facts)> {
     for above in path.ancestors().iter().rev() {
-        if let Some(facts) = fsx::facts(&root.join(above))?
-            && facts.kind == Kind::Folder
-        {
-            return Ok(facts.owner);
+        let full = root.join(above);
+        if let Some(facts) = fsx::facts(&full)?.filter(|facts| facts.kind == Kind::Folder) {
+            return Ok((full, facts));
         }
     }
-    fsx::owner_of(root.path())
+    Ok((root.path().to_path_buf(), files::facts(root.path()).context("looking at the install")?))
 }
 
 fn sync_folders(tree: &Path) -> Result<()> {

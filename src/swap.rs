@@ -8,39 +8,40 @@
 use crate::fsx;
 use crate::journal::{Arrival, Exchange, Folder, Intent, Moves};
 use crate::os::{Kind, files};
+use crate::ownership::{MEMBERS, Rules, member};
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
-use crate::preserve::{Class, MEMBERS, Preserve, member};
 use crate::staging::{self, Staged};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Names every move. Called after the stop: what the old version compiled meanwhile is found too.
-pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], preserve: &Preserve) -> Result<Moves> {
+pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules) -> Result<Moves> {
     let mut moves = Moves::default();
-    let is_data = |path: &RelPath| preserve.class_of(path, false) == Some(Class::Data);
+    let give_way: BTreeSet<&RelPath> = plan.changes().filter(|p| p.aside).map(|p| &p.path).collect();
     for one in staged {
         moves.moves.push(Intent {
-            data: is_data(&one.path),
+            data: rules.is_data(&one.path, false),
             path: one.path.clone(),
-            old: fsx::exists(&root.join(&one.path))? && !is_behind_link(root, &one.path)?,
+            old: fsx::exists(&root.join(&one.path))? && !is_behind_or_folder(root, &one.path)?,
             new: Some(Arrival { sha256: one.sha256.clone(), size: one.facts.size }),
+            aside: give_way.contains(&one.path),
         });
     }
-    for planned in plan.changes().filter(|p| p.action == Action::Remove) {
-        if fsx::exists(&root.join(&planned.path))? {
-            moves.moves.push(Intent { path: planned.path.clone(), old: true, new: None, data: false });
+    let leaves = |path: &RelPath, data: bool, aside: bool| Intent { path: path.clone(), old: true, new: None, data, aside };
+    let removed = plan.changes().filter(|p| p.action == Action::Remove).map(|p| (&p.path, false));
+    let aside = plan.aside.iter().map(|one| (&one.path, true));
+    for (path, aside) in removed.chain(aside).chain(plan.caches.iter().map(|path| (path, false))) {
+        if fsx::exists(&root.join(path))? {
+            moves.moves.push(leaves(path, false, aside));
         }
-    }
-    for path in caches(root, plan, preserve)? {
-        moves.moves.push(Intent { path, old: true, new: None, data: false });
     }
     // A log beside a database that is put back without it would be replayed into it.
     let arrives: BTreeSet<&RelPath> = staged.iter().map(|s| &s.path).collect();
     for path in plan.sets.iter().flat_map(|main| MEMBERS.map(|ending| member(main, ending))) {
         if !arrives.contains(&path) && fsx::exists(&root.join(&path))? {
-            moves.moves.push(Intent { path, old: true, new: None, data: true });
+            moves.moves.push(leaves(&path, true, false));
         }
     }
     let parents: BTreeSet<RelPath> = moves.moves.iter().flat_map(|m| m.path.ancestors()).collect();
@@ -73,29 +74,15 @@ pub fn intend_exchanges(root: &InstallRoot, moves: &mut Moves, exchanges: Vec<Ex
     Ok(())
 }
 
-fn is_behind_link(root: &InstallRoot, path: &RelPath) -> Result<bool> {
+/// True where what lies at `path` is none of the file's own: seen through something that leaves, or a folder that is
+/// emptied for it.
+fn is_behind_or_folder(root: &InstallRoot, path: &RelPath) -> Result<bool> {
     for above in path.ancestors() {
         if fsx::facts(&root.join(&above))?.is_some_and(|f| f.kind != Kind::Folder) {
             return Ok(true);
         }
     }
-    Ok(false)
-}
-
-/// The `__pycache__` folders beside files of the version.
-fn caches(root: &InstallRoot, plan: &Plan, preserve: &Preserve) -> Result<Vec<RelPath>> {
-    let mut folders: BTreeSet<RelPath> = plan.live.keys().filter_map(RelPath::parent).collect();
-    folders.extend(plan.emptied.iter().map(|(path, _)| path.clone()));
-    let mut all = Vec::new();
-    for folder in folders {
-        if let Some(path) = folder.child("__pycache__".as_ref())
-            && preserve.class_of(&path, true).is_none()
-            && fsx::facts(&root.join(&path))?.is_some_and(|f| f.kind == Kind::Folder)
-        {
-            all.push(path);
-        }
-    }
-    Ok(all)
+    Ok(fsx::facts(&root.join(path))?.is_some_and(|f| f.kind == Kind::Folder))
 }
 
 /// Makes the folders in which the originals will lie, before the stop.
@@ -104,39 +91,69 @@ pub fn make_trash(own: &Path) -> Result<()> {
     fsx::make_folders(&staging::originals(own)).map(drop)
 }
 
+/// What a failed version left, beside the files of a backup.
+pub fn after(backup: &Path) -> PathBuf {
+    backup.join("after")
+}
+
+/// What of the users' gave way to an update, beside the files of a backup.
+pub fn aside(backup: &Path) -> PathBuf {
+    backup.join("aside")
+}
+
+/// Where an original goes: to the trash, or, where users wrote it, to the backup's `aside/`.
+fn original_place(root: &InstallRoot, intent: &Intent, backup: &Path) -> PathBuf {
+    let folder = if intent.aside { aside(backup) } else { staging::trash(&root.own()) };
+    folder.join(intent.path.to_path())
+}
+
 /// Carries out the moves: all originals away (the start file first), then all arrivals but the start file.
-pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Result<()> {
-    let (tree, trash) = (staging::tree(&root.own()), staging::trash(&root.own()));
+/// `backup`: the folder of this update's backup.
+pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Path) -> Result<()> {
+    let tree = staging::tree(&root.own());
     let mut order: Vec<&Intent> = moves.moves.iter().collect();
     order.sort_by_key(|m| m.path != *start_file);
     let (first, rest): (Vec<&Intent>, Vec<&Intent>) =
         order.iter().filter(|m| m.old).partition(|m| m.path == *start_file);
     for intent in first {
-        throw(root, intent, &trash)?;
+        take_away(root, intent, backup)?;
         fsx::sync_parent(&root.join(start_file))?;
-        fsx::sync_parent(&trash.join(start_file.to_path()))?;
+        fsx::sync_parent(&original_place(root, intent, backup))?;
     }
     // Before the rest, which may lie in what is exchanged.
     exchange(root, &moves.exchanges)?;
     for intent in rest {
-        throw(root, intent, &trash)?;
+        take_away(root, intent, backup)?;
     }
     for folder in &moves.remove {
         // What appeared in it meanwhile stays, and so does the folder.
         let _ = fs_err::remove_dir(root.join(&folder.path));
     }
     for path in &moves.make {
-        let folder = root.join(path);
-        fs_err::create_dir(&folder)?;
-        files::set_mode(&folder, 0o755).with_context(|| format!("setting the mode of {path}"))?;
-        fsx::adopt(&folder)?;
+        make_folder(&root.join(path)).with_context(|| format!("making the folder {path}"))?;
     }
     order.reverse();
     for intent in order.iter().filter(|m| m.new.is_some() && m.path != *start_file) {
         rename(&tree.join(intent.path.to_path()), &root.join(&intent.path))?;
     }
     flush(root, moves)?;
-    flush_tree(&trash)
+    if moves.moves.iter().any(|m| m.aside) {
+        flush_tree(&aside(backup))?;
+        fsx::sync_parent(&aside(backup))?;
+    }
+    flush_tree(&staging::trash(&root.own()))
+}
+
+/// Makes a folder of the new version. It takes what the one above gives: owner, group, access list.
+fn make_folder(folder: &Path) -> Result<()> {
+    fs_err::create_dir(folder)?;
+    fsx::adopt(folder)?;
+    let above = folder.parent().context("a folder of the install lies in one")?;
+    if !files::has_default_list(above)? {
+        // A folder's set-group-id bit is passed on, too.
+        files::set_mode(folder, 0o755 | files::facts(above)?.mode & 0o2000)?;
+    }
+    Ok(())
 }
 
 /// The end of the swap: the start file arrives, and the tree can start.
@@ -200,11 +217,11 @@ fn exchange_back(root: &InstallRoot, exchanges: &[Exchange], after: &Path) -> Re
     Ok(())
 }
 
-/// Moves an original to the trash.
-fn throw(root: &InstallRoot, intent: &Intent, trash: &Path) -> Result<()> {
-    let to = trash.join(intent.path.to_path());
+/// Moves an original out of the tree.
+fn take_away(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
+    let to = original_place(root, intent, backup);
     if let Some(parent) = to.parent() {
-        fs_err::create_dir_all(parent)?;
+        fsx::make_folders(parent)?;
     }
     rename(&root.join(&intent.path), &to)
 }
@@ -214,15 +231,15 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Takes the start file away again, so that nothing can start while the rest goes back.
-pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
+pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Path) -> Result<()> {
     match moves.moves.iter().find(|m| m.path == *start_file) {
         Some(intent) => {
-            remove_arrival(root, intent, after)?;
-            let (live, trash) = (root.join(start_file), staging::trash(&root.own()).join(start_file.to_path()));
-            let is_away = !intent.old || fsx::exists(&trash)?;
+            remove_arrival(root, intent, backup)?;
+            let live = root.join(start_file);
+            let is_away = !intent.old || fsx::exists(&original_place(root, intent, backup))?;
             // One that waits has not arrived, so what stands there is somebody's own.
             if is_away && fsx::exists(&waiting(root, start_file))? && fsx::exists(&live)? {
-                set_aside(&live, after, start_file)?;
+                set_aside(&live, &after(backup), start_file)?;
             }
             Ok(())
         }
@@ -232,10 +249,9 @@ pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, 
 
 /// Moves an arrival out of the tree: back to staging when it is as it was shipped, else to `after`,
 /// so that nothing that somebody wrote is lost.
-fn remove_arrival(root: &InstallRoot, intent: &Intent, after: &Path) -> Result<()> {
-    let (tree, trash) = (staging::tree(&root.own()), staging::trash(&root.own()));
-    let (live, slot) = (root.join(&intent.path), tree.join(intent.path.to_path()));
-    let original_is_away = !intent.old || fsx::exists(&trash.join(intent.path.to_path()))?;
+fn remove_arrival(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
+    let (live, slot) = (root.join(&intent.path), waiting(root, &intent.path));
+    let original_is_away = !intent.old || fsx::exists(&original_place(root, intent, backup))?;
     if !original_is_away || fsx::exists(&slot)? || !fsx::exists(&live)? {
         return Ok(());
     }
@@ -243,7 +259,7 @@ fn remove_arrival(root: &InstallRoot, intent: &Intent, after: &Path) -> Result<(
         Some(new) => fsx::holds(&live, &new.sha256)?,
         None => false,
     };
-    if as_shipped { rename_making(&live, &slot) } else { set_aside(&live, after, &intent.path) }
+    if as_shipped { rename_making(&live, &slot) } else { set_aside(&live, &after(backup), &intent.path) }
 }
 
 fn rename_making(from: &Path, to: &Path) -> Result<()> {
@@ -284,8 +300,9 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
 }
 
 /// Undoes the moves, however far they came: arrivals out, originals back, all but the start file.
-pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
-    hide_start_file(root, moves, start_file, after)?;
+pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Path) -> Result<()> {
+    let after = &after(backup);
+    hide_start_file(root, moves, start_file, backup)?;
     // One that was cut off between its two renames: nothing else in it was moved yet, or all of it is moved back.
     let is_half = |one: &Exchange| -> Result<bool> {
         let original = staging::original_of(&root.own(), one.slot);
@@ -297,12 +314,12 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Pat
         }
     }
     for intent in &moves.moves {
-        remove_arrival(root, intent, after)?;
+        remove_arrival(root, intent, backup)?;
     }
     for path in moves.make.iter().rev() {
         let folder = root.join(path);
         if fsx::facts(&folder)?.is_some_and(|f| f.kind == Kind::Folder) {
-            empty_made_folder(root, path, &folder, after)?;
+            empty_made_folder(path, &folder, after)?;
         }
     }
     for folder in moves.remove.iter().rev() {
@@ -314,7 +331,7 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Pat
         }
     }
     for intent in moves.moves.iter().filter(|m| m.old && m.path != *start_file) {
-        put_back(root, intent, after)?;
+        put_back(root, intent, backup)?;
     }
     // Moves within what hooks may write were undone in the copy: it goes as it came.
     exchange_back(root, &moves.exchanges, after)?;
@@ -322,9 +339,9 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Pat
 }
 
 /// The end of an undo: the old start file is back, and the tree can start; the folders get their times back.
-pub fn undo_start(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after: &Path) -> Result<()> {
+pub fn undo_start(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Path) -> Result<()> {
     if let Some(start) = moves.moves.iter().find(|m| m.old && m.path == *start_file) {
-        put_back(root, start, after)?;
+        put_back(root, start, backup)?;
     }
     flush(root, moves)?;
     for folder in moves.touched.iter().chain(&moves.remove) {
@@ -336,24 +353,24 @@ pub fn undo_start(root: &InstallRoot, moves: &Moves, start_file: &RelPath, after
     Ok(())
 }
 
-/// Moves an original back from the trash; what stands in its place is set aside.
-fn put_back(root: &InstallRoot, intent: &Intent, after: &Path) -> Result<()> {
-    let (saved, live) = (staging::trash(&root.own()).join(intent.path.to_path()), root.join(&intent.path));
+/// Moves an original back; what stands in its place is set aside.
+fn put_back(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
+    let (saved, live) = (original_place(root, intent, backup), root.join(&intent.path));
     if !fsx::exists(&saved)? {
         return Ok(());
     }
     if fsx::exists(&live)? {
-        set_aside(&live, after, &intent.path)?;
+        set_aside(&live, &after(backup), &intent.path)?;
     }
     rename(&saved, &live)
 }
 
 /// Empties a folder that the swap made: what is in it now was written by the new version.
-fn empty_made_folder(_root: &InstallRoot, path: &RelPath, folder: &Path, after: &Path) -> Result<()> {
+fn empty_made_folder(path: &RelPath, folder: &Path, after: &Path) -> Result<()> {
     for child in fs_err::read_dir(folder)? {
         let child = child?;
         if let Some(name) = path.child(&child.file_name()) {
-            if name.is_cache() {
+            if name.name() == "__pycache__" {
                 fsx::remove_own_tree(&child.path())?;
             } else {
                 set_aside(&child.path(), after, &name)?;

@@ -3,12 +3,13 @@
 //! Refuses to open a live database or one in a backup: SQLite would change it.
 
 use crate::backup;
+use crate::bundle::Bundle;
 use crate::carry;
 use crate::error::Failure;
 use crate::fsx;
 use crate::os::Kind;
+use crate::ownership::{Class, Databases, Ownership, member};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{Preserve, database_set, member};
 use crate::receipt::{Line, Receipt};
 use crate::staging::Staged;
 use crate::swap;
@@ -17,12 +18,16 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// What is wrong with an installed tree.
+/// What an installed tree is, held against its receipt.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Findings {
     pub checked: usize,
+    /// Program files that were changed: damage.
     pub modified: Vec<RelPath>,
+    /// Shipped files that are gone: damage.
     pub missing: Vec<RelPath>,
+    /// Other shipped files that differ: somebody's settings, say.
+    pub changed_here: Vec<RelPath>,
     pub unknown: Vec<RelPath>,
 }
 
@@ -53,13 +58,13 @@ pub fn altered_arrival(root: &InstallRoot, staged: &[Staged], start_file: &RelPa
     Ok(None)
 }
 
-/// The first preserved file that is not what the server left, of those that `counts`. None: all are.
+/// The first saved file that is not what the server left, of those that `counts`. None: all are.
 pub fn altered_data(
     root: &InstallRoot,
-    data: &[backup::Line],
+    record: &backup::Record,
     counts: &dyn Fn(&RelPath) -> bool,
 ) -> Result<Option<RelPath>> {
-    for line in data.iter().filter(|l| l.data && counts(&l.path)) {
+    for line in record.files.iter().filter(|l| counts(&l.path)) {
         let is = fsx::facts(&root.join(&line.path))?;
         if is.is_some_and(|is| fsx::is_unchanged(&line.facts, &is)) {
             continue;
@@ -70,8 +75,10 @@ pub fn altered_data(
         }
     }
     // A log beside a database is a part of what it holds.
-    let known: BTreeSet<&RelPath> = data.iter().map(|line| &line.path).collect();
-    for main in data.iter().filter(|l| l.data).filter_map(|l| database_set(&l.path)).filter(|main| counts(main)) {
+    let databases = record.databases();
+    let known: BTreeSet<&RelPath> = record.files.iter().map(|line| &line.path).collect();
+    let mains = record.files.iter().filter_map(|l| databases.main_of(&l.path)).filter(|main| counts(main));
+    for main in mains.collect::<BTreeSet<_>>() {
         for path in ["-wal", "-journal"].map(|ending| member(&main, ending)).iter().filter(|path| !known.contains(path))
         {
             if fsx::facts(&root.join(path))?.is_some_and(|facts| facts.size > 0) {
@@ -82,13 +89,26 @@ pub fn altered_data(
     Ok(None)
 }
 
+/// The large files that were not saved and are no longer what they were at the stop.
+pub fn altered_unsaved(root: &InstallRoot, record: &backup::Record) -> Result<Vec<RelPath>> {
+    let mut altered = Vec::new();
+    for watched in &record.watched {
+        let is = fsx::facts(&root.join(&watched.path))?;
+        let look = |facts: &crate::os::Facts| (facts.kind, facts.size, facts.mtime, facts.inode);
+        if is.as_ref().map(look) != Some(look(&watched.facts)) {
+            altered.push(watched.path.clone());
+        }
+    }
+    Ok(altered)
+}
+
 /// Right after the swap: every arrival is the very file that was hashed in staging, every critical
-/// file is there, and the preserved data is what the server left.
+/// file is there, and what was saved and not moved is what the server left.
 pub fn arrived(
     root: &InstallRoot,
     staged: &[Staged],
     critical: &[RelPath],
-    data: &[backup::Line],
+    record: &backup::Record,
     moved: &BTreeSet<RelPath>,
     start_file: &RelPath,
 ) -> Result<()> {
@@ -106,7 +126,7 @@ pub fn arrived(
             .into());
         }
     }
-    if let Some(path) = altered_data(root, data, &|path| !moved.contains(path))? {
+    if let Some(path) = altered_data(root, record, &|path| !moved.contains(path))? {
         return Err(Failure::failed("data-changed", format!("{path} changed while the server was stopped"))
             .at(&path)
             .remedy("find out what else writes there, and try again")
@@ -115,72 +135,89 @@ pub fn arrived(
     Ok(())
 }
 
-/// Holds the installed tree against the receipt. `quick` compares size and time alone.
+/// Holds the installed tree against the receipt. `quick` compares size and time alone, and looks for nothing unknown.
 pub fn installed(
-    root: &InstallRoot,
+    ownership: &Ownership,
     receipt: &Receipt,
-    preserve: &Preserve,
-    carries: &BTreeMap<RelPath, Vec<String>>,
-    kept_bundle: &mut Option<crate::bundle::Bundle>,
+    kept_bundle: &mut Option<Bundle>,
     quick: bool,
 ) -> Result<Findings> {
     let mut findings = Findings::default();
     for line in &receipt.files {
         findings.checked += 1;
-        match fsx::facts(&root.join(&line.path))? {
-            None => findings.missing.push(line.path.clone()),
-            Some(facts) if !matches!(facts.kind, Kind::File | Kind::Link) => findings.modified.push(line.path.clone()),
-            Some(facts) => {
-                let by_look = facts.size == line.size && facts.mtime == line.mtime;
-                let same = quick && by_look || fsx::holds(&root.join(&line.path), &line.sha256)?;
-                if !same && !differs_in_settings_alone(root, line, carries, kept_bundle)? {
-                    findings.modified.push(line.path.clone());
-                }
-            }
+        match standing(ownership, receipt, line, kept_bundle, quick)? {
+            Standing::Whole => {}
+            Standing::Missing => findings.missing.push(line.path.clone()),
+            Standing::Modified => findings.modified.push(line.path.clone()),
+            Standing::ChangedHere => findings.changed_here.push(line.path.clone()),
         }
     }
     if !quick {
-        findings.unknown = unknown(root, receipt, preserve)?;
+        findings.unknown = unknown(ownership, receipt)?;
     }
     Ok(findings)
 }
 
-/// A carried file whose only difference lies in the settings that the operator may change.
-fn differs_in_settings_alone(
-    root: &InstallRoot,
-    line: &Line,
-    carries: &BTreeMap<RelPath, Vec<String>>,
-    kept: &mut Option<crate::bundle::Bundle>,
-) -> Result<bool> {
-    let (Some(names), Some(bundle)) = (carries.get(&line.path), kept) else { return Ok(false) };
-    let Some(index) = bundle.entries.iter().position(|e| e.path == line.path) else { return Ok(false) };
-    let live = fs_err::read(root.join(&line.path))?;
-    let shipped = bundle.read_entry(index)?;
-    Ok(carry::carry(&shipped, &live, names, &[]).is_ok_and(|c| c.bytes == live))
+/// What became of a shipped file.
+enum Standing {
+    Whole,
+    Missing,
+    /// A program file was changed.
+    Modified,
+    ChangedHere,
 }
 
-/// Files inside the version's folders that the receipt does not know.
-fn unknown(root: &InstallRoot, receipt: &Receipt, preserve: &Preserve) -> Result<Vec<RelPath>> {
+fn standing(
+    ownership: &Ownership,
+    receipt: &Receipt,
+    line: &Line,
+    kept_bundle: &mut Option<Bundle>,
+    quick: bool,
+) -> Result<Standing> {
+    let path = ownership.root.join(&line.path);
+    // At a data path the users decide what becomes of a file, and so they do of a database.
+    let is_users = ownership.rules.is_data(&line.path, false) || line.is_database || Databases::is_named(&line.path);
+    let Some(facts) = fsx::facts(&path)? else {
+        return Ok(if is_users { Standing::Whole } else { Standing::Missing });
+    };
+    let is_plain = matches!(facts.kind, Kind::File | Kind::Link);
+    let by_look = facts.size == line.size && facts.mtime == line.mtime;
+    if is_users || (is_plain && quick && by_look) || fsx::holds(&path, &line.sha256)? {
+        return Ok(Standing::Whole);
+    }
+    if is_plain && differs_in_settings_alone(ownership, line, kept_bundle)? {
+        return Ok(Standing::Whole);
+    }
+    let is_program = line.path == receipt.start_file || !is_plain || ownership.is_program(&line.path)?;
+    Ok(if is_program { Standing::Modified } else { Standing::ChangedHere })
+}
+
+/// A carried file whose only difference lies in the settings that the operator may change.
+fn differs_in_settings_alone(ownership: &Ownership, line: &Line, kept: &mut Option<Bundle>) -> Result<bool> {
+    if ownership.rules.merge.contains(&line.path) {
+        return Ok(true);
+    }
+    let (Some(names), Some(bundle)) = (ownership.rules.carry.get(&line.path), kept) else { return Ok(false) };
+    let Some(index) = bundle.entries.iter().position(|e| e.path == line.path) else { return Ok(false) };
+    let live = fs_err::read(ownership.root.join(&line.path))?;
+    let shipped = bundle.read_entry(index)?;
+    Ok(carry::differs_in_settings_alone(&shipped, &live, names))
+}
+
+/// Files inside the version's folders that no version shipped and no rule names.
+fn unknown(ownership: &Ownership, receipt: &Receipt) -> Result<Vec<RelPath>> {
     let known: BTreeSet<&RelPath> = receipt.files.iter().map(|l| &l.path).collect();
     let tops: BTreeSet<RelPath> =
         receipt.files.iter().filter(|l| l.path.parent().is_some()).map(|l| l.path.top()).collect();
-    let mut unknown = Vec::new();
-    for top in tops {
-        let mut walk = walkdir::WalkDir::new(root.join(&top)).follow_root_links(false).sort_by_file_name().into_iter();
-        while let Some(item) = walk.next() {
-            let Ok(item) = item else { continue };
-            let Some(path) = RelPath::from_disk(item.path().strip_prefix(root.path())?) else { continue };
-            let folder = item.file_type().is_dir();
-            if preserve.class_of(&path, folder).is_some() || path.is_cache() {
-                if folder {
-                    walk.skip_current_dir();
-                }
-            } else if !folder && !known.contains(&path) {
-                unknown.push(path);
-            }
-        }
-    }
-    Ok(unknown)
+    let census = ownership.census(None)?;
+    let is_unknown = |path: &RelPath| {
+        !known.contains(path)
+            && path.parent().is_some()
+            && tops.contains(&path.top())
+            && !ownership.rules.is_data(path, false)
+            && census.databases.main_of(path).is_none()
+    };
+    Ok(census.of(Class::Data).map(|(path, _)| path).filter(|path| is_unknown(path)).cloned().collect())
 }
 
 /// One database, checked on a clone.

@@ -6,8 +6,8 @@ use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
 use crate::os::Facts;
+use crate::ownership::member;
 use crate::path::RelPath;
-use crate::preserve::member;
 use crate::verify::{self, Database};
 use anyhow::Result;
 use std::path::Path;
@@ -47,7 +47,7 @@ fn facts(cx: &Context, main: &RelPath) -> Result<[Option<Facts>; 3]> {
 pub(super) fn kept(cx: &Context, prepared: &Prepared, backup: &Path) -> Result<()> {
     let scratch = cx.scratch()?;
     let tables = &cx.settings.verify.tables;
-    for main in cx.databases(&prepared.data)?.difference(&prepared.plan.sets) {
+    for main in &prepared.watched_databases(cx)? {
         let was = verify::check_database(backup, main, tables, &scratch)?;
         // Damaged already (`--force-data`), or not there: nothing is to be judged.
         if !was.ok || was.size == 0 {

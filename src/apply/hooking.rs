@@ -28,7 +28,7 @@ pub(super) fn run_hooks(
     let own = cx.own();
     let boot = processes::boot_id().context("reading the boot id")?;
     let data: Vec<RelPath> = changes.data().cloned().collect();
-    let files = prepared.plan.live.keys().chain(staged.iter().map(|one| &one.path));
+    let files = prepared.plan.shipped.keys().chain(staged.iter().map(|one| &one.path));
     let before = Before::take(&cx.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
     before.store(&own)?;
     journal.append(Record::Hooking { boot, data: data.clone() })?;
@@ -43,7 +43,7 @@ pub(super) fn run_hooks(
         return Err(hooks::strayed("hook-changed-program", &path, program).remedy(shipped).into());
     }
     let brought = |path: &RelPath| moves.moves.iter().any(|m| m.path == *path);
-    if let Some(path) = verify::altered_data(&cx.root, &record.files, &|path| !brought(path) && !changes.hold(path))? {
+    if let Some(path) = verify::altered_data(&cx.root, record, &|path| !brought(path) && !changes.hold(path))? {
         return Err(hooks::strayed("hook-changed-data", &path, "which belongs to the users").into());
     }
     changes.flush(&cx.root, &record.files)?;
@@ -62,8 +62,7 @@ fn altered_program(cx: &Context, prepared: &Prepared, start_file: &RelPath) -> R
     let Some(mut wanted) = receipt::load(&cx.own().join("staging"))? else { return Ok(None) };
     wanted.files.retain(|line| line.path != *start_file);
     // A restore of a part leaves what was altered before as it was.
-    let rules = cx.rules(&[])?;
-    let found = verify::installed(&cx.root, &wanted, &rules.preserve, &rules.carry, &mut None, true)?;
+    let found = verify::installed(&cx.ownership(Some(&wanted))?, &wanted, &mut None, true)?;
     let was_so =
         |path: &RelPath| prepared.plan.actions.iter().any(|p| p.path == *path && p.action == crate::plan::Action::Keep);
     Ok(found.modified.into_iter().chain(found.missing).find(|path| !was_so(path)))

@@ -6,6 +6,7 @@
 mod databases;
 mod detect;
 mod hooking;
+mod notes;
 mod preflight;
 mod record;
 mod session;
@@ -14,12 +15,13 @@ mod unchanged;
 mod way_back;
 
 pub use detect::{Survey, default_start_file, described, detect, may_stop};
-pub use preflight::{Prepared, kept_bundle, left_out, preflight};
+pub use notes::{Note, notes};
+pub use preflight::{Prepared, kept_bundle, no_bundle, preflight};
 pub use session::{MOST_FAILURES, begin, conclude, recover_first};
 pub use source::{Origin, fetch_to};
 
 use crate::backup::{self, Backup};
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::error::Failure;
 use crate::escape;
 use crate::fetch;
@@ -29,7 +31,6 @@ use crate::history;
 use crate::journal::{Journal, Record};
 use crate::os::{LaunchSpec, ProcessId, Said, Unit, processes};
 use crate::path::RelPath;
-use crate::plan;
 use crate::report::{Finished, Stage};
 use crate::rollback;
 use crate::server::{self, Launched};
@@ -37,7 +38,7 @@ use crate::staging::{self, Staged};
 use crate::swap;
 use crate::verify;
 use anyhow::{Context as _, Result};
-use preflight::{counted, is_whole, no_bundle};
+use preflight::{counted, is_whole};
 use record::{finish_backup, open_journal, write_receipt};
 use session::OWN_FAULT;
 use std::collections::BTreeSet;
@@ -94,6 +95,7 @@ impl Request {
     fn command(&self) -> &'static str {
         if self.saved.is_some() { "restore" } else { "apply" }
     }
+
 
     /// Only a part of a version is put back: the installed version keeps its name.
     fn is_partly(&self) -> bool {
@@ -168,8 +170,8 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
     if !prepared.plan.is_empty() {
         try_start(&survey)?;
     }
-    if prepared.plan.left_out > 0 {
-        cx.report.warning("own-left-out", &left_out(&prepared.plan), None);
+    for note in notes(cx, &prepared)? {
+        cx.report.warn_of(note.code, &note.message, &note.paths);
     }
     for (code, text) in &prepared.hooks.warnings {
         cx.report.warning(code, text, None);
@@ -259,6 +261,8 @@ fn update(
     };
 
     cx.is_down = true;
+    // Whoever is named at the end runs then.
+    (finished.pid, finished.port) = (None, None);
     let stopped_at = Instant::now();
     let mut new = NewVersion::default();
     let result = down(cx, request, &survey, prepared, staged, &mut saved, &mut journal, &mut new);
@@ -268,8 +272,9 @@ fn update(
             if let Some(healthy) = healthy {
                 (finished.pid, finished.port) = (Some(healthy.pid), Some(healthy.port));
                 finished.downtime_ms = survey.server.as_ref().map(|_| millis(healthy.first_answer - stopped_at));
-            } else {
-                finished.pid = None;
+            } else if request.in_place {
+                finished.pid = survey.server.as_ref().and_then(|s| s.processes.first()).map(|p| p.id.pid);
+                finished.port = finished.pid.and(survey.before.asked_port);
             }
         }
         Err(e) => {
@@ -285,7 +290,8 @@ fn update(
     let _ = history::forgive(&own, &prepared.bundle.content_id);
     // Committed: nothing below may fail the update. A journal that stays is closed by the next command.
     cx.start(Stage::Commit, "closing");
-    if let Err(e) = close(cx, journal) {
+    let source = request.saved.as_ref().map(|saved| saved.record.id.as_str());
+    if let Err(e) = close(cx, journal, &[Some(saved.id.as_str()), source].into_iter().flatten().collect::<Vec<_>>()) {
         cx.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
     }
     cx.done(Stage::Commit, &format!("the old version is in {}/{}", cx.settings.backup.dir, saved.id));
@@ -303,10 +309,19 @@ fn stage_and_seed(
     prepared: &mut Prepared,
 ) -> Result<(Vec<Staged>, Backup)> {
     let report = &mut cx.report;
-    let mut progress = |done, total| report.progress(Stage::Stage, done, total, "files");
-    let staged = staging::write(&cx.root, &mut prepared.bundle, &prepared.plan, &survey.start_file, &mut progress)?;
+    let signals = &cx.signals;
+    let mut progress = |done, total| {
+        report.progress(Stage::Stage, done, total, "files");
+        context::check(signals)
+    };
+    let Prepared { ownership, bundle, plan, .. } = prepared;
+    let staging::Written { staged, lost } = staging::write(ownership, bundle, plan, &survey.start_file, &mut progress)?;
+    for lost in lost {
+        let message = format!("{} cannot keep its attribute {}", lost.path, lost.attribute);
+        cx.report.warning("metadata-lost", &message, Some(&lost.path.to_string()));
+    }
     if !request.is_partly() {
-        write_receipt(cx, survey, prepared, &staged)?;
+        write_receipt(cx, request, survey, prepared, &staged)?;
     }
     swap::make_trash(&cx.own())?;
     prepared.hooks.before_stop(cx, &staged, &prepared.plan)?;
@@ -317,9 +332,12 @@ fn stage_and_seed(
     fsx::make_folders(&backups)?;
     let dir = backups.join(backup::new_id(&backups)?);
     let report = &mut cx.report;
-    let mut progress = |done, total| report.progress(Stage::Backup, done, total, "files");
-    let saved = backup::seed(&cx.root, &dir, &prepared.plan, &prepared.data, &mut progress);
-    let saved = saved?;
+    let signals = &cx.signals;
+    let mut progress = |done, total| {
+        report.progress(Stage::Backup, done, total, "bytes");
+        context::check(signals)
+    };
+    let saved = backup::seed(&cx.root, &dir, &prepared.census, &prepared.selection, &mut progress)?;
     prepared.hooks.changes.copy(&cx.root, &mut || cx.check_signals())?;
     cx.done(Stage::Backup, &format!("first pass into {}", saved.id));
     Ok((staged, saved))
@@ -346,7 +364,6 @@ fn down(
     journal: &mut Journal,
     new: &mut NewVersion,
 ) -> Result<Option<health::Healthy>> {
-    let preserve = cx.preserve()?;
     // Whoever is signalled with the server must not pass that on to us.
     cx.say(Said::Stopping);
     cx.start(Stage::Stop, "stopping the server");
@@ -360,7 +377,7 @@ fn down(
     cx.done(Stage::Stop, if survey.server.is_some() { "the port is free" } else { "nothing ran" });
 
     cx.start(Stage::BackupFinal, "saving what changed since");
-    let record = finish_backup(cx, request, survey, prepared, saved, &preserve)?;
+    let record = finish_backup(cx, request, survey, prepared, saved)?;
     prepared.hooks.changes.refresh(&cx.root)?;
     journal.append(Record::BackupWhole)?;
     cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
@@ -373,18 +390,18 @@ fn down(
             .remedy("stop what respawns it, then update")
             .into());
     }
-    let late = plan::recheck_data(&cx.root, &prepared.bundle, &mut prepared.plan)?;
-    staged.extend(staging::write_late(&cx.root, &mut prepared.bundle, &prepared.plan, &late)?);
-    let mut moves = swap::intend(&cx.root, &prepared.plan, &staged, &preserve)?;
+    let late = prepared.recheck_data(&survey.start_file)?;
+    staged.extend(staging::write_late(&prepared.ownership, &mut prepared.bundle, &prepared.plan, &late)?);
+    let mut moves = swap::intend(&cx.root, &prepared.plan, &staged, &prepared.ownership.rules)?;
     swap::intend_exchanges(&cx.root, &mut moves, prepared.hooks.changes.exchanges())?;
     journal.append(Record::Swapping { moves: moves.clone() })?;
-    swap::carry_out(&cx.root, &moves, &survey.start_file)?;
+    swap::carry_out(&cx.root, &moves, &survey.start_file, &cx.backups().join(&saved.id))?;
     cx.done(Stage::Swap, &format!("{} moves", moves.moves.len()));
 
     cx.start(Stage::Verify, "checking what arrived");
     let moved: BTreeSet<RelPath> = moves.moves.iter().map(|m| m.path.clone()).collect();
     let critical = critical(cx)?;
-    verify::arrived(&cx.root, &staged, &critical, &record.files, &moved, &survey.start_file)?;
+    verify::arrived(&cx.root, &staged, &critical, &record, &moved, &survey.start_file)?;
     cx.done(Stage::Verify, "whole");
 
     if prepared.hooks.run_after_swap() {
@@ -445,9 +462,12 @@ fn critical(cx: &Context) -> Result<Vec<RelPath>> {
     cx.settings.verify.critical.iter().map(parse).collect()
 }
 
-/// After the commit: receipt and kept bundle in place, trash and journal gone, old backups pruned.
-pub fn close(cx: &mut Context, journal: Journal) -> Result<()> {
+/// After the commit: receipt and kept bundle in place, trash and journal gone, old backups pruned but for these.
+pub fn close(cx: &mut Context, journal: Journal, spared: &[&str]) -> Result<()> {
     rollback::clean_up(&cx.root, journal)?;
-    backup::prune(&cx.own(), &cx.backups(), cx.settings.backup.keep)?;
+    let spare = backup::Spare { ids: spared, users: true };
+    for pruned in backup::prune(&cx.own(), &cx.backups(), cx.settings.backup.keep, &spare)? {
+        cx.report.pruned(&pruned.id, pruned.bytes);
+    }
     Ok(())
 }

@@ -2,30 +2,61 @@
 //! Refuses to leave anything to be found out after the stop that can be found out before it.
 
 use super::{Request, Saved, Survey, databases};
-use crate::backup::{self};
-use crate::bundle::{Bundle, Limits};
+use crate::backup::{self, Selection};
+use crate::bundle::{Bundle, Expected, Limits};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
 use crate::hooks::{self, Hooks};
-use crate::os::{self, files, processes};
+use crate::os::{files, processes};
+use crate::ownership::{Census, Ownership, Rules};
 use crate::path::RelPath;
 use crate::plan::{self, Plan};
-use crate::preserve::database_set;
 use crate::receipt::Receipt;
 use crate::verify;
 use crate::version;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 /// What preflight decided.
 pub struct Prepared {
     pub bundle: Bundle,
     pub plan: Plan,
-    pub data: Vec<(RelPath, os::Facts)>,
+    pub ownership: Ownership,
+    /// What lies in the install.
+    pub census: Census,
+    /// How each file of it is saved.
+    pub selection: Selection,
     pub needed: u64,
     pub hooks: Hooks,
+    /// What a saved version holds as data of the users.
+    saved_data: BTreeSet<RelPath>,
+    /// The install has this very content: what was damaged is put right, and nothing leaves.
+    pub heal: bool,
+}
+
+impl Prepared {
+    /// After the stop: saved data that was the same when the plan was made and no longer is. Returns the positions of
+    /// what is now to be put back.
+    pub fn recheck_data(&mut self, start_file: &RelPath) -> Result<Vec<usize>> {
+        let order = plan::Order {
+            ownership: &self.ownership,
+            census: &self.census,
+            start_file,
+            heal: self.heal,
+            saved_data: &self.saved_data,
+            kept: &|| Ok(None),
+        };
+        plan::recheck_data(&order, &self.bundle, &mut self.plan)
+    }
+
+    /// The databases that are watched, but for those that are put back whole.
+    pub fn watched_databases(&self, cx: &Context) -> Result<BTreeSet<RelPath>> {
+        let all = cx.databases(&self.census.databases, self.census.items.keys())?;
+        Ok(all.difference(&self.plan.sets).cloned().collect())
+    }
 }
 
 /// Opens and judges the bundle, makes the plan, and finds every problem. Reads only.
@@ -34,65 +65,105 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
         Some(saved) => open_saved(saved, survey)?,
         None => open_bundle(cx, request, survey)?,
     };
-    let owner = fsx::owner_of(cx.root.path())?;
-    let me = processes::own_credentials().context("finding out who we are")?;
-    if me.uid != 0 && owner.uid != me.uid {
-        return Err(Failure::failed(
-            "not-owner",
-            format!("the install belongs to user {}, and we run as {}", owner.uid, me.user),
-        )
-        .at(cx.root.path().display())
-        .remedy("run the updater as the owner of the install, or as root")
-        .into());
-    }
-    let mut rules = cx.rules(&request.set)?;
-    if request.saved.is_some() {
-        // A saved version has its settings already.
-        (rules.carry, rules.merge) = Default::default();
-    }
-    let mut plan = plan::build(&cx.root, &mut bundle, survey.receipt.as_ref(), &rules)?;
+    refuse_others_install(cx)?;
+    let ownership = ownership(cx, request, survey, &bundle)?;
+    let census = ownership.census(None).context("looking at the install")?;
+    let is_same = survey.receipt.as_ref().is_some_and(|receipt| receipt.content_id == bundle.content_id);
+    let heal = request.heal || (is_same && request.saved.is_none());
+    let saved_data = saved_data(request);
+    let order = plan::Order {
+        ownership: &ownership,
+        census: &census,
+        start_file: &survey.start_file,
+        heal,
+        saved_data: &saved_data,
+        kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(cx, receipt)),
+    };
+    let mut plan = plan::build(&order, &mut bundle)?;
     // Nothing tells that a backup of the old updater is whole, so what it lacks stays.
-    if request.heal || request.saved.as_ref().is_some_and(|s| s.record.kind == "legacy") {
+    if request.saved.as_ref().is_some_and(|s| s.record.kind == backup::Kind::Legacy) {
         plan.keep_unknown();
     }
     if let Some(saved) = request.saved.as_ref().filter(|s| !s.only.is_empty()) {
         plan.keep_all_but(&saved.only);
     }
-    let data = backup::data_files(&cx.root, &cx.preserve()?, &cx.skipped()?)?;
-    let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
     movable(cx, &plan)?;
-    short_enough(cx, &plan, &data)?;
+    short_enough(cx, &census)?;
     let hooks = hooks(cx, request, survey, &mut bundle, &plan)?;
     plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
-    let saved: u64 = plan.live.values().map(|l| l.facts.size).sum::<u64>() + allocated(cx, &data)?;
-    let needed = arriving
-        + saved
-        + bundle.kept_size()?
-        + journal_size(&plan)
-        + reserve_size(cx, &data)?
-        + hooks.size(&cx.root)?;
-    // What is written down of each thing before hooks begin.
-    let needed = needed + if hooks.run_after_swap() { 512 * (plan.live.len() + data.len()) as u64 } else { 0 };
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
-    if free < needed {
-        let volume = cx.root.path().display();
-        return Err(Failure::failed(
-            "no-space",
-            format!(
-                "on the volume of {volume} {needed} bytes are needed and {free} are free: {} are missing",
-                needed - free
-            ),
-        )
-        .at(volume)
-        .remedy("free space on the volume of the install, or lower [backup] keep")
-        .into());
+    let selection = Selection::choose(&cx.root, &ownership.rules, &census, &cx.backups(), free)?;
+    let mut prepared =
+        Prepared { bundle, plan, ownership, census, selection, needed: 0, hooks, saved_data, heal };
+    prepared.needed = needed(cx, &prepared)?;
+    if free < prepared.needed {
+        return Err(no_space(cx, prepared.needed, free).into());
     }
     if !request.force_data {
-        for main in cx.databases(&data)?.difference(&plan.sets) {
-            databases::whole_already(cx, main)?;
+        for main in prepared.watched_databases(cx)? {
+            databases::whole_already(cx, &main)?;
         }
     }
-    Ok(Prepared { bundle, plan, data, needed, hooks })
+    Ok(prepared)
+}
+
+/// What a saved version holds as data of the users, or only watched.
+fn saved_data(request: &Request) -> BTreeSet<RelPath> {
+    let records = request.saved.iter().map(|saved| &saved.record);
+    let data = records.clone().flat_map(|record| record.files.iter().filter(|l| l.data).map(|l| &l.path));
+    data.chain(records.flat_map(|record| record.watched.iter().map(|w| &w.path))).cloned().collect()
+}
+
+/// Whose the files are, by the receipt and this bundle.
+fn ownership(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<Ownership> {
+    let mut rules = Rules::of(&cx.root, &cx.settings, &request.set)?;
+    if request.saved.is_some() {
+        // A saved version has its settings already.
+        (rules.carry, rules.merge) = Default::default();
+    }
+    let shipped = bundle.entries.iter().filter(|e| !e.data).map(|e| &e.path);
+    let launch = survey.launch.iter();
+    let outputs = launch.flat_map(|launch| [launch.stdout.clone(), launch.stderr.clone()]);
+    Ok(Ownership::new(&cx.root, &Rc::new(rules), survey.receipt.as_ref(), shipped).with_outputs(outputs))
+}
+
+fn refuse_others_install(cx: &Context) -> Result<()> {
+    let owner = fsx::owner_of(cx.root.path())?;
+    let me = processes::own_credentials().context("finding out who we are")?;
+    if me.uid == 0 || owner.uid == me.uid {
+        return Ok(());
+    }
+    let message = format!("the install belongs to user {}, and we run as {}", owner.uid, me.user);
+    Err(Failure::failed("not-owner", message)
+        .at(cx.root.path().display())
+        .remedy("run the updater as the owner of the install, or as root")
+        .into())
+}
+
+/// The room that the update takes on the install's volume, in bytes.
+fn needed(cx: &Context, prepared: &Prepared) -> Result<u64> {
+    let Prepared { bundle, plan, selection, hooks, census, .. } = prepared;
+    let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
+    let known = census.items.len() as u64;
+    // What is written down of each thing before hooks begin, and in the record of the backup.
+    let records = known * if hooks.run_after_swap() { 1024 } else { 512 };
+    Ok(arriving
+        + selection.bytes
+        + bundle.kept_size()?
+        + journal_size(plan)
+        + reserve_size(selection)
+        + hooks.size(&cx.root)?
+        + records)
+}
+
+fn no_space(cx: &Context, needed: u64, free: u64) -> Failure {
+    let volume = cx.root.path().display();
+    let missing = needed - free;
+    let message = format!("on the volume of {volume} {needed} bytes are needed and {free} are free: {missing} are missing");
+    Failure::failed("no-space", message).at(volume).remedy(
+        "free space on the volume of the install, take old backups away (updater backups prune --keep 1), or leave \
+         folders of the users' in place unsaved ([backup] skip)",
+    )
 }
 
 /// What runs in the middle of this update: nothing where nothing changes, and nothing where damage is healed.
@@ -109,16 +180,6 @@ fn hooks(cx: &Context, request: &Request, survey: &Survey, bundle: &mut Bundle, 
         is_whole: !request.is_partly(),
     };
     Hooks::choose(cx, &occasion, bundle, plan)
-}
-
-/// What the data takes on its volume: a copy of a sparse file is sparse, too.
-fn allocated(cx: &Context, data: &[(RelPath, os::Facts)]) -> Result<u64> {
-    let mut sum = 0;
-    for (path, facts) in data {
-        // One that vanished meanwhile needs no room.
-        sum += files::allocated(&cx.root.join(path)).map_or(0, |bytes| bytes.min(facts.size));
-    }
-    Ok(sum)
 }
 
 /// Whether all that the swap moves can be moved: by this user, within one volume, and at all.
@@ -152,11 +213,10 @@ fn movable(cx: &Context, plan: &Plan) -> Result<()> {
 }
 
 /// Whether everything that is saved can be reached in a backup, whose folder makes the path longer.
-fn short_enough(cx: &Context, plan: &Plan, data: &[(RelPath, os::Facts)]) -> Result<()> {
+fn short_enough(cx: &Context, census: &Census) -> Result<()> {
     // `backups/update_backup_YYYYMMDD_HHMMSS_NN/after/PATH.NN`
     let more = cx.backups().as_os_str().len() + "/update_backup_20000101_000000_00/after/.00".len();
-    let all = plan.live.keys().chain(data.iter().map(|(path, _)| path));
-    let Some(path) = all.max_by_key(|path| path.as_bytes().len()) else { return Ok(()) };
+    let Some(path) = census.items.keys().max_by_key(|path| path.as_bytes().len()) else { return Ok(()) };
     let length = more + path.as_bytes().len();
     if length <= files::MAX_PATH {
         return Ok(());
@@ -201,9 +261,22 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
                 .into());
         }
     }
-    let bundle = Bundle::open(&path, &survey.start_file, &limits)?;
+    let is_installed = |name: &RelPath| cx.root.join(name).exists();
+    let expected = Expected {
+        start_file: &survey.start_file,
+        must_start: must_start(survey),
+        is_installed: &is_installed,
+        folds_case: fsx::folds_case(cx.root.path())?,
+    };
+    let bundle = Bundle::open(&path, &expected, &limits)?;
     judge_origin(cx, request, survey, &bundle)?;
     Ok(bundle)
+}
+
+/// A bundle must hold the start file if the version before shipped it; before the first receipt nobody knows.
+fn must_start(survey: &Survey) -> bool {
+    let known = survey.receipt.as_ref().filter(|receipt| !receipt.assumed);
+    known.is_none_or(|receipt| receipt.files.iter().any(|line| line.path == survey.start_file))
 }
 
 /// The saved version, every file that is asked for hashed.
@@ -250,10 +323,11 @@ pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bun
 pub(super) fn same_program(cx: &Context, bundle: &Bundle) -> Result<()> {
     let folders: BTreeSet<RelPath> =
         bundle.entries.iter().filter(|e| e.path.parent().is_some()).map(|e| e.path.top()).collect();
-    let preserve = cx.preserve()?;
-    let mut own: Vec<&RelPath> = folders.iter().filter(|f| preserve.class_of(f, true).is_none()).collect();
+    let rules = cx.rules(&[])?;
+    let is_programs = |folder: &&RelPath| !rules.is_own(folder) && !rules.is_data(folder, true);
+    let mut own: Vec<&RelPath> = folders.iter().filter(is_programs).collect();
+    let has_folders = !own.is_empty();
     own.retain(|f| cx.root.join(f).is_dir());
-    let has_folders = folders.iter().any(|f| preserve.class_of(f, true).is_none());
     if has_folders && own.is_empty() {
         return Err(Failure::refused("other-app", "the bundle shares no folder with the installed program")
             .at(cx.root.path().display())
@@ -270,40 +344,38 @@ pub(super) fn journal_size(plan: &Plan) -> u64 {
 }
 
 /// Room for putting every database back, and for the folders and records of the way back.
-pub(super) fn reserve_size(cx: &Context, data: &[(RelPath, os::Facts)]) -> Result<u64> {
-    let sets: Vec<_> = data.iter().filter(|(path, _)| database_set(path).is_some()).cloned().collect();
-    Ok(allocated(cx, &sets)? + (1 << 20))
+pub(super) fn reserve_size(selection: &Selection) -> u64 {
+    selection.databases + (1 << 20)
 }
 
 pub(super) fn is_whole(cx: &Context, survey: &Survey) -> Result<bool> {
     let Some(receipt) = &survey.receipt else { return Ok(false) };
-    let rules = cx.rules(&[])?;
-    let mut kept = None;
-    let quick = verify::installed(&cx.root, receipt, &rules.preserve, &rules.carry, &mut kept, true)?;
+    let ownership = cx.ownership(Some(receipt))?;
     // A file whose settings alone were changed by the operator is whole; that needs the kept bundle.
-    if quick.is_whole() {
+    if verify::installed(&ownership, receipt, &mut None, true)?.is_whole() {
         return Ok(true);
     }
     let mut kept = kept_bundle(cx, receipt)?;
-    Ok(verify::installed(&cx.root, receipt, &rules.preserve, &rules.carry, &mut kept, true)?.is_whole())
+    Ok(verify::installed(&ownership, receipt, &mut kept, true)?.is_whole())
 }
 
 /// The installed bundle, kept for repairs.
 pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
     let path = cx.own().join("bundle.zip");
     let limits = Limits { max_size: u64::MAX, max_files: u64::MAX };
-    Ok(Bundle::open(&path, &receipt.start_file, &limits).ok().filter(|b| b.content_id == receipt.content_id))
+    let expected = Expected {
+        start_file: &receipt.start_file,
+        must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
+        is_installed: &|name| cx.root.join(name).exists(),
+        folds_case: false,
+    };
+    Ok(Bundle::open(&path, &expected, &limits).ok().filter(|b| b.content_id == receipt.content_id))
 }
 
-pub(super) fn no_bundle(path: &std::path::Path) -> Failure {
+pub fn no_bundle(path: &std::path::Path) -> Failure {
     Failure::failed("no-bundle", format!("{} does not exist or is no file", path.display()))
         .at(path.display())
         .remedy("give the path of a bundle (a zip file)")
-}
-
-/// The one warning about bundle entries in the updater's own places.
-pub fn left_out(plan: &Plan) -> String {
-    format!("{} files of the bundle lie in the updater's own places and are left out", plan.left_out)
 }
 
 pub(super) fn counted(plan: &Plan) -> String {

@@ -3,49 +3,36 @@
 
 use super::preflight::{journal_size, reserve_size};
 use super::{Prepared, Request, Survey, millis};
+use crate::app::Head;
 use crate::backup::{self, Backup};
+use crate::bundle::Entry;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
 use crate::journal::{self, Begin, Journal, Measure};
 use crate::os::files;
 use crate::path::RelPath;
-use crate::plan::Action;
+use crate::plan::{Action, Planned};
 use crate::receipt::{self, Receipt};
 use crate::staging::{self, Staged};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 
 /// Writes the receipt-to-be and keeps the bundle beside it; the commit puts both in place.
-pub(super) fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepared, staged: &[Staged]) -> Result<()> {
-    let mut lines = Vec::new();
-    let preserve = cx.preserve()?;
+pub(super) fn write_receipt(
+    cx: &Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &mut Prepared,
+    staged: &[Staged],
+) -> Result<()> {
     let staged: BTreeMap<&RelPath, &Staged> = staged.iter().map(|s| (&s.path, s)).collect();
-    for planned in &prepared.plan.actions {
+    let mut lines = Vec::new();
+    for planned in prepared.plan.actions.iter().filter(|planned| planned.listed) {
         let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
-        // Data belongs to the users once it is there.
-        if matches!(planned.action, Action::Keep | Action::Merge | Action::Remove)
-            || preserve.class_of(&planned.path, false).is_some()
-        {
-            continue;
-        }
-        let arriving = staged.get(&planned.path);
-        let facts = match (arriving, planned.live) {
-            (Some(staged), _) => staged.facts,
-            (None, Some(live)) => live,
-            (None, None) => continue,
-        };
-        let known = prepared.plan.live.get(&planned.path).map(|l| l.sha256.clone());
-        let sha256 = arriving.map(|s| s.sha256.clone()).or(known).unwrap_or_else(|| entry.sha256.clone());
-        lines.push(receipt::Line {
-            path: planned.path.clone(),
-            size: facts.size,
-            carried: sha256 != entry.sha256,
-            sha256,
-            mode: facts.mode,
-            mtime: facts.mtime,
-        });
+        lines.extend(line(cx, prepared, planned, entry, staged.get(&planned.path).copied())?);
     }
+    let before = survey.receipt.as_ref();
     let receipt = Receipt {
         format: receipt::FORMAT,
         version: prepared.bundle.version.clone(),
@@ -53,6 +40,10 @@ pub(super) fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepar
         applied_at: jiff::Timestamp::now().to_string(),
         start_file: survey.start_file.clone(),
         ports: survey.expected.ports.clone(),
+        assumed: match &request.saved {
+            Some(saved) => saved.record.is_uncertain(),
+            None => request.heal && before.is_some_and(|receipt| receipt.assumed),
+        },
         files: lines,
     };
     let staging = cx.own().join("staging");
@@ -61,6 +52,35 @@ pub(super) fn write_receipt(cx: &Context, survey: &Survey, prepared: &mut Prepar
     let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
     prepared.bundle.keep(&mut file)?;
     file.sync_all().context("flushing the kept bundle")
+}
+
+/// What the receipt says of one entry. None: nothing of it is there.
+fn line(
+    cx: &Context,
+    prepared: &Prepared,
+    planned: &Planned,
+    entry: &Entry,
+    arriving: Option<&Staged>,
+) -> Result<Option<receipt::Line>> {
+    let Some(facts) = arriving.map(|staged| staged.facts).or(planned.live) else { return Ok(None) };
+    let known = prepared.plan.shipped.get(&planned.path).map(|live| live.sha256.clone());
+    let is = match arriving.map(|staged| staged.sha256.clone()).or(known) {
+        Some(sha256) => sha256,
+        None => fsx::sha256_of(&cx.root.join(&planned.path))?,
+    };
+    // Of a file with settings of the install the base is what was written, not what the bundle holds.
+    let has_settings = prepared.ownership.rules.is_carried(&planned.path) && planned.action != Action::Keep;
+    let sha256 = if has_settings { is.clone() } else { entry.base().to_string() };
+    let is_base = is == sha256;
+    Ok(Some(receipt::Line {
+        path: planned.path.clone(),
+        size: if is_base { facts.size } else { entry.size },
+        carried: has_settings && sha256 != entry.sha256,
+        sha256,
+        mode: facts.mode,
+        mtime: if is_base { facts.mtime } else { 0 },
+        is_database: entry.head == Head::Sqlite,
+    }))
 }
 
 pub(super) fn open_journal(
@@ -93,37 +113,49 @@ pub(super) fn open_journal(
         health_timeout_ms: millis(request.health_timeout.unwrap_or(settings.health_timeout)),
         soak_ms: millis(settings.soak),
     };
-    staging::reserve(&cx.own(), reserve_size(cx, &prepared.data)?)?;
+    staging::reserve(&cx.own(), reserve_size(&prepared.selection))?;
     Journal::create(&cx.own(), begin, journal_size(&prepared.plan))
 }
 
+/// What the backup is made for. One of the same content holds a damaged tree.
+fn kind(request: &Request, prepared: &Prepared) -> backup::Kind {
+    match &request.saved {
+        Some(_) => backup::Kind::Restore,
+        None if prepared.heal && !prepared.plan.set_changes => backup::Kind::Repair,
+        None => backup::Kind::Apply,
+    }
+}
+
+/// Pass 2 of the backup, and its record.
 pub(super) fn finish_backup(
     cx: &Context,
     request: &Request,
     survey: &Survey,
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     saved: &mut Backup,
-    preserve: &crate::preserve::Preserve,
 ) -> Result<backup::Record> {
-    let mut live = Vec::new();
-    for path in prepared.plan.live.keys() {
-        if let Some(facts) = fsx::facts(&cx.root.join(path))? {
-            live.push((path.clone(), facts, false));
-        }
-    }
-    let data = backup::data_files(&cx.root, preserve, &cx.skipped()?)?;
-    live.extend(data.into_iter().map(|(path, facts)| (path, facts, true)));
+    let census = prepared.ownership.census(Some(&prepared.census)).context("looking at the install")?;
+    let lines = prepared.ownership.lines();
+    let bases: BTreeMap<RelPath, String> = lines.map(|line| (line.path.clone(), line.sha256.clone())).collect();
     let record = backup::Record {
         format: backup::FORMAT,
         id: saved.id.clone(),
+        number: prepared.selection.number,
         created: jiff::Timestamp::now().to_string(),
-        kind: request.command().into(),
+        kind: kind(request, prepared),
         update_id: cx.update_id.clone(),
         from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
         start_file: survey.start_file.clone(),
         content_id: survey.receipt.as_ref().map(|r| r.content_id.clone()),
+        is_first: prepared.ownership.is_first,
         files: Vec::new(),
+        folders: Vec::new(),
+        watched: Vec::new(),
+        databases: Vec::new(),
     };
-    saved.finish(&cx.root, &live, record)
+    let live = backup::Live { census: &census, bases: &bases, selection: &prepared.selection };
+    let record = saved.finish(&cx.root, &live, record)?;
+    prepared.census = census;
+    Ok(record)
 }

@@ -99,5 +99,9 @@ pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'sta
             cx.report.fail_current(&format!("{e:#}"));
         }
     }
+    finished.stands = Some(recover::stands(cx));
+    if finished.outcome == "skipped" {
+        finished.reason = Some("known-bad".into());
+    }
     cx.report.finished(finished);
 }

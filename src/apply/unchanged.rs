@@ -36,8 +36,7 @@ pub(super) fn nothing_to_do(cx: &Context, request: &Request, survey: &Survey) ->
     if !fsx::same_bytes(&request.bundle, &cx.own().join("bundle.zip")) {
         return Ok(false);
     }
-    let rules = cx.rules(&[])?;
-    Ok(verify::installed(&cx.root, receipt, &rules.preserve, &rules.carry, &mut None, true)?.is_whole())
+    Ok(verify::installed(&cx.ownership(Some(receipt))?, receipt, &mut None, true)?.is_whole())
 }
 
 /// The content is installed already: the server is not touched, but started where it is stopped.
@@ -51,7 +50,7 @@ pub(super) fn unchanged(
     skip_changes(cx);
     if !request.is_partly() && survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
         fs_err::create_dir_all(cx.own().join("staging"))?;
-        write_receipt(cx, &survey, &mut prepared, &[])?;
+        write_receipt(cx, request, &survey, &mut prepared, &[])?;
         for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
             files::rename_over(&cx.own().join(from), &cx.own().join(to)).with_context(|| format!("placing {to}"))?;
         }

@@ -37,34 +37,47 @@ pub(super) fn roll_back(
         .and_then(|()| recover::end_started(cx, &journal))
         .and_then(|()| rollback::undo(&cx.root, &mut journal, data));
     drop(started);
-    if let Err(e) = undone {
-        cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
-        return needs_operator(cx, &record, &e);
-    }
+    let altered = match undone {
+        Ok(altered) => altered,
+        Err(e) => {
+            cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
+            return needs_operator(cx, &record, &e);
+        }
+    };
+    recover::tell_altered(cx, &altered);
     if service::is_shutting_down() {
         return at_shutdown(cx, &journal, &cause, &record);
     }
-    let healthy = recover::start_old(cx, &journal);
-    let cleaned = rollback::clean_up(&cx.root, journal);
-    match healthy.and_then(|h| cleaned.map(|()| h)) {
-        Ok(healthy) => {
-            cx.report.stage_done(Stage::Rollback, "the old version is back");
-            finished.pid = healthy.as_ref().map(|h| h.pid);
-            finished.downtime_ms =
-                healthy.filter(|_| survey.server.is_some()).map(|h| millis(h.first_answer - stopped_at));
-            anyhow::Error::new(Failure {
-                class: Class::RolledBack,
-                code: code_of(&cause),
-                message: format!("{}; the old version is back and the server is as it was before", record.message),
-                path: record.path,
-                remedy: record.remedy.or_else(|| Some("mend the bundle, then apply it again".into())),
-            })
-        }
+    // Where the old server does not come back, the journal stays open, and `recover` goes on from here.
+    let healthy = match recover::start_old(cx, &journal) {
+        Ok(healthy) => healthy,
         Err(e) => {
             cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
-            needs_operator(cx, &record, &e)
+            if let Err(e) = rollback::tidy(&cx.root, &journal) {
+                cx.report.warning("not-cleaned-up", &format!("cleaning up failed: {e:#}"), None);
+            }
+            return needs_operator(cx, &record, &e);
         }
+    };
+    if let Err(e) = rollback::clean_up(&cx.root, journal) {
+        cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
+        return needs_operator(cx, &record, &e);
     }
+    cx.report.stage_done(Stage::Rollback, "the old version is back");
+    (finished.pid, finished.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
+    finished.downtime_ms = healthy.filter(|_| survey.server.is_some()).map(|h| millis(h.first_answer - stopped_at));
+    let how = if altered.is_empty() {
+        "the old version is back and the server is as it was before".to_string()
+    } else {
+        format!("the old version is back, but not all is as before: {}", recover::altered_words(&altered))
+    };
+    anyhow::Error::new(Failure {
+        class: Class::RolledBack,
+        code: code_of(&cause),
+        message: format!("{}; {how}", record.message),
+        path: record.path,
+        remedy: record.remedy.or_else(|| Some("mend the bundle, then apply it again".into())),
+    })
 }
 
 /// The system goes down, so nothing is started: the files are mended, and the journal stays open until

@@ -1,26 +1,63 @@
 //! The record of a backup: what it holds, and whether it still holds it.
 //! Refuses to change anything but its own file.
 
-use crate::bundle::{self, Entry};
+use crate::app::ENVIRONMENT_MARK;
+use crate::bundle::{self, Entry, Saved};
 use crate::error::Failure;
 use crate::fsx;
-use crate::os::{Facts, Kind, files};
+use crate::journal::Folder;
+use crate::os::{self, Facts, files};
+use crate::ownership::{Databases, Rules};
 use crate::path::RelPath;
-use crate::preserve::{Class, Preserve};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-pub const FORMAT: u32 = 1;
+/// The version of this format. 1 is read, too: it holds neither folders nor what was changed here.
+pub const FORMAT: u32 = 2;
+
+/// What a backup was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Apply,
+    Restore,
+    /// Before a repair: it holds the damaged tree.
+    Repair,
+    /// Of an update that was rolled back: its version was never left.
+    Failed,
+    /// No record of ours.
+    Legacy,
+}
 
 /// One file or link of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub path: RelPath,
     pub sha256: String,
-    /// True for preserved data, false for a file that the version ships.
+    /// True for data of the users, false for a file that the version ships.
     pub data: bool,
-    /// The facts of the original when it was saved.
+    /// The metadata of the original when it was saved.
+    pub facts: Facts,
+    /// What the release shipped, where that is not what was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Where it is saved, where that is not its own path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<RelPath>,
+}
+
+impl Line {
+    /// Where it is saved, relative to the backup.
+    pub fn saved_at(&self) -> &RelPath {
+        self.place.as_ref().unwrap_or(&self.path)
+    }
+}
+
+/// A large file that was not saved, as it was at the stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    pub path: RelPath,
     pub facts: Facts,
 }
 
@@ -29,17 +66,34 @@ pub struct Line {
 pub struct Record {
     pub format: u32,
     pub id: String,
+    /// The running number, by which backups are ordered; 0 in format 1, which had none.
+    #[serde(default)]
+    pub number: u64,
     /// RFC 3339, UTC.
     pub created: String,
-    /// `apply`, `restore`, `failed` or `legacy`.
-    pub kind: String,
+    pub kind: Kind,
     pub update_id: String,
     pub from_version: Option<String>,
     pub to_version: Option<String>,
     pub start_file: RelPath,
     /// The content id of the saved version, where a receipt told it.
     pub content_id: Option<String>,
+    /// It was made when nobody knew what the installed version had shipped.
+    #[serde(default)]
+    pub is_first: bool,
     pub files: Vec<Line>,
+    #[serde(default)]
+    pub folders: Vec<Folder>,
+    #[serde(default)]
+    pub watched: Vec<Watched>,
+    /// The databases that their contents alone tell.
+    #[serde(default)]
+    pub databases: Vec<RelPath>,
+}
+
+/// A folder of the install as a record keeps it.
+pub(super) fn folder(path: &RelPath, facts: &Facts) -> Folder {
+    Folder { path: path.clone(), mode: facts.mode, owner: facts.owner, mtime: facts.mtime }
 }
 
 impl Record {
@@ -51,7 +105,18 @@ impl Record {
     /// The saved files as entries of a bundle; `data`: those of the users, too.
     pub fn entries(&self, dir: &Path, data: bool) -> Vec<Entry> {
         let wanted = self.files.iter().filter(|line| data || !line.data);
-        wanted.map(|l| Entry::saved(dir, &l.path, &l.facts, &l.sha256, l.data)).collect()
+        wanted.map(|line| Entry::saved(dir, &Saved::from(line))).collect()
+    }
+
+    /// The databases among its files.
+    pub fn databases(&self) -> Databases {
+        Databases::with(self.databases.iter().cloned())
+    }
+
+    /// True when nobody knows for certain which of its files a version shipped. Format 1 took everything for shipped
+    /// that no rule named.
+    pub fn is_uncertain(&self) -> bool {
+        self.is_first || self.format < 2 || self.content_id.is_none()
     }
 
     /// The saved version: its name, or where none is known the beginning of its content id.
@@ -61,14 +126,27 @@ impl Record {
     }
 }
 
+impl<'a> From<&'a Line> for Saved<'a> {
+    fn from(line: &'a Line) -> Saved<'a> {
+        Saved {
+            path: &line.path,
+            place: line.saved_at(),
+            facts: &line.facts,
+            sha256: &line.sha256,
+            base: line.base.as_deref(),
+            data: line.data,
+        }
+    }
+}
+
 /// The record of a backup. Errors: there is none (the backup is not whole), or it cannot be read.
 pub fn load(dir: &Path) -> Result<Record> {
     let path = dir.join("backup.json");
     let record: Record =
         serde_json::from_slice(&fs_err::read(&path)?).with_context(|| format!("reading {}", path.display()))?;
     anyhow::ensure!(
-        record.format == FORMAT,
-        "{} has format {}, this program knows {FORMAT}",
+        (1..=FORMAT).contains(&record.format),
+        "{} has format {}, this program knows those up to {FORMAT}",
         path.display(),
         record.format
     );
@@ -87,14 +165,14 @@ pub struct Damage {
 pub fn damage(dir: &Path, record: &Record, hash: bool) -> Result<Vec<Damage>> {
     let mut all = Vec::new();
     for line in &record.files {
-        let saved = dir.join(line.path.to_path());
+        let saved = dir.join(line.saved_at().to_path());
         let same = match fsx::facts(&saved)? {
             None => {
                 all.push(Damage { path: line.path.clone(), what: "missing" });
                 continue;
             }
             Some(is) if is.kind != line.facts.kind => false,
-            Some(is) if is.kind == Kind::File && is.size != line.facts.size => false,
+            Some(is) if is.kind == os::Kind::File && is.size != line.facts.size => false,
             // A file that cannot be read (a failing disk) is not whole either.
             Some(_) => !hash || fsx::sha256_of(&saved).is_ok_and(|sum| sum == line.sha256),
         };
@@ -107,7 +185,7 @@ pub fn damage(dir: &Path, record: &Record, hash: bool) -> Result<Vec<Damage>> {
 
 /// The record that a backup folder of the old updater would have: everything in it, judged by its name.
 /// Nothing tells whether it is whole; that it holds the start file is the least.
-pub fn legacy(dir: &Path, preserve: &Preserve, start_file: &RelPath) -> Result<Record> {
+pub fn legacy(dir: &Path, rules: &Rules, start_file: &RelPath) -> Result<Record> {
     let id = dir.file_name().context("a backup has a name")?.to_string_lossy().into_owned();
     let mut lines = Vec::new();
     let mut walk = walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name().into_iter();
@@ -116,20 +194,22 @@ pub fn legacy(dir: &Path, preserve: &Preserve, start_file: &RelPath) -> Result<R
         let relative = item.path().strip_prefix(dir)?;
         let path =
             RelPath::from_disk(relative).with_context(|| format!("the name {} cannot be used", relative.display()))?;
-        let folder = item.file_type().is_dir();
-        let class = preserve.class_of(&path, folder);
-        if matches!(class, Some(Class::Own | Class::Environment)) || path.is_cache() {
-            if folder {
+        let is_folder = item.file_type().is_dir();
+        let is_environment = is_folder
+            && (item.path().join(ENVIRONMENT_MARK).exists() || rules.profile.is_environment_name(path.name().as_bytes()));
+        if rules.is_own(&path) || is_environment || rules.profile.is_cache(&path) {
+            if is_folder {
                 walk.skip_current_dir();
             }
             continue;
         }
         let facts = files::facts(item.path()).with_context(|| format!("looking at {path}"))?;
-        if !matches!(facts.kind, Kind::File | Kind::Link) {
+        if !matches!(facts.kind, os::Kind::File | os::Kind::Link) {
             continue;
         }
         let sha256 = fsx::sha256_of(item.path())?;
-        lines.push(Line { path, sha256, data: class == Some(Class::Data), facts });
+        let data = rules.is_data(&path, false);
+        lines.push(Line { path, sha256, data, facts, base: None, place: None });
     }
     if !lines.iter().any(|l| l.path == *start_file) {
         let message = format!("the folder {id} does not hold {start_file}, so it is no backup of the whole server");
@@ -140,15 +220,26 @@ pub fn legacy(dir: &Path, preserve: &Preserve, start_file: &RelPath) -> Result<R
     Ok(Record {
         format: FORMAT,
         id,
+        number: 0,
         created: time(facts.mtime),
-        kind: "legacy".into(),
+        kind: Kind::Legacy,
         update_id: String::new(),
         from_version: None,
         to_version: None,
         start_file: start_file.clone(),
         content_id: None,
+        is_first: true,
         files: lines,
+        folders: Vec::new(),
+        watched: Vec::new(),
+        databases: Vec::new(),
     })
+}
+
+/// How many files lie below a folder; 0 where there is none.
+pub fn files_below(folder: &Path) -> u64 {
+    let items = walkdir::WalkDir::new(folder).into_iter().flatten();
+    items.filter(|item| !item.file_type().is_dir()).count() as u64
 }
 
 /// RFC 3339, UTC, from nanoseconds since 1970.

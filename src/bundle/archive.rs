@@ -2,7 +2,8 @@
 //! Refuses encrypted, special and lying entries.
 
 use super::names::{self, MAX_TARGET, Named};
-use super::{Entry, Limits, refused};
+use super::{Entry, Expected, Limits, refused};
+use crate::app::{HEAD_BYTES, Head};
 use crate::error::Failure;
 use crate::fsx;
 use crate::path::RelPath;
@@ -25,7 +26,7 @@ pub(super) struct Archive {
 
 impl Archive {
     /// Opens a zip and reads all of it once. Returns its entries, and how many files were passed over.
-    pub(super) fn open(path: &Path, start_file: &RelPath, limits: &Limits) -> Result<(Self, Vec<Entry>, usize)> {
+    pub(super) fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<(Self, Vec<Entry>, usize)> {
         let name = path.display().to_string();
         let file = fs_err::File::open(path).map_err(|e| {
             Failure::failed("no-bundle", format!("the bundle cannot be opened: {e}"))
@@ -46,8 +47,8 @@ impl Archive {
                 format!("{name} holds {} entries, more than [bundle] max_files", archive.len()),
             ));
         }
-        let (kept, skipped) = names::layout(&names::read(&mut archive)?, start_file, &name)?;
-        names::check_conflicts(&kept)?;
+        let (kept, skipped) = names::layout(&names::read(&mut archive)?, expected, &name)?;
+        names::check_conflicts(&kept, expected.folds_case)?;
         let mut this = Self { archive, raw };
         let entries = this.read_all(&kept, limits)?;
         Ok((this, entries, skipped))
@@ -83,7 +84,7 @@ impl Archive {
 
     fn read_one(&mut self, index: usize, path: &RelPath, room: u64) -> Result<Entry> {
         let name = path.to_string();
-        let mode = {
+        let (mode, has_mode) = {
             let raw = self
                 .archive
                 .by_index_raw(index)
@@ -91,7 +92,9 @@ impl Archive {
             if raw.encrypted() {
                 return Err(refused("encrypted", &name, format!("{path} is encrypted")));
             }
-            raw.unix_mode().unwrap_or(0o644)
+            // Others than Unix have no such modes; what the library makes of their attributes says nothing.
+            let own = raw.unix_mode().filter(|mode| raw.system() == zip::System::Unix && mode & 0o777 != 0);
+            (raw.unix_mode().unwrap_or(0o644), own.is_some())
         };
         let is_link = mode & TYPE == LINK;
         if !is_link && mode & TYPE != 0 && mode & TYPE != PLAIN {
@@ -106,7 +109,7 @@ impl Archive {
             return Err(refused("too-large", &name, "the bundle is larger than [bundle] max_size"));
         }
         let mut sum = Sha256::new();
-        let mut target = Vec::new();
+        let (mut target, mut head) = (Vec::new(), Vec::new());
         let (mut size, mut buffer) = (0u64, vec![0; 128 * 1024]);
         loop {
             let n = file.read(&mut buffer).map_err(|e| refused("bad-zip", &name, format!("{path} is damaged: {e}")))?;
@@ -118,6 +121,7 @@ impl Archive {
                 return Err(refused("lying-size", &name, format!("{path} is larger than the zip says")));
             }
             sum.update(&buffer[..n]);
+            head.extend_from_slice(&buffer[..n.min(HEAD_BYTES.saturating_sub(head.len()))]);
             if is_link && size <= MAX_TARGET {
                 target.extend_from_slice(&buffer[..n]);
             }
@@ -130,11 +134,16 @@ impl Archive {
         Ok(Entry {
             path: path.clone(),
             mode: fsx::reduced_mode(mode),
+            has_mode,
+            head: Head::of(&head),
             size,
             sha256,
             link,
             owner: None,
             data: false,
+            base: None,
+            mtime: None,
+            place: None,
             index,
         })
     }

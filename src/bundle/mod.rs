@@ -6,6 +6,9 @@ mod archive;
 mod names;
 mod saved;
 
+pub use saved::Saved;
+
+use crate::app::Head;
 use crate::error::Failure;
 use crate::fsx;
 use crate::os::Owner;
@@ -31,16 +34,44 @@ pub struct Entry {
     pub path: RelPath,
     /// From a zip 0755 or 0644; of a saved version its own.
     pub mode: u32,
+    /// The mode is the bundle's own; a zip from a system without Unix modes says none.
+    pub has_mode: bool,
+    /// How its contents begin.
+    pub head: Head,
     pub size: u64,
     pub sha256: String,
     /// The target, where the entry is a link.
     pub link: Option<String>,
     /// Whom it belongs to, where the bundle knows (a saved version).
     pub owner: Option<Owner>,
-    /// Preserved data that a restore puts back.
+    /// Data of the users that a restore puts back.
     pub data: bool,
+    /// What the release shipped, where a saved version holds a file that was changed here.
+    pub(crate) base: Option<String>,
+    /// The time of its last change, where the bundle knows, in nanoseconds since 1970.
+    pub mtime: Option<i64>,
+    /// Where it lies in a backup, where that is not its own path.
+    pub(crate) place: Option<RelPath>,
     /// Its position in the zip.
     index: usize,
+}
+
+impl Entry {
+    /// The hash of what the release shipped at this path.
+    pub fn base(&self) -> &str {
+        self.base.as_deref().unwrap_or(&self.sha256)
+    }
+}
+
+/// What a zip is held against before it is taken for a bundle of this install.
+pub struct Expected<'a> {
+    pub start_file: &'a RelPath,
+    /// Without the start file it is none.
+    pub must_start: bool,
+    /// Whether something of this name is installed.
+    pub is_installed: &'a dyn Fn(&RelPath) -> bool,
+    /// The volume takes names that differ in case alone for one.
+    pub folds_case: bool,
 }
 
 pub struct Bundle {
@@ -69,8 +100,6 @@ struct Manifest {
 }
 
 const MANIFEST: &str = "updater-manifest.json";
-/// Top-level names that are no part of a version.
-const SKIPPED: [&str; 3] = [".git", ".github", "__MACOSX"];
 
 fn refused(code: &'static str, name: &str, message: impl Into<String>) -> anyhow::Error {
     Failure::refused(code, message).at(name).remedy("get the bundle again from its source, or make it again").into()
@@ -78,8 +107,8 @@ fn refused(code: &'static str, name: &str, message: impl Into<String>) -> anyhow
 
 impl Bundle {
     /// Opens a zip and reads all of it once. Errors: it cannot be opened (exit 1), or it is refused (exit 6).
-    pub fn open(path: &Path, start_file: &RelPath, limits: &Limits) -> Result<Self> {
-        let (archive, entries, skipped) = archive::Archive::open(path, start_file, limits)?;
+    pub fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<Self> {
+        let (archive, entries, skipped) = archive::Archive::open(path, expected, limits)?;
         Self::of(Contents::Zip(archive), entries, skipped)
     }
 
@@ -91,7 +120,7 @@ impl Bundle {
         start_file: &RelPath,
         wanted: &dyn Fn(&RelPath) -> bool,
     ) -> Result<Self> {
-        if !entries.iter().any(|e| e.path == *start_file && !e.data) {
+        if !entries.iter().any(|e| e.path == *start_file) {
             return Err(names::no_start_file(start_file, &dir.display().to_string()));
         }
         saved::check(dir, entries.iter().filter(|e| wanted(&e.path)))?;
@@ -143,7 +172,7 @@ impl Bundle {
         };
         match &mut self.contents {
             Contents::Zip(archive) => copy(&mut archive.open_entry(&entry)?)?,
-            Contents::Folder(dir) => copy(&mut fs_err::File::open(dir.join(entry.path.to_path()))?)?,
+            Contents::Folder(dir) => copy(&mut fs_err::File::open(entry.saved_in(dir))?)?,
         }
         if fsx::hex(&sum.finalize()) != entry.sha256 {
             let message = format!("{} changed while the bundle was read", entry.path);
@@ -155,7 +184,7 @@ impl Bundle {
     /// The very file, where the bundle is a saved version.
     pub fn saved_file(&self, position: usize) -> Option<PathBuf> {
         match &self.contents {
-            Contents::Folder(dir) => Some(dir.join(self.entries.get(position)?.path.to_path())),
+            Contents::Folder(dir) => Some(self.entries.get(position)?.saved_in(dir)),
             Contents::Zip(_) => None,
         }
     }
@@ -214,7 +243,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b.zip");
         std::fs::write(&path, bytes).unwrap();
-        Bundle::open(&path, &RelPath::parse("run.py").unwrap(), &LIMITS)
+        let start_file = RelPath::parse("run.py").unwrap();
+        let is_installed = |path: &RelPath| path.as_bytes() == b"installed";
+        let expected =
+            Expected { start_file: &start_file, must_start: true, is_installed: &is_installed, folds_case: true };
+        Bundle::open(&path, &expected, &LIMITS)
     }
 
     fn code(bytes: &[u8]) -> &'static str {

@@ -1,7 +1,7 @@
 //! The names of a zip: the gate that each passes, the layouts that are accepted, what conflicts.
 //! Refuses to read contents.
 
-use super::{SKIPPED, refused};
+use super::{Expected, refused};
 use crate::error::Failure;
 use crate::path::RelPath;
 use anyhow::Result;
@@ -36,72 +36,105 @@ pub(super) fn read(archive: &mut zip::ZipArchive<BufReader<File>>) -> Result<Vec
     Ok(all)
 }
 
+/// Folders at the top that are no part of a version.
+const SKIPPED_AT_TOP: [&str; 3] = [".git", ".github", "__MACOSX"];
+/// What desktops leave in folders, at any depth.
+const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
+
+/// True for what is no part of any version: caches, version control, what desktops and their archivers leave.
+fn is_skipped(path: &RelPath) -> bool {
+    let top = path.top();
+    SKIPPED_AT_TOP.iter().any(|skipped| top.as_bytes() == skipped.as_bytes())
+        || path.parts().any(|part| part == b"__pycache__")
+        || LITTER.iter().any(|litter| path.name().eq_ignore_ascii_case(litter))
+        || path.name().starts_with("._")
+}
+
 /// The gate for every name, the skips, and the top folder taken off.
 /// Returns the entries and how many files were passed over.
-pub(super) fn layout(names: &[(usize, String, bool)], start: &RelPath, bundle: &str) -> Result<(Vec<Named>, usize)> {
+pub(super) fn layout(
+    names: &[(usize, String, bool)],
+    expected: &Expected,
+    bundle: &str,
+) -> Result<(Vec<Named>, usize)> {
     let mut all = Vec::new();
     for (index, name, folder) in names {
         let path = RelPath::parse(name)
             .map_err(|e| refused("bad-name", name, format!("the name of an entry is not acceptable: {e}")))?;
         all.push((*index, path, *folder));
     }
-    let skip = |path: &RelPath| SKIPPED.iter().any(|s| path.top().as_bytes() == s.as_bytes());
     let before = all.len();
-    all.retain(|(_, path, _)| !skip(path));
-    if !all.iter().any(|(_, path, folder)| path == start && !folder) {
-        let tops: BTreeSet<RelPath> = all.iter().map(|(_, path, _)| path.top()).collect();
-        let mut tops = tops.into_iter();
-        let Some(top) = tops.next() else {
-            return Err(refused("empty-bundle", bundle, format!("{bundle} holds nothing to install")));
-        };
-        let holds = |top: &RelPath| all.iter().any(|(_, p, f)| !f && p.strip(top).as_ref() == Some(start));
-        if let Some(second) = tops.next() {
-            if holds(&top) || holds(&second) {
-                let second = if holds(&top) { second } else { top };
-                return Err(refused(
-                    "two-top-folders",
-                    &second.to_string(),
-                    format!("beside the top folder there is a second name at the top: {second}"),
-                ));
-            }
-            return Err(no_start_file(start, bundle));
-        }
-        if !holds(&top) {
-            return Err(no_start_file(start, bundle));
-        }
+    all.retain(|(_, path, _)| !is_skipped(path));
+    if let Some(top) = top_folder(&all, expected, bundle)? {
         all = all.into_iter().filter_map(|(i, path, f)| Some((i, path.strip(&top)?, f))).collect();
     }
-    all.retain(|(_, path, _)| !skip(path) && !path.is_cache());
+    all.retain(|(_, path, _)| !is_skipped(path));
+    let start = expected.start_file;
+    if expected.must_start && !all.iter().any(|(_, path, folder)| !folder && path == start) {
+        return Err(no_start_file(start, bundle));
+    }
     let skipped = before - all.len();
     Ok((all, skipped))
 }
 
-/// Refuses two names that would be one file here or on Windows.
-pub(super) fn check_conflicts(kept: &[Named]) -> Result<()> {
-    // Two names that differ in case alone are one file on Windows; so are a file and a folder of one name.
-    let mut seen: BTreeMap<String, (&RelPath, bool)> = BTreeMap::new();
+/// The one folder that everything lies in. None: the bundle is flat. Errors (exit 6): neither.
+fn top_folder(all: &[Named], expected: &Expected, bundle: &str) -> Result<Option<RelPath>> {
+    if all.iter().any(|(_, path, folder)| path == expected.start_file && !folder) {
+        return Ok(None);
+    }
+    let tops: BTreeSet<RelPath> = all.iter().map(|(_, path, _)| path.top()).collect();
+    let mut in_order = tops.iter();
+    let Some(top) = in_order.next() else {
+        return Err(refused("empty-bundle", bundle, format!("{bundle} holds nothing to install")));
+    };
+    let Some(second) = in_order.next() else {
+        let is_file = all.iter().any(|(_, path, folder)| path == top && !folder);
+        // A flat bundle that holds a part of the program alone: its one folder is installed under this very name.
+        let below = all.iter().filter_map(|(_, path, _)| path.strip(top)).any(|path| (expected.is_installed)(&path.top()));
+        let is_flat = is_file || (!expected.must_start && (expected.is_installed)(top) && !below);
+        return Ok((!is_flat).then(|| top.clone()));
+    };
+    let holds_start = |top: &RelPath| {
+        all.iter().any(|(_, path, folder)| !folder && path.strip(top).as_ref() == Some(expected.start_file))
+    };
+    if holds_start(top) || holds_start(second) {
+        let second = if holds_start(top) { second } else { top };
+        let message = format!("beside the top folder there is a second name at the top: {second}");
+        return Err(refused("two-top-folders", &second.to_string(), message));
+    }
+    if expected.must_start {
+        return Err(no_start_file(expected.start_file, bundle));
+    }
+    if tops.iter().any(|top| (expected.is_installed)(top)) {
+        return Ok(None);
+    }
+    let message = format!("neither is there one top folder, nor is any name at the top installed here; the second is {second}");
+    Err(refused("two-top-folders", &second.to_string(), message))
+}
+
+/// Refuses two names that would be one file on this volume.
+pub(super) fn check_conflicts(kept: &[Named], folds_case: bool) -> Result<()> {
+    let key = |path: &RelPath| if folds_case { path.folded() } else { path.clone() };
+    let mut seen: BTreeMap<RelPath, (&RelPath, bool)> = BTreeMap::new();
     for (_, path, folder) in kept {
-        if let Some((other, was_folder)) = seen.insert(path.text().to_lowercase(), (path, *folder))
+        if let Some((other, was_folder)) = seen.insert(key(path), (path, *folder))
             && !(was_folder && *folder && other == path)
         {
             return Err(refused("duplicate-name", &path.to_string(), format!("{path} and {other} are one name")));
         }
     }
-    let mut folders: BTreeMap<String, RelPath> = BTreeMap::new();
+    let mut folders: BTreeMap<RelPath, RelPath> = BTreeMap::new();
     for (_, path, _) in kept {
         for above in path.ancestors() {
-            let lower = above.text().to_lowercase();
-            if seen.get(&lower).is_some_and(|(_, folder)| !folder) {
+            let key = key(&above);
+            if seen.get(&key).is_some_and(|(_, folder)| !folder) {
                 return Err(refused("name-conflict", &path.to_string(), format!("{above} is a file and a folder")));
             }
-            if let Some(other) = folders.insert(lower, above.clone())
+            if let Some(other) = folders.insert(key, above.clone())
                 && other != above
             {
-                return Err(refused(
-                    "duplicate-name",
-                    &above.to_string(),
-                    format!("the folders {above} and {other} are one name"),
-                ));
+                let message = format!("the folders {above} and {other} are one name");
+                return Err(refused("duplicate-name", &above.to_string(), message));
             }
         }
     }

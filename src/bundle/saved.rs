@@ -2,6 +2,7 @@
 //! Refuses a file that is not what the record says.
 
 use super::{Entry, MANIFEST, Manifest};
+use crate::app::Head;
 use crate::error::Failure;
 use crate::fsx;
 use crate::os::{Facts, Kind};
@@ -9,35 +10,61 @@ use crate::path::RelPath;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A file as the record of a backup tells of it.
+pub struct Saved<'a> {
+    pub path: &'a RelPath,
+    /// Where it lies in the backup.
+    pub place: &'a RelPath,
+    /// The metadata of the original.
+    pub facts: &'a Facts,
+    pub sha256: &'a str,
+    /// What the release shipped, where that is not what was saved.
+    pub base: Option<&'a str>,
+    pub data: bool,
+}
 
 impl Entry {
-    /// An entry of a saved version; `facts` are those of the original.
-    pub fn saved(dir: &Path, path: &RelPath, facts: &Facts, sha256: &str, data: bool) -> Entry {
+    /// An entry of a saved version.
+    pub fn saved(dir: &Path, saved: &Saved) -> Entry {
+        let Saved { path, place, facts, sha256, base, data } = *saved;
+        let file = dir.join(place.to_path());
+        // A damaged backup may hold something else here; the check says so.
         let link = match facts.kind {
-            // A damaged backup may hold something else here; the check says so.
-            Kind::Link => std::fs::read_link(dir.join(path.to_path())).ok().map(|t| t.to_string_lossy().into_owned()),
+            Kind::Link => std::fs::read_link(&file).ok().map(|target| target.to_string_lossy().into_owned()),
             _ => None,
         };
+        let head = if facts.kind == Kind::File { fsx::head(&file).ok().flatten() } else { None };
         Entry {
             path: path.clone(),
             mode: facts.mode,
+            has_mode: true,
+            head: head.unwrap_or(Head::Plain),
             size: facts.size,
             sha256: sha256.to_string(),
             link,
             owner: Some(facts.owner),
             data,
+            base: base.map(str::to_string),
+            mtime: Some(facts.mtime),
+            place: (place != path).then(|| place.clone()),
             index: 0,
         }
+    }
+}
+
+impl Entry {
+    /// Where the file of a saved version lies.
+    pub(super) fn saved_in(&self, dir: &Path) -> PathBuf {
+        dir.join(self.place.as_ref().unwrap_or(&self.path).to_path())
     }
 }
 
 /// Hashes every file. Errors: the first that is damaged or missing, by name (exit 6).
 pub(super) fn check<'a>(dir: &Path, entries: impl Iterator<Item = &'a Entry>) -> Result<()> {
     for entry in entries {
-        if fsx::exists(&dir.join(entry.path.to_path()))?
-            && fsx::sha256_of(&dir.join(entry.path.to_path()))? == entry.sha256
-        {
+        if fsx::holds(&entry.saved_in(dir), &entry.sha256)? {
             continue;
         }
         let message = format!("the backup {} is damaged: {} is not what was saved", dir.display(), entry.path);
@@ -66,7 +93,7 @@ pub(super) fn write_zip(dir: &Path, entries: &[Entry], version: &str, out: &mut 
             Some(target) => zip.add_symlink(entry.path.text(), target, options(entry)).context(name)?,
             None => {
                 zip.start_file(entry.path.text(), options(entry)).context(name)?;
-                let mut from = fs_err::File::open(dir.join(entry.path.to_path()))?;
+                let mut from = fs_err::File::open(entry.saved_in(dir))?;
                 std::io::copy(&mut from, &mut zip).context(name)?;
             }
         }

@@ -7,8 +7,8 @@
 use crate::fsx;
 use crate::journal::Exchange;
 use crate::os::{Facts, Kind, files};
+use crate::ownership::{Databases, MEMBERS, OwnPlaces, member};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{Class, MEMBERS, Preserve, database_set, member};
 use crate::swap;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -65,10 +65,10 @@ impl Before {
     /// All that is there now.
     fn seen(&self, root: &InstallRoot) -> Result<BTreeMap<RelPath, Facts>> {
         let mut all = BTreeMap::new();
-        let own = Preserve::new(false, &[], false)?;
-        let is_left_out = |path: &RelPath, is_folder: bool| {
-            path.is_cache()
-                || own.class_of(path, is_folder) == Some(Class::Own)
+        let own = OwnPlaces::new(&[])?;
+        let is_left_out = |path: &RelPath| {
+            path.parts().any(|part| part == b"__pycache__")
+                || own.hold(path)
                 || self.beside.iter().any(|beside| path.is_within(beside))
         };
         let folders = self.folders.iter().map(|folder| (root.join(folder), 1));
@@ -82,7 +82,7 @@ impl Before {
                     continue;
                 };
                 let is_folder = item.file_type().is_dir();
-                if is_left_out(&path, is_folder) {
+                if is_left_out(&path) {
                     if is_folder {
                         walk.skip_current_dir();
                     }
@@ -97,9 +97,10 @@ impl Before {
     /// What was not there before, each thing once: what lies in a folder that is new goes with it. A part of a database
     /// that was there belongs to that.
     pub fn made(&self, root: &InstallRoot) -> Result<Vec<RelPath>> {
+        let databases = Databases::default();
         let known: BTreeSet<&RelPath> = self.entries.iter().map(|(path, _)| path).collect();
         let of_known = |path: &RelPath| {
-            let main = database_set(path);
+            let main = databases.main_of(path);
             main.is_some_and(|main| MEMBERS.iter().any(|ending| known.contains(&member(&main, ending))))
         };
         let new: BTreeSet<RelPath> =

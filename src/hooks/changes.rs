@@ -14,8 +14,8 @@ use crate::error::Failure;
 use crate::fsx;
 use crate::journal::Exchange;
 use crate::os::{Facts, Kind, files};
+use crate::ownership::{Class, Databases, Ownership, Rules};
 use crate::path::{InstallRoot, RelPath};
-use crate::preserve::{Class, Preserve, database_set};
 use crate::staging;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,31 +46,31 @@ struct Copied {
 impl Changes {
     /// Judges these paths. Errors: one of them cannot be put back (exit 1), or is none that a hook may name (exit 2).
     pub(super) fn judge(cx: &Context, paths: &BTreeSet<RelPath>, start_file: &RelPath) -> Result<Changes> {
-        let (preserve, skipped) = (cx.preserve()?, cx.skipped()?);
+        let ownership = cx.ownership(None)?;
+        let rules = &ownership.rules;
         let mut all = Changes::default();
         for path in paths {
             let path = &topmost_missing(&cx.root, path)?;
             let facts = fsx::facts(&cx.root.join(path))?;
             let is_folder = facts.is_none_or(|facts| facts.kind == Kind::Folder);
-            let class = preserve.class_of(path, is_folder);
-            match class {
+            match named(&ownership, path, is_folder)? {
                 Some(Class::Own) => return Err(own_place(path).into()),
                 Some(Class::Data) => {
-                    if skipped.class_of(path, is_folder).is_some() {
+                    if rules.is_skipped(path) {
                         return Err(bad(path, "[backup] skip leaves it out, so no rollback could put it back")
                             .remedy("take it out of [backup] skip, or out of the hook's changes")
                             .into());
                     }
-                    nothing_skipped_below(cx, path, &skipped)?;
+                    nothing_skipped_below(cx, path, rules)?;
                     all.data.insert(path.clone());
                 }
-                Some(Class::Environment) | None => {
+                class => {
                     if start_file.is_within(path) {
                         let why =
                             format!("it holds {start_file}, which starts the server and must stay away meanwhile");
                         return Err(bad(path, &why).remedy("name the folder below it that the hook writes").into());
                     }
-                    can_be_exchanged(cx, path, facts.as_ref(), &preserve)?;
+                    can_be_exchanged(&ownership, path, facts.as_ref())?;
                     let exchange = Exchange {
                         path: path.clone(),
                         slot: all.copied.len(),
@@ -106,7 +106,7 @@ impl Changes {
 
     /// True when hooks may write there; with a database all that belongs to it.
     pub fn hold(&self, path: &RelPath) -> bool {
-        let main = database_set(path);
+        let main = Databases::default().main_of(path);
         let named = |one: &RelPath| path.is_within(one) || main.as_ref() == Some(one);
         self.data.iter().chain(self.copied.iter().map(|one| &one.exchange.path)).any(named)
     }
@@ -231,11 +231,10 @@ fn flush_changed(top: &Path, before: &Seen) -> Result<()> {
 }
 
 /// What is not saved could not be put back.
-fn nothing_skipped_below(cx: &Context, path: &RelPath, skipped: &Preserve) -> Result<()> {
-    for (below, facts) in seen(&cx.root.join(path))? {
+fn nothing_skipped_below(cx: &Context, path: &RelPath, rules: &Rules) -> Result<()> {
+    for (below, _) in seen(&cx.root.join(path))? {
         let full = RelPath::from_disk(&place(&path.to_path(), &below));
-        if let Some(full) = full.filter(|full| skipped.class_of(full, facts.kind == Kind::Folder) == Some(Class::Data))
-        {
+        if let Some(full) = full.filter(|full| rules.is_skipped(full) && !Databases::is_named(full)) {
             return Err(bad(path, &format!("[backup] skip leaves out {full}, so no rollback could put that back"))
                 .remedy("name only what lies beside it, or take it out of [backup] skip")
                 .into());
@@ -262,16 +261,31 @@ fn topmost_missing(root: &InstallRoot, path: &RelPath) -> Result<RelPath> {
     Ok(path.clone())
 }
 
+/// The class that the name of a path gives it, or the environment that it lies in. None: the version's, or the users'
+/// in the version's folders.
+fn named(ownership: &Ownership, path: &RelPath, is_folder: bool) -> Result<Option<Class>> {
+    if ownership.rules.is_own(path) {
+        return Ok(Some(Class::Own));
+    }
+    for folder in path.ancestors().iter().chain(is_folder.then_some(path)) {
+        if ownership.is_environment(folder)? {
+            return Ok(Some(Class::Environment));
+        }
+    }
+    Ok(ownership.rules.is_data(path, is_folder).then_some(Class::Data))
+}
+
 /// Whether a copy can take the place of what is there: a rename within one volume, of one thing.
-fn can_be_exchanged(cx: &Context, path: &RelPath, facts: Option<&Facts>, preserve: &Preserve) -> Result<()> {
+fn can_be_exchanged(ownership: &Ownership, path: &RelPath, facts: Option<&Facts>) -> Result<()> {
+    let root = &ownership.root;
     let refused = |path: &RelPath, why: &str| {
         Failure::failed("hook-place", format!("a hook changes {path}, which could not be put back: {why}"))
             .at(path)
             .remedy("name a folder of the install's own in the hook's changes, or set [hooks] defaults = false")
     };
-    let volume = files::facts(cx.root.path()).context("looking at the install")?.volume;
+    let volume = files::facts(root.path()).context("looking at the install")?.volume;
     for above in path.ancestors() {
-        if fsx::facts(&cx.root.join(&above))?.is_some_and(|facts| facts.kind != Kind::Folder) {
+        if fsx::facts(&root.join(&above))?.is_some_and(|facts| facts.kind != Kind::Folder) {
             return Err(refused(path, &format!("{above} is no folder")).into());
         }
     }
@@ -283,12 +297,12 @@ fn can_be_exchanged(cx: &Context, path: &RelPath, facts: Option<&Facts>, preserv
         Some(facts) if facts.volume != volume => return Err(refused(path, "it lies on another volume").into()),
         Some(_) => {}
     }
-    if let Some(reason) = files::obstacle(&cx.root.join(path)).with_context(|| format!("looking at {path}"))? {
+    if let Some(reason) = files::obstacle(&root.join(path)).with_context(|| format!("looking at {path}"))? {
         return Err(refused(path, reason).into());
     }
-    let is_environment = preserve.class_of(path, true) == Some(Class::Environment);
+    let is_environment = named(ownership, path, true)? == Some(Class::Environment);
     let ours = files::own_files();
-    for (below, facts) in seen(&cx.root.join(path))? {
+    for (below, facts) in seen(&root.join(path))? {
         if ours.iter().any(|own| (own.volume, own.inode) == (facts.volume, facts.inode)) {
             return Err(refused(path, &format!("{} in it is this program or its output", below.display())).into());
         }
@@ -298,7 +312,7 @@ fn can_be_exchanged(cx: &Context, path: &RelPath, facts: Option<&Facts>, preserv
         let Some(full) = RelPath::from_disk(&place(&path.to_path(), &below)).filter(|_| !is_environment) else {
             continue;
         };
-        match preserve.class_of(&full, facts.kind == Kind::Folder) {
+        match named(ownership, &full, facts.kind == Kind::Folder)? {
             None => {}
             Some(Class::Own) => return Err(own_place(&full).into()),
             Some(_) => {

@@ -14,13 +14,14 @@ pub use before::{Before, load_made, store_made};
 pub use changes::Changes;
 
 use crate::bundle::Bundle;
+use crate::app::{Head, Profile};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
 use crate::os::{LaunchSpec, files};
+use crate::ownership;
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
-use crate::preserve::{self, Preserve};
 use crate::server::Running;
 use crate::settings::{Hook, Hooks as Settings};
 use crate::staging::{self, Staged};
@@ -196,8 +197,10 @@ impl Hooks {
                     .into());
             }
         }
-        let installed = plan.live.iter().filter(|_| !self.before_stop.is_empty());
-        for (path, live) in installed {
+        // The server itself may write other shipped files meanwhile.
+        let profile = Profile::of(cx.root.path());
+        let programs = plan.shipped.iter().filter(|(path, _)| profile.is_program(path, Head::Plain));
+        for (path, live) in programs.filter(|_| !self.before_stop.is_empty()) {
             let is = fsx::facts(&cx.root.join(path))?;
             if !is.is_some_and(|is| fsx::is_unchanged(&live.facts, &is)) {
                 let what = "which is installed: it stays as the hook left it, and nothing else was changed";
@@ -300,8 +303,9 @@ fn is_due(hook: &Hook, occasion: &Occasion, plan: &Plan) -> Result<bool> {
     if hook.when_changed.is_empty() {
         return Ok(occasion.is_whole);
     }
-    let wanted = Preserve::new(false, &hook.when_changed, false)?;
-    Ok(plan.changes().any(|planned| wanted.class_of(&planned.path, false) == Some(preserve::Class::Data)))
+    let wanted = ownership::matcher(hook.when_changed.iter().map(String::as_str), false)?;
+    let is_wanted = |path: &RelPath| wanted.matched_path_or_any_parents(path.to_path(), false).is_ignore();
+    Ok(plan.changes().any(|planned| is_wanted(&planned.path)))
 }
 
 fn no_program(hook: &Hook, name: &str) -> Failure {

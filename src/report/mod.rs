@@ -6,11 +6,12 @@ mod outcome;
 mod stage;
 
 pub use ascii::{ascii, ascii_json};
-pub use outcome::Finished;
+pub use outcome::{Finished, Running, Stands};
 pub use stage::Stage;
 
 use crate::error::ErrorRecord;
 use crate::os;
+use crate::path::RelPath;
 use ascii::one_line;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -19,6 +20,10 @@ use std::io::{IsTerminal, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How many paths one warning lists as events.
+const MOST_PATHS: usize = 1_000;
+/// How many paths people read in one line.
+const FEW_PATHS: usize = 5;
 /// At most one progress event in this time.
 const THROTTLE: Duration = Duration::from_millis(200);
 
@@ -204,6 +209,38 @@ impl Reporter {
         if !self.options.quiet && !told_as_event {
             self.to_stderr(&text);
         }
+    }
+
+    /// One warning of many paths: an event for each, up to a number; people read one line, or all of them with `-v`.
+    pub fn warn_of(&mut self, code: &str, message: &str, paths: &[RelPath]) {
+        if paths.is_empty() {
+            return self.warning(code, message, None);
+        }
+        for path in paths.iter().take(MOST_PATHS) {
+            self.event("warning", json!({"code": code, "message": message, "path": path.to_string()}));
+        }
+        if paths.len() > MOST_PATHS {
+            let more = format!("{message}; {} more of them are not listed", paths.len() - MOST_PATHS);
+            self.event("warning", json!({"code": code, "message": more, "path": null}));
+        }
+        let named = paths.iter().map(|path| one_line(&path.to_string()));
+        let shown = if self.options.verbose { paths.len() } else { FEW_PATHS };
+        let mut names: Vec<String> = named.take(shown).collect();
+        if paths.len() > shown {
+            names.push(format!("and {} more", paths.len() - shown));
+        }
+        let text = format!("warning: {} ({})", ascii(message), names.join(", "));
+        self.log(&text);
+        let told_as_event = self.options.json && self.update_id.is_some();
+        if !self.options.quiet && !told_as_event {
+            self.to_stderr(&text);
+        }
+    }
+
+    /// An old backup was taken away.
+    pub fn pruned(&mut self, backup: &str, bytes: u64) {
+        self.event("pruned", json!({"backup": backup, "bytes": bytes}));
+        self.say(&format!("pruned: the backup {} ({bytes} bytes)", one_line(backup)));
     }
 
     /// A file was mended; `from`: `staging`, `bundle` or `backup`.

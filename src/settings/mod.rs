@@ -14,6 +14,7 @@ use std::time::Duration;
 pub struct Settings {
     pub server: Server,
     pub preserve: Preserve,
+    pub clean: Clean,
     pub verify: Verify,
     pub backup: Backup,
     pub bundle: Bundle,
@@ -53,6 +54,8 @@ impl Default for Server {
 pub struct Preserve {
     pub defaults: bool,
     pub paths: Vec<String>,
+    /// Databases that are missing in data folders are added from a bundle.
+    pub add_databases: bool,
     pub merge_json: Vec<String>,
     pub carry: BTreeMap<String, Vec<String>>,
 }
@@ -62,10 +65,18 @@ impl Default for Preserve {
         Self {
             defaults: true,
             paths: Vec::new(),
+            add_databases: false,
             merge_json: words(&["app_config.json"]),
             carry: BTreeMap::from([("run.py".to_string(), words(&["PORT", "USE_WAITRESS", "USE_POSTGRES"]))]),
         }
     }
+}
+
+/// Where program files that no version shipped give way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Clean {
+    /// Gitignore patterns.
+    pub paths: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +90,7 @@ pub struct Verify {
 impl Default for Verify {
     fn default() -> Self {
         Self {
-            critical: words(&["run.py"]),
+            critical: Vec::new(),
             sqlite: words(&["instance/*.db"]),
             tables: words(&["sync_servers", "sync_config"]),
         }
@@ -91,12 +102,14 @@ pub struct Backup {
     /// Relative, below the root.
     pub dir: String,
     pub keep: u32,
+    /// Data files above this size, in bytes, are saved only where that is cheap.
+    pub max_file: u64,
     pub skip: Vec<String>,
 }
 
 impl Default for Backup {
     fn default() -> Self {
-        Self { dir: "backups".to_string(), keep: 5, skip: Vec::new() }
+        Self { dir: "backups".to_string(), keep: 5, max_file: 64_000_000, skip: Vec::new() }
     }
 }
 
@@ -245,9 +258,13 @@ health_timeout = "2m"
 soak = "500ms"
 [preserve]
 paths = ["/uploads/", "app/utils/local_*.py"]
+add_databases = true
 carry = { "run.py" = ["PORT"] }
+[clean]
+paths = ["/app/"]
 [backup]
 dir = "var/backups/"
+max_file = "1 MB"
 skip = ["/uploads/"]
 [bundle]
 app = "scout"
@@ -270,7 +287,8 @@ timeout = "90s"
         assert_eq!(settings.server.stop_timeout, Duration::from_secs(15));
         assert_eq!(settings.server.env["PORT"], "8081");
         assert_eq!(settings.preserve.carry["run.py"], ["PORT"]);
-        assert_eq!(settings.backup.dir, "var/backups");
+        assert_eq!((settings.backup.dir.as_str(), settings.backup.max_file), ("var/backups", 1_000_000));
+        assert!(settings.preserve.add_databases && settings.clean.paths == ["/app/"]);
         assert_eq!(settings.bundle.max_size, 3 << 20);
         assert!(!settings.hooks.defaults);
         let [before] = settings.hooks.before_stop.as_slice() else { panic!("no hook before the stop") };

@@ -1,18 +1,19 @@
 //! Takes the values out of `updater.toml` and collects what is wrong with them.
 //! Refuses to choose between two readings: whatever is not exactly right is a problem, named with its line.
 
-use super::{Backup, Bundle, Hook, Hooks, Preserve, Server, Settings, Source, Tls, Verify, duration, size};
+use super::{Backup, Bundle, Clean, Hook, Hooks, Preserve, Server, Settings, Source, Tls, Verify, duration, size};
 use crate::path::RelPath;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use toml::{Table, Value};
 
 /// Every key of the contract.
-const KNOWN: [(&str, &[&str]); 8] = [
+const KNOWN: [(&str, &[&str]); 9] = [
     ("server", &["port", "command", "env", "service", "health", "health_timeout", "soak", "stop_timeout"]),
-    ("preserve", &["defaults", "paths", "merge_json", "carry"]),
+    ("preserve", &["defaults", "paths", "add_databases", "merge_json", "carry"]),
+    ("clean", &["paths"]),
     ("verify", &["critical", "sqlite", "tables"]),
-    ("backup", &["dir", "keep", "skip"]),
+    ("backup", &["dir", "keep", "max_file", "skip"]),
     ("bundle", &["app", "trusted_keys", "require_signature", "max_size", "max_files"]),
     ("hooks", &["defaults", "before_stop", "after_swap"]),
     ("source", &["url", "server", "path", "base_folder", "pin", "sha256_url"]),
@@ -143,9 +144,11 @@ impl Reader {
             preserve: Preserve {
                 defaults: self.take("preserve.defaults", truth).unwrap_or(base.preserve.defaults),
                 paths: self.take("preserve.paths", list).unwrap_or(base.preserve.paths),
+                add_databases: self.take("preserve.add_databases", truth).unwrap_or(base.preserve.add_databases),
                 merge_json: self.take("preserve.merge_json", paths).unwrap_or(base.preserve.merge_json),
                 carry: self.take("preserve.carry", carry).unwrap_or(base.preserve.carry),
             },
+            clean: Clean { paths: self.take("clean.paths", list).unwrap_or_default() },
             verify: Verify {
                 critical: self.take("verify.critical", paths).unwrap_or(base.verify.critical),
                 sqlite: self.take("verify.sqlite", list).unwrap_or(base.verify.sqlite),
@@ -154,6 +157,7 @@ impl Reader {
             backup: Backup {
                 dir: self.take("backup.dir", folder).unwrap_or(base.backup.dir),
                 keep: self.take("backup.keep", count).unwrap_or(base.backup.keep),
+                max_file: self.take("backup.max_file", bytes).unwrap_or(base.backup.max_file),
                 skip: self.take("backup.skip", list).unwrap_or(base.backup.skip),
             },
             bundle: Bundle {

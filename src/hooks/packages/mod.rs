@@ -19,7 +19,6 @@ use crate::fsx;
 use crate::os::LaunchSpec;
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::Plan;
-use crate::preserve::ENVIRONMENT;
 use crate::server::{self, Running};
 use crate::settings::Hook;
 use crate::staging;
@@ -28,6 +27,9 @@ use pip::{Missing, Pip};
 use requirements::{anchored, lines, names_an_origin};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+/// Where the environment of a server lies, in the order in which it is looked for.
+const ENVIRONMENTS: [&str; 3] = [".venv", "env", "venv"];
 
 /// They cannot be brought.
 pub(super) const NOT_FETCHED: &str = "packages-not-fetched";
@@ -220,9 +222,8 @@ enum Found {
 }
 
 fn environment_of(root: &InstallRoot, running: Option<&Running>, launch: Option<&LaunchSpec>) -> Found {
-    let names: BTreeSet<&str> = ENVIRONMENT.iter().map(|pattern| pattern.trim_matches('/')).collect();
     let mut all = Vec::new();
-    for name in names {
+    for name in ENVIRONMENTS {
         let folder = root.path().join(name);
         let python = ["bin/python", "Scripts/python.exe"].map(|python| folder.join(python));
         let python = python.into_iter().find(|python| python.is_file());

@@ -3,8 +3,11 @@
 //! Refuses to follow a link at the end of a path, except where its target is asked for by an open file.
 
 use crate::os::{Credentials, Facts, Kind, Owner};
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
+};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -21,6 +24,14 @@ pub fn path_to_bytes(path: &Path) -> Option<Vec<u8>> {
 /// The path of these bytes.
 pub fn path_from_bytes(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+/// The permission bits that a file has here.
+pub const MODE_BITS: u32 = 0o7777;
+
+/// Why this system cannot hold a file of this name. None: it can.
+pub fn bad_name(_part: &str) -> Option<&'static str> {
+    None
 }
 
 /// What stands at `path`; a link is described, not followed.
@@ -58,6 +69,96 @@ fn facts_from(data: &Metadata) -> Facts {
         volume: data.dev(),
         inode: data.ino(),
         links: data.nlink(),
+    }
+}
+
+/// The longest list of attribute names, and the longest value, in bytes (XATTR_LIST_MAX and XATTR_SIZE_MAX of
+/// `linux/limits.h`).
+const MAX_ATTRIBUTES: usize = 65_536;
+/// The access lists of POSIX, as extended attributes. Source: acl(5), `linux/posix_acl_xattr.h`.
+const ACCESS_LIST: &str = "system.posix_acl_access";
+const DEFAULT_LIST: &str = "system.posix_acl_default";
+
+/// The extended attributes of an entry: access lists, capabilities, labels, those of users. Empty where the volume
+/// has none.
+fn attributes(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut names = vec![0; MAX_ATTRIBUTES];
+    let length = match rustix::fs::llistxattr(path, names.as_mut_slice()) {
+        Ok(length) => length,
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut all = BTreeMap::new();
+    let names = names.get(..length).unwrap_or_default();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; MAX_ATTRIBUTES];
+        match rustix::fs::lgetxattr(path, name, value.as_mut_slice()) {
+            Ok(length) => {
+                value.truncate(length);
+                all.insert(name.to_vec(), value);
+            }
+            // Gone meanwhile, or not ours to read.
+            Err(Errno::NODATA | Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(all)
+}
+
+/// True when both have the same extended attributes.
+pub fn same_attributes(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(attributes(one)? == attributes(other)?)
+}
+
+/// Gives `to` the extended attributes of `from`, and no other. Set the owner and the mode before: the system clears
+/// capabilities with them. Returns the names of those that could not be given.
+pub fn copy_attributes(from: &Path, to: &Path) -> io::Result<Vec<String>> {
+    let (wanted, is) = (attributes(from)?, attributes(to)?);
+    let mut lost = Vec::new();
+    for (name, value) in wanted.iter().filter(|(name, value)| is.get(*name) != Some(value)) {
+        match rustix::fs::lsetxattr(to, name.as_slice(), value, XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
+                lost.push(String::from_utf8_lossy(name).into_owned());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for name in is.keys().filter(|name| !wanted.contains_key(*name)) {
+        match rustix::fs::lremovexattr(to, name.as_slice()) {
+            // A label that the system gives by itself stays.
+            Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(lost)
+}
+
+/// True when the folder has a default access list, which what is made in it takes.
+pub fn has_default_list(folder: &Path) -> io::Result<bool> {
+    Ok(attributes(folder)?.contains_key(DEFAULT_LIST.as_bytes()))
+}
+
+/// Gives a new file what `folder` gives to what is made in it: its default access list, limited by the file's mode.
+pub fn inherit_list(folder: &Path, file: &Path) -> io::Result<()> {
+    let Some(mut list) = attributes(folder)?.remove(DEFAULT_LIST.as_bytes()) else { return Ok(()) };
+    let mode = facts(file)?.mode;
+    // A header of 4 bytes, then entries of a tag and permissions (2 bytes each, little-endian) and an id of 4 bytes.
+    let (owner, group, mask, other) = (0x01, 0x04, 0x10, 0x20);
+    let entries = |list: &[u8]| list.get(4..).unwrap_or_default().chunks_exact(8).map(|e| e[0]).collect::<Vec<u8>>();
+    let has_mask = entries(&list).contains(&mask);
+    for entry in list.get_mut(4..).unwrap_or_default().chunks_exact_mut(8) {
+        let limit = match entry[0] {
+            tag if tag == owner => mode >> 6,
+            tag if tag == mask || (tag == group && !has_mask) => mode >> 3,
+            tag if tag == other => mode,
+            _ => continue,
+        };
+        entry[2] &= (limit & 7) as u8;
+    }
+    match rustix::fs::lsetxattr(file, ACCESS_LIST, &list, XattrFlags::empty()) {
+        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -114,6 +215,23 @@ pub fn clone_contents(src: &File, dst: &File) -> io::Result<bool> {
         Err(
             Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL | Errno::PERM | Errno::NOSYS | Errno::TXTBSY,
         ) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// True when files on the volume of `path` are likely to share their contents where they are copied. Source: the
+/// numbers of btrfs, XFS and bcachefs in `linux/magic.h`; an XFS that was made without `reflink` cannot.
+pub fn may_clone(path: &Path) -> io::Result<bool> {
+    const CLONING: [u64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
+    let kind = rustix::fs::statfs(path)?.f_type as u64;
+    Ok(CLONING.contains(&kind))
+}
+
+/// Makes a second name for a file. Ok(false): the volume or the system does not allow it.
+pub fn link_file(from: &Path, to: &Path) -> io::Result<bool> {
+    match rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty()) {
+        Ok(()) => Ok(true),
+        Err(Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use windows_sys::Win32::Foundation::{
     ERROR_ACCESS_DENIED, ERROR_INVALID_FUNCTION, ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, ERROR_LOCK_VIOLATION,
-    ERROR_NOT_SUPPORTED, ERROR_SHARING_VIOLATION, FILETIME, GENERIC_WRITE,
+    ERROR_NOT_SAME_DEVICE, ERROR_NOT_SUPPORTED, ERROR_SHARING_VIOLATION, ERROR_TOO_MANY_LINKS, FILETIME, GENERIC_WRITE,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     BY_HANDLE_FILE_INFORMATION, FILE_ALLOCATION_INFO, FILE_ATTRIBUTE_READONLY, FILE_BASIC_INFO,
@@ -66,6 +66,29 @@ fn open_entry(path: &Path, access: u32) -> io::Result<File> {
     OpenOptions::new().access_mode(access).custom_flags(flags).open(path)
 }
 
+/// Names that Windows takes for devices, whatever their extension.
+/// Source: "Naming Files, Paths, and Namespaces", Microsoft Learn.
+const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
+/// The permission bits that a file has here: the read-only mark.
+pub const MODE_BITS: u32 = 0o222;
+
+/// Why this system cannot hold a file of this name. None: it can.
+/// Source: "Naming Files, Paths, and Namespaces", Microsoft Learn.
+pub fn bad_name(part: &str) -> Option<&'static str> {
+    if part.contains([':', '<', '>', '"', '|', '?', '*']) {
+        return Some("the name holds one of : < > \" | ? *");
+    }
+    if part.ends_with(['.', ' ']) {
+        return Some("a part ends with a dot or a space");
+    }
+    let stem = part.split('.').next().unwrap_or(part).trim_end().to_lowercase();
+    let numbered = (stem.starts_with("com") || stem.starts_with("lpt"))
+        && stem.chars().count() == 4
+        && stem.chars().last().is_some_and(|c| c.is_ascii_digit() || "\u{b9}\u{b2}\u{b3}".contains(c));
+    let is_device = DEVICES.contains(&stem.as_str()) || numbered;
+    is_device.then_some("the name is a Windows device")
+}
+
 /// What stands at `path`; a link is described, not followed.
 pub fn facts(path: &Path) -> io::Result<Facts> {
     facts_of(&open_entry(path, FILE_READ_ATTRIBUTES)?)
@@ -111,6 +134,48 @@ pub fn facts_of(file: &File) -> io::Result<Facts> {
         inode: join(info.nFileIndexHigh, info.nFileIndexLow),
         links: u64::from(info.nNumberOfLinks),
     })
+}
+
+/// Access lists are inherited here, so both have the same.
+pub fn same_attributes(_one: &Path, _other: &Path) -> io::Result<bool> {
+    Ok(true)
+}
+
+/// Access lists are inherited here: nothing is given, and nothing is lost.
+pub fn copy_attributes(_from: &Path, _to: &Path) -> io::Result<Vec<String>> {
+    Ok(Vec::new())
+}
+
+/// Every folder passes its access list on here, without our help.
+pub fn has_default_list(_folder: &Path) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Access lists are inherited here.
+pub fn inherit_list(_folder: &Path, _file: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Whether files share their contents where they are copied is only known once it is tried.
+pub fn may_clone(_path: &Path) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Makes a second name for a file. Ok(false): the volume or the system does not allow it.
+pub fn link_file(from: &Path, to: &Path) -> io::Result<bool> {
+    let unable = [
+        ERROR_ACCESS_DENIED,
+        ERROR_INVALID_FUNCTION,
+        ERROR_NOT_SUPPORTED,
+        ERROR_INVALID_PARAMETER,
+        ERROR_NOT_SAME_DEVICE,
+        ERROR_TOO_MANY_LINKS,
+    ];
+    match std::fs::hard_link(from, to) {
+        Ok(()) => Ok(true),
+        Err(error) if is_one_of(&error, &unable) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Ownership is inherited here; verifies only that the entry exists and can be opened.
@@ -303,4 +368,29 @@ pub fn open_private(path: &Path) -> io::Result<File> {
 /// Whether the file can be opened for writing by us, who start the server as its own user or not at all.
 pub fn may_write(path: &Path, _user: &Credentials) -> bool {
     std::fs::OpenOptions::new().append(true).open(path).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_windows_cannot_hold() {
+        for name in ["a:b", "con", "Con.txt", "NUL", "aux.tar.gz", "com1", "LPT9.log", "a.", "a ", "a?b", "com\u{b9}"] {
+            assert!(bad_name(name).is_some(), "{name:?}");
+        }
+        for name in ["company.txt", ".env", "..a", "conx"] {
+            assert_eq!(bad_name(name), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_windows_cannot_hold() {
+        for name in ["a:b", "con", "Con.txt", "NUL", "aux.tar.gz", "com1", "LPT9.log", "a.", "a ", "a?b", "com\u{b9}"] {
+            assert!(bad_name(name).is_some(), "{name:?}");
+        }
+        for name in ["company.txt", ".env", "..a", "conx"] {
+            assert_eq!(bad_name(name), None, "{name:?}");
+        }
+    }
 }

@@ -1,0 +1,69 @@
+//! What an update has to say of files that are not simply the release's: what was changed here, what gives way, what is
+//! kept out, what is not saved. By name, with where the bytes lie; `plan` and `apply` say the same.
+//! Refuses to decide any of it: that was the plan's.
+
+use super::Prepared;
+use crate::context::Context;
+use crate::path::RelPath;
+use anyhow::Result;
+
+/// One thing to be said, of these paths; none: of the whole.
+#[derive(Debug, Clone)]
+pub struct Note {
+    pub code: &'static str,
+    pub message: String,
+    pub paths: Vec<RelPath>,
+}
+
+fn of(paths: &[RelPath], one: &str, many: &str) -> String {
+    if let [path] = paths { format!("{path} {one}") } else { format!("{} files {many}", paths.len()) }
+}
+
+/// Everything that is to be said, in the order of its weight.
+pub fn notes(cx: &Context, prepared: &Prepared) -> Result<Vec<Note>> {
+    let plan = &prepared.plan;
+    let backups = &cx.settings.backup.dir;
+    let mut all = Vec::new();
+    let mut say = |code, paths: Vec<RelPath>, message: String| {
+        if !paths.is_empty() {
+            all.push(Note { code, message, paths });
+        }
+    };
+    let aside = plan.moved_aside();
+    let place = format!("in the aside/ of this update's backup below {backups}/");
+    let text = of(&aside, "gives way; it will lie", "of the users' give way; they will lie");
+    say("moved-aside", aside.clone(), format!("{text} {place}"));
+    let stays: Vec<RelPath> = plan.changed_here.iter().filter(|path| !aside.contains(path)).cloned().collect();
+    let stays: Vec<RelPath> = stays.into_iter().filter(|path| !plan.not_taken.contains(path)).collect();
+    let text = of(&stays, "was changed here and stays", "were changed here and stay");
+    say("changed-here", stays, text);
+    let text = of(&plan.not_taken, "was changed here and stays", "were changed here and stay");
+    say("not-taken", plan.not_taken.clone(), format!("{text}; the bundle's is not taken"));
+    let text = of(&plan.held_back, "of the bundle is held back", "of the bundle are held back");
+    say("held-back", plan.held_back.clone(), format!("{text}: {}", why_held_back(prepared)));
+    let text = of(&plan.left_out, "of the bundle lies", "of the bundle lie");
+    say("own-left-out", plan.left_out.clone(), format!("{text} in the updater's own places, and is left out"));
+    let unsaved = prepared.selection.not_saved(&cx.root)?;
+    let bytes: u64 = unsaved.iter().map(|(_, bytes)| bytes).sum();
+    let unsaved: Vec<RelPath> = unsaved.into_iter().map(|(path, _)| path).collect();
+    let text = of(&unsaved, "stays in place and is not saved", "stay in place and are not saved");
+    say("not-saved", unsaved, format!("{text} ({bytes} bytes): a rollback could only tell that they changed"));
+    if let Some(count) = plan.unknown_stay.filter(|count| *count > 0) {
+        let message = format!(
+            "nobody knows what the version before shipped, so {count} program files that the bundle lacks stay; \
+             `updater verify` lists them afterwards, and `updater adopt BUNDLE` of the installed version's bundle, typed \
+             before an update, tells them apart"
+        );
+        all.push(Note { code: "before-receipt", message, paths: Vec::new() });
+    }
+    Ok(all)
+}
+
+/// The reason, where all that is held back has the same.
+fn why_held_back(prepared: &Prepared) -> String {
+    let held: Vec<_> = prepared.plan.actions.iter().filter(|p| prepared.plan.held_back.contains(&p.path)).collect();
+    match held.first() {
+        Some(first) if held.iter().all(|p| p.reason == first.reason) => first.reason.clone(),
+        _ => "what lies at these places is not the release's".into(),
+    }
+}
