@@ -163,14 +163,16 @@ fn data_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record,
     Ok(())
 }
 
-/// Hooks may have written anywhere: what they altered of the old version beside what the swap moved is put back.
+/// Hooks may have written anywhere: what they altered of the old version beside what the swap moved is put back, and
+/// what they deleted of the users'. What of the users' was altered may have been so by the users.
 fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath, data: DataBack) -> Result<()> {
     let record = match backup::load(dir) {
         // Somebody decided to go on without it.
         Err(_) if data == DataBack::Kept => return Ok(()),
         loaded => loaded.map_err(|e| backup_lost(root, dir, &e))?,
     };
-    for line in record.files.iter().filter(|l| !l.data && l.path != *start_file) {
+    let is_gone = |line: &backup::Line| fsx::exists(&root.join(&line.path)).is_ok_and(|is_there| !is_there);
+    for line in record.files.iter().filter(|l| l.path != *start_file && (!l.data || is_gone(l))) {
         if differs(root, dir, line)? {
             put_back(root, dir, line, &swap::after(dir))?;
         }

@@ -198,7 +198,7 @@ fn a_hook_before_the_stop_that_fails_costs_no_outage() {
     let output = install.apply(&release("2.0", "", "echo '# more' >>app/new.py")).expect(1);
     assert_eq!((output.error_code().as_str(), install.pid()), ("hook-changed-staging", pid));
     // Nor what is installed.
-    let output = install.apply(&release("2.0", "", "echo '# more' >>\"$UPDATER_ROOT/app/old.py\"")).expect(1);
+    let output = install.apply(&release("2.0", "", "echo '# more' >>\"$UPDATER_ROOT/app/core.py\"")).expect(1);
     assert_eq!((output.error_code().as_str(), install.pid()), ("hook-changed-program", pid));
     // What it fetches is there for the next one.
     let both =

@@ -93,11 +93,12 @@ fn backups_may_lie_in_a_folder_of_the_program() {
     let install = install();
     install.write("updater.toml", "[server]\nsoak = \"50ms\"\n[backup]\ndir = \"app/saved\"\n");
     install.start();
-    let bundle = |version| install.bundle(version).file("app/saved/evil.txt", "x");
+    let evil = "app/saved/update_backup_20260101_000000/evil.txt";
+    let bundle = |version| install.bundle(version).file(evil, "x");
     let first = install.apply(&bundle("2.0")).expect(0);
     let id = first.finished()["backup"].as_str().unwrap().to_string();
     install.apply(&bundle("3.0")).expect(0);
-    assert!(!install.exists("app/saved/evil.txt"));
+    assert!(!install.exists(evil));
     install.updater(&["restore", &id]).expect(0);
     assert_eq!(install.version(), "1.0");
     install.updater(&["backups", "--check"]).expect(0);
@@ -203,6 +204,8 @@ fn a_sparse_file_is_saved_sparsely_and_comes_back_so() {
     drop(file);
     let taken = |path: &Path| fs::metadata(path).unwrap().blocks() * 512;
     assert!(taken(&path) < 1 << 20, "this volume has no sparse files");
+    // A larger one would only be watched.
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n[backup]\nmax_file = \"1 GB\"\n");
     install.start();
     let done = install.apply(&install.bundle("2.0")).expect(0);
     let id = done.finished()["backup"].as_str().unwrap().to_string();

@@ -231,6 +231,7 @@ fn old_code_is_not_put_on_a_database_that_it_does_not_know() {
 #[test]
 fn only_what_was_named_goes_back() {
     let install = install();
+    install.adopt();
     let backup = backup_of(&install.apply(&release("2.0")).expect(0));
     sql(&install, "UPDATE notes SET text = 'later'");
     install.write("uploads/a.txt", "later\n");

@@ -5,14 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::rc::Rc;
 
 use proptest::prelude::*;
-use updater::bundle::{Bundle, Limits};
+use sha2::{Digest, Sha256};
+use updater::bundle::{Bundle, Expected, Limits};
 use updater::journal::{Exchange, Moves};
+use updater::ownership::{Ownership, Rules};
 use updater::path::{InstallRoot, RelPath};
 use updater::plan;
-use updater::preserve::{Preserve, Rules};
 use updater::receipt::{self, Receipt};
+use updater::settings::Settings;
 use updater::{staging, swap};
 
 /// One file to be: its bytes and mode.
@@ -78,11 +81,13 @@ fn file() -> impl Strategy<Value = (String, u32)> {
     ("[a-c]{0,2}", prop::sample::select(vec![0o644, 0o755, 0o600, 0o664]))
 }
 
-/// Folders and files of the version, at several depths, and every kind of preserved data.
+/// Folders and files of the version, at several depths, of program kinds and of others, and every kind of data.
 fn files() -> impl Strategy<Value = Files> {
     let name = prop::sample::select(vec![
         "app/one.py",
         "app/two.py",
+        "app/users.json",
+        "app/static/logo.png",
         "app/deep/one.py",
         "app/deep/er/one.py",
         "app/local.db",
@@ -93,47 +98,81 @@ fn files() -> impl Strategy<Value = Files> {
         "uploads/u1",
         "uploads/sub/u2",
         "config/c.json",
-        ".env",
+        "app/.env",
         "instance/app.db",
         "instance/app.db-wal",
         ".venv/bin/tool",
     ]);
-    prop::collection::btree_map(name.prop_map(String::from), file(), 0..14)
+    prop::collection::btree_map(name.prop_map(String::from), file(), 0..16)
 }
 
 fn is_database(name: &str) -> bool {
     name.ends_with(".db") || name.ends_with(".db-wal")
 }
 
-/// The classes of the names above, told once more and in other words than the program's.
-fn is_preserved(name: &str) -> bool {
-    is_database(name)
-        || ["uploads/", "config/", "instance/", ".venv/"].iter().any(|f| name.starts_with(f))
-        || name == ".env"
+/// Paths that a data rule names.
+fn is_named(name: &str) -> bool {
+    ["uploads/", "config/", "instance/"].iter().any(|f| name.starts_with(f)) || name.ends_with(".env")
 }
 
-/// What must lie there after the update; `None` for the mode: whatever it was.
-fn specified(old: &Files, shipped: &BTreeSet<String>, new: &Files) -> BTreeMap<String, (String, u32)> {
-    let set = |name: &str| name.trim_end_matches("-wal").to_string();
-    let old_sets: BTreeSet<String> = old.keys().filter(|n| is_database(n)).map(|n| set(n)).collect();
-    let folders: BTreeSet<&str> = new.keys().filter_map(|n| n.split_once('/')).map(|(top, _)| top).collect();
-    let mut tree = BTreeMap::new();
-    for (name, (text, mode)) in old {
-        let inside = name.split_once('/').is_some_and(|(top, _)| folders.contains(top));
-        if is_preserved(name) || !(new.contains_key(name) || inside || shipped.contains(name)) {
-            tree.insert(name.clone(), (text.clone(), *mode));
-        }
-    }
-    for (name, (text, mode)) in new {
-        let is_environment = name.starts_with(".venv/");
-        let blocked = is_database(name) && old_sets.contains(&set(name));
-        if is_environment || blocked || is_preserved(name) && old.contains_key(name) {
-            continue;
-        }
-        let reduced = if mode & 0o111 != 0 { 0o755 } else { 0o644 };
-        tree.insert(name.clone(), (text.clone(), reduced));
+fn is_program(name: &str) -> bool {
+    name.ends_with(".py")
+}
+
+/// What the bundle's mode makes of the live one: who may read may execute, or nobody.
+fn executable(live: u32, bundle: u32) -> u32 {
+    live & 0o666 | if bundle & 0o111 != 0 { (live & 0o444) >> 2 } else { 0 }
+}
+
+/// The rules, told once more and in other words than the program's. `base`: what the version before shipped.
+/// What must lie there after the update.
+fn specified(old: &Files, base: &BTreeMap<String, String>, new: &Files) -> Files {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let mut tree = Files::new();
+    for name in names {
+        let (live, brought) = (old.get(name), new.get(name));
+        let as_shipped = live.is_some_and(|(text, _)| base.get(name) == Some(text));
+        let added = brought.map(|(text, mode)| (text.clone(), if mode & 0o111 != 0 { 0o755 } else { 0o644 }));
+        let replaced = live.zip(brought).map(|(live, new)| (new.0.clone(), executable(live.1, new.1)));
+        let wanted = if name.starts_with(".venv/") {
+            live.cloned()
+        } else if is_database(name) {
+            database(name, old, base, new).then(|| if live.is_some() { replaced } else { added }).unwrap_or(live.cloned())
+        } else if live.is_none() {
+            added
+        } else if as_shipped {
+            replaced
+        } else if is_named(name) || !base.contains_key(name) {
+            live.cloned()
+        } else {
+            // Changed here: gone from the bundle, as shipped before, the same change, or another one.
+            match brought {
+                Some((text, _)) if live.is_some_and(|live| live.0 == *text) => replaced,
+                Some((text, _)) if base.get(name) != Some(text) && is_program(name) => replaced,
+                _ => live.cloned(),
+            }
+        };
+        tree.extend(wanted.map(|file| (name.clone(), file)));
     }
     tree
+}
+
+/// Whether what lies there becomes what the bundle has, or nothing where it has nothing.
+fn database(name: &str, old: &Files, base: &BTreeMap<String, String>, new: &Files) -> bool {
+    let main = name.trim_end_matches("-wal");
+    let log = format!("{main}-wal");
+    let is_log = name == log;
+    let members = [main, log.as_str()];
+    let is_there = members.iter().any(|member| old.contains_key(*member));
+    let is_touched = members.iter().any(|member| old.get(*member).is_some_and(|(text, _)| base.get(*member) != Some(text)));
+    let is_unfinished = new.get(&log).is_some_and(|(text, _)| !text.is_empty());
+    match (is_there, new.contains_key(main)) {
+        _ if is_log => false,
+        (true, true) => !is_touched && !is_unfinished,
+        (true, false) => !is_touched,
+        (false, true) => !is_unfinished && !main.starts_with("instance/"),
+        (false, false) => false,
+    }
 }
 
 struct Case {
@@ -141,39 +180,70 @@ struct Case {
     root: InstallRoot,
     start: RelPath,
     moves: Moves,
+    aside: Vec<String>,
     before: BTreeMap<String, Seen>,
 }
 
 impl Case {
-    /// A tree, a bundle and the moves between them. None: the bundle changes nothing.
-    fn prepare(old: &Files, shipped: &BTreeSet<String>, new: &Files) -> Option<Case> {
+    /// A tree, what was shipped of it, a bundle, and the moves between them.
+    fn prepare(old: &Files, base: &BTreeMap<String, String>, new: &Files) -> Case {
+        Self::with(old, base, new, &|_| {})
+    }
+
+    /// The same; `more` makes the tree a stranger one.
+    fn with(old: &Files, base: &BTreeMap<String, String>, new: &Files, more: &dyn Fn(&Path)) -> Case {
         let scratch = tempfile::tempdir().unwrap();
         let site = scratch.path().canonicalize().unwrap().join("site");
         fs::create_dir_all(site.join(".updater")).unwrap();
+        // The legacy profile, and an environment of the users'.
+        for folder in ["app", "instance", ".venv"] {
+            fs::create_dir(site.join(folder)).unwrap();
+        }
+        fs::write(site.join(".venv/pyvenv.cfg"), "").unwrap();
         write(&site, old);
+        more(&site);
         let zip = scratch.path().join("bundle.zip");
         pack(&zip, new);
         let root = InstallRoot::resolve(&site).unwrap();
         let start = RelPath::parse("run.py").unwrap();
         let limits = Limits { max_size: 1 << 20, max_files: 1000 };
-        let mut bundle = Bundle::open(&zip, &start, &limits).unwrap();
-        let preserve = Preserve::new(true, &[], false).unwrap();
-        let rules = Rules { preserve, merge: Vec::new(), carry: BTreeMap::new(), set: Vec::new() };
-        let receipt = receipt_of(&root, shipped);
-        let plan = plan::build(&root, &mut bundle, Some(&receipt), &rules).unwrap();
-        if plan.is_empty() {
-            return None;
-        }
+        let expected = Expected { start_file: &start, must_start: true, is_installed: &|_| true, folds_case: false };
+        let mut bundle = Bundle::open(&zip, &expected, &limits).unwrap();
+        let mut settings = Settings::default();
+        settings.preserve.carry.clear();
+        let rules = Rc::new(Rules::of(&root, &settings, &[]).unwrap());
+        let receipt = receipt_of(base);
+        let shipped = bundle.entries.iter().map(|e| &e.path);
+        let ownership = Ownership::new(&root, &rules, Some(&receipt), shipped);
+        let census = ownership.census(None).unwrap();
+        let order = plan::Order {
+            ownership: &ownership,
+            census: &census,
+            start_file: &start,
+            heal: false,
+            saved_data: &BTreeSet::new(),
+            kept: &|| Ok(None),
+        };
+        let plan = plan::build(&order, &mut bundle).unwrap();
         let before = snapshot(&site);
-        let staged = staging::write(&root, &mut bundle, &plan, &start, &mut |_, _| {}).unwrap();
+        let written = staging::write(&ownership, &mut bundle, &plan, &start, &mut |_, _| Ok(())).unwrap();
         swap::make_trash(&root.own()).unwrap();
-        let moves = swap::intend(&root, &plan, &staged, &rules.preserve).unwrap();
+        let moves = swap::intend(&root, &plan, &written.staged, &rules).unwrap();
         assert_eq!(snapshot(&site), before, "something changed before the swap");
-        Some(Case { _scratch: scratch, root, start, moves, before })
+        let aside = plan.moved_aside().iter().map(RelPath::to_string).collect();
+        Case { _scratch: scratch, root, start, moves, aside, before }
     }
 
-    fn after(&self) -> std::path::PathBuf {
-        self.root.own().join("after")
+    fn backup(&self) -> std::path::PathBuf {
+        self.root.own().join("backup")
+    }
+
+    fn swap(&self, moves: &Moves) {
+        swap::carry_out(&self.root, moves, &self.start, &self.backup()).unwrap();
+    }
+
+    fn complete(&self, moves: &Moves) {
+        swap::complete(&self.root, moves, &self.start).unwrap();
     }
 
     /// The folder may be written by hooks: its copy waits.
@@ -193,8 +263,8 @@ impl Case {
     }
 
     fn undo(&self) {
-        swap::undo(&self.root, &self.moves, &self.start, &self.after()).unwrap();
-        swap::undo_start(&self.root, &self.moves, &self.start, &self.after()).unwrap();
+        swap::undo(&self.root, &self.moves, &self.start, &self.backup()).unwrap();
+        swap::undo_start(&self.root, &self.moves, &self.start, &self.backup()).unwrap();
     }
 }
 
@@ -222,16 +292,16 @@ fn vandalize(folder: &Path) {
     fs::write(folder.join("made/by/hook"), "by a hook").unwrap();
 }
 
-fn receipt_of(root: &InstallRoot, shipped: &BTreeSet<String>) -> Receipt {
-    let line = |name: &String| receipt::Line {
+fn receipt_of(base: &BTreeMap<String, String>) -> Receipt {
+    let line = |(name, text): (&String, &String)| receipt::Line {
         path: RelPath::parse(name).unwrap(),
-        size: 0,
-        sha256: String::new(),
-        mode: 0,
+        size: text.len() as u64,
+        sha256: Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect(),
+        mode: 0o644,
         mtime: 0,
         carried: false,
+        is_database: false,
     };
-    let files = shipped.iter().filter(|n| root.path().join(n).exists()).map(line).collect();
     Receipt {
         format: receipt::FORMAT,
         version: "1".into(),
@@ -239,7 +309,8 @@ fn receipt_of(root: &InstallRoot, shipped: &BTreeSet<String>) -> Receipt {
         applied_at: "2026-01-01T00:00:00Z".into(),
         start_file: RelPath::parse("run.py").unwrap(),
         ports: Vec::new(),
-        files,
+        assumed: false,
+        files: base.iter().map(line).collect(),
     }
 }
 
@@ -248,69 +319,96 @@ fn with_start(mut files: Files, version: &str) -> Files {
     files
 }
 
-fn case() -> impl Strategy<Value = (Files, BTreeSet<String>, Files)> {
-    // What the receipt names may be gone, preserved by now, or in a folder that the bundle lacks.
-    let shipped = prop::sample::select(vec!["top.txt", "other.txt", "lib/one.py", "app/one.py", "uploads/u1"]);
-    let shipped = prop::collection::btree_set(shipped.prop_map(String::from), 0..4);
-    (files(), files(), shipped).prop_map(|(old, new, shipped)| (with_start(old, "1"), shipped, with_start(new, "2")))
+/// What lies there, what of it was shipped (as it lies there, or before somebody changed it), and the bundle.
+fn case() -> impl Strategy<Value = (Files, BTreeMap<String, String>, Files)> {
+    let shipped = prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), "[a-c]{0,2}"), 0..10);
+    (files(), files(), shipped).prop_map(|(old, new, shipped)| {
+        let (old, new) = (with_start(old, "1"), with_start(new, "2"));
+        let mut base = BTreeMap::from([("run.py".to_string(), old["run.py"].0.clone())]);
+        let names: Vec<&String> = old.keys().chain(new.keys()).collect();
+        for (at, as_it_lies, text) in shipped {
+            let name = at.get(&names);
+            if !name.ends_with("-wal") && !name.starts_with(".venv/") && *name != "run.py" {
+                let lies = old.get(*name).map(|(text, _)| text.clone()).filter(|_| as_it_lies);
+                base.insert(name.to_string(), lies.unwrap_or(text));
+            }
+        }
+        (old, base, new)
+    })
+}
+
+fn is_users(name: &str, old: &Files, base: &BTreeMap<String, String>) -> bool {
+    old.get(name).is_some_and(|(text, _)| base.get(name) != Some(text))
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn after_the_swap_the_tree_is_the_specified_one((old, shipped, new) in case()) {
-        let case = Case::prepare(&old, &shipped, &new).unwrap();
-        swap::carry_out(&case.root, &case.moves, &case.start).unwrap();
+    fn after_the_swap_the_tree_is_the_specified_one((old, base, new) in case()) {
+        let case = Case::prepare(&old, &base, &new);
+        case.swap(&case.moves);
         prop_assert!(!case.root.path().join("run.py").exists(), "it can start before all is proven");
-        swap::complete(&case.root, &case.moves, &case.start).unwrap();
-        let wanted = specified(&old, &shipped, &new);
+        case.complete(&case.moves);
+        let mut wanted = specified(&old, &base, &new);
+        wanted.insert(".venv/pyvenv.cfg".into(), (String::new(), 0));
         let now = snapshot(case.root.path());
         let files: BTreeMap<_, _> = now.iter().filter(|(_, seen)| seen.0 == 'f').collect();
         prop_assert_eq!(files.keys().map(|n| n.to_string()).collect::<Vec<_>>(), wanted.keys().cloned().collect::<Vec<_>>());
         for (name, (text, mode)) in &wanted {
             let seen = &files[name];
             prop_assert_eq!(&seen.1, text.as_bytes(), "{}", name);
-            prop_assert!(cfg!(windows) || seen.2 == *mode, "{} has mode {:o} and not {:o}", name, seen.2, mode);
-            if is_preserved(name) && old.contains_key(name) {
-                prop_assert_eq!(*seen, &case.before[name], "{} was touched", name);
+            prop_assert!(cfg!(windows) || *mode == 0 || seen.2 == *mode, "{} has mode {:o} and not {:o}", name, seen.2, mode);
+        }
+        // What users wrote is where it was, untouched, or lies aside and is named.
+        for name in old.keys().filter(|name| is_users(name, &old, &base)) {
+            let seen = &case.before[name.as_str()];
+            let aside = case.backup().join("aside").join(name);
+            if files.get(name).is_some_and(|now| *now == seen) {
+                prop_assert!(!aside.exists(), "{} lies at both places", name);
+                continue;
             }
+            let same_text = new.get(name).is_some_and(|(text, _)| text.as_bytes() == seen.1);
+            let kept = fs::read(&aside).ok();
+            prop_assert!(same_text || kept.as_ref() == Some(&seen.1), "{} is lost", name);
+            prop_assert!(same_text || case.aside.contains(name), "{} is not named", name);
         }
         let used: BTreeSet<&str> = wanted.keys().filter_map(|n| n.rsplit_once('/')).map(|(folder, _)| folder).collect();
-        for folder in now.iter().filter(|(_, seen)| seen.0 == 'd').map(|(name, _)| name.as_str()) {
+        let data = |folder: &str| ["uploads", "config", "instance", "app"].iter().any(|top| folder.starts_with(top));
+        for folder in now.iter().filter(|(_, seen)| seen.0 == 'd').map(|(name, _)| name.as_str()).filter(|f| !data(f)) {
             prop_assert!(used.iter().any(|u| *u == folder || u.starts_with(&format!("{folder}/"))), "{} is left empty", folder);
         }
     }
 
     #[test]
     fn an_undo_from_any_point_gives_back_the_very_same_tree(
-        (old, shipped, new) in case(), part in any::<prop::sample::Index>(), again in any::<bool>()
+        (old, base, new) in case(), part in any::<prop::sample::Index>(), again in any::<bool>()
     ) {
-        let case = Case::prepare(&old, &shipped, &new).unwrap();
+        let case = Case::prepare(&old, &base, &new);
         let mut moves = case.moves.clone();
         moves.moves.truncate(part.index(case.moves.moves.len() + 1));
-        swap::carry_out(&case.root, &moves, &case.start).unwrap();
+        case.swap(&moves);
         if again {
-            swap::complete(&case.root, &moves, &case.start).unwrap();
+            case.complete(&moves);
         }
         case.undo();
         if again {
             case.undo();
         }
         prop_assert_eq!(snapshot(case.root.path()), case.before.clone());
-        prop_assert!(!case.after().exists(), "an undo of untouched files set something aside");
+        prop_assert!(!case.backup().join("after").exists(), "an undo of untouched files set something aside");
     }
 
     #[test]
     fn whatever_hooks_wrote_an_undo_gives_back_the_very_same_tree(
-        (old, shipped, new) in case(), folder in prop::sample::select(vec![".venv", "lib", "app/deep", "build/out"]),
+        (old, base, new) in case(), folder in prop::sample::select(vec![".venv", "lib", "app/deep", "build/out"]),
         part in any::<prop::sample::Index>(), cut in any::<bool>(), again in any::<bool>()
     ) {
-        let mut case = Case::prepare(&old, &shipped, &new).unwrap();
+        let mut case = Case::prepare(&old, &base, &new);
         let one = case.exchange(folder);
         let mut moves = case.moves.clone();
         moves.moves.truncate(if cut { 0 } else { part.index(case.moves.moves.len() + 1) });
-        swap::carry_out(&case.root, &moves, &case.start).unwrap();
+        case.swap(&moves);
         let live = case.root.join(&one.path);
         if !cut {
             vandalize(&live);
@@ -326,15 +424,15 @@ proptest! {
     }
 
     #[test]
-    fn what_was_altered_after_the_swap_is_set_aside_and_not_lost((old, shipped, new) in case()) {
-        let case = Case::prepare(&old, &shipped, &new).unwrap();
-        swap::carry_out(&case.root, &case.moves, &case.start).unwrap();
-        swap::complete(&case.root, &case.moves, &case.start).unwrap();
+    fn what_was_altered_after_the_swap_is_set_aside_and_not_lost((old, base, new) in case()) {
+        let case = Case::prepare(&old, &base, &new);
+        case.swap(&case.moves);
+        case.complete(&case.moves);
         let altered = "run.py";
         fs::write(case.root.path().join(altered), "written by the new version").unwrap();
         case.undo();
         prop_assert_eq!(snapshot(case.root.path()), case.before.clone());
-        let kept = fs::read_to_string(case.after().join(altered)).unwrap();
+        let kept = fs::read_to_string(case.backup().join("after").join(altered)).unwrap();
         prop_assert_eq!(kept, "written by the new version");
     }
 }

@@ -39,7 +39,7 @@ use crate::swap;
 use crate::verify;
 use anyhow::{Context as _, Result};
 use preflight::{counted, is_whole};
-use record::{finish_backup, open_journal, write_receipt};
+use record::{extend_receipt, finish_backup, open_journal, write_receipt};
 use session::OWN_FAULT;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -320,7 +320,9 @@ fn stage_and_seed(
         let message = format!("{} cannot keep its attribute {}", lost.path, lost.attribute);
         cx.report.warning("metadata-lost", &message, Some(&lost.path.to_string()));
     }
-    if !request.is_partly() {
+    if request.is_partly() {
+        extend_receipt(cx, survey, prepared, &staged)?;
+    } else {
         write_receipt(cx, request, survey, prepared, &staged)?;
     }
     swap::make_trash(&cx.own())?;

@@ -54,6 +54,21 @@ pub(super) fn write_receipt(
     file.sync_all().context("flushing the kept bundle")
 }
 
+/// Where only a part of a version is put back, the installed one keeps its receipt; what comes back that it lacks is
+/// listed, too, so that it is nobody's but ours.
+pub(super) fn extend_receipt(cx: &Context, survey: &Survey, prepared: &Prepared, staged: &[Staged]) -> Result<()> {
+    let Some(mut receipt) = survey.receipt.clone() else { return Ok(()) };
+    for planned in prepared.plan.actions.iter().filter(|planned| planned.action == Action::Add && planned.listed) {
+        let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
+        let arriving = staged.iter().find(|one| one.path == planned.path);
+        if !receipt.files.iter().any(|line| line.path == planned.path) {
+            receipt.files.extend(line(cx, prepared, planned, entry, arriving)?);
+        }
+    }
+    receipt.format = receipt::FORMAT;
+    receipt::store(&cx.own().join("staging/receipt.json"), &receipt)
+}
+
 /// What the receipt says of one entry. None: nothing of it is there.
 fn line(
     cx: &Context,

@@ -95,7 +95,7 @@ impl Selection {
         let number = shelf::next_number(backups)?;
         let mut selection = Selection { files: Vec::new(), bytes: 0, databases: 0, number, rules: rules.clone() };
         for (path, why) in &census.unreadable {
-            if !rules.is_skipped(path) {
+            if !rules.is_skipped(path, true) && !rules.is_skipped(path, false) {
                 return Err(unreadable(root, path, why).into());
             }
         }
@@ -161,7 +161,7 @@ impl Selection {
 
     /// A data file that `[backup] skip` keeps in place. A database is saved whatever is set.
     pub fn is_watched_only(&self, path: &RelPath, facts: &Facts, data: bool, is_database: bool) -> bool {
-        data && !is_database && facts.kind == Kind::File && self.rules.is_skipped(path)
+        data && !is_database && facts.kind == Kind::File && self.rules.is_skipped(path, false)
     }
 
     /// How many files are not going to be saved, and their bytes, as far as that can be told before it is tried.

@@ -53,10 +53,12 @@ impl Changes {
             let path = &topmost_missing(&cx.root, path)?;
             let facts = fsx::facts(&cx.root.join(path))?;
             let is_folder = facts.is_none_or(|facts| facts.kind == Kind::Folder);
+            let holds_backups = RelPath::parse(&cx.settings.backup.dir).is_ok_and(|backups| backups.is_within(path));
             match named(&ownership, path, is_folder)? {
+                Some(Class::Environment) | None if holds_backups => return Err(own_place(path).into()),
                 Some(Class::Own) => return Err(own_place(path).into()),
                 Some(Class::Data) => {
-                    if rules.is_skipped(path) {
+                    if rules.is_skipped(path, is_folder) {
                         return Err(bad(path, "[backup] skip leaves it out, so no rollback could put it back")
                             .remedy("take it out of [backup] skip, or out of the hook's changes")
                             .into());
@@ -232,9 +234,9 @@ fn flush_changed(top: &Path, before: &Seen) -> Result<()> {
 
 /// What is not saved could not be put back.
 fn nothing_skipped_below(cx: &Context, path: &RelPath, rules: &Rules) -> Result<()> {
-    for (below, _) in seen(&cx.root.join(path))? {
+    for (below, facts) in seen(&cx.root.join(path))? {
         let full = RelPath::from_disk(&place(&path.to_path(), &below));
-        if let Some(full) = full.filter(|full| rules.is_skipped(full) && !Databases::is_named(full)) {
+        if let Some(full) = full.filter(|full| rules.is_skipped(full, facts.kind == Kind::Folder) && !Databases::is_named(full)) {
             return Err(bad(path, &format!("[backup] skip leaves out {full}, so no rollback could put that back"))
                 .remedy("name only what lies beside it, or take it out of [backup] skip")
                 .into());

@@ -141,8 +141,8 @@ impl Rules {
     }
 
     /// True for what `[backup] skip` keeps in place without saving it.
-    pub fn is_skipped(&self, path: &RelPath) -> bool {
-        hits(&self.skip, path, false)
+    pub fn is_skipped(&self, path: &RelPath, is_folder: bool) -> bool {
+        hits(&self.skip, path, is_folder)
     }
 
     /// True when settings of the install are written into this file of a bundle.

@@ -39,7 +39,7 @@ impl Planner<'_> {
             return Ok(replace);
         }
         self.plan.changed_here.push(entry.path.clone());
-        let is_program = self.is_program(&entry)?;
+        let is_program = self.is_program(&entry);
         let is_new = entry.base() != line.sha256;
         match (is_program, is_new || self.order.heal) {
             (true, true) => Ok(Planned { aside: true, reason: "changed here; the release's takes its place".into(), ..replace }),
@@ -52,7 +52,7 @@ impl Planner<'_> {
     }
 
     /// The same content: only who may execute it can still differ.
-    fn same(&self, entry: &Entry, index: usize, live: Facts) -> Planned {
+    pub(super) fn same(&self, entry: &Entry, index: usize, live: Facts) -> Planned {
         let bits = files::MODE_BITS;
         let same_mode = mode_of(entry, Some(&live)) & bits == live.mode & bits;
         let (action, reason) = if entry.link.is_some() || same_mode {
@@ -66,7 +66,7 @@ impl Planner<'_> {
     /// Nobody knows what the version before shipped: what is newer than the start file was likely written here.
     fn before_receipt(&mut self, entry: &Entry, replace: Planned, live: Facts) -> Result<Planned> {
         let is_newer = self.start.is_some_and(|start| live.mtime > start.mtime);
-        if !is_newer || self.is_program(entry)? {
+        if !is_newer || self.is_program(entry) {
             return Ok(replace);
         }
         self.plan.not_taken.push(entry.path.clone());

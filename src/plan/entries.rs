@@ -62,11 +62,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// True when the entry is a part of the program. The start file always is.
-    pub(super) fn is_program(&self, entry: &Entry) -> Result<bool> {
+    /// True when the entry is a part of the program. The start file always is. A mode tells nothing: zips from some
+    /// volumes let everybody execute everything.
+    pub(super) fn is_program(&self, entry: &Entry) -> bool {
         let profile = self.order.ownership.rules.profile;
-        let by_itself = entry.path == *self.order.start_file || profile.is_program(&entry.path, entry.head);
-        Ok(by_itself || (entry.has_mode && entry.mode & 0o111 != 0 && entry.link.is_none()))
+        entry.path == *self.order.start_file || profile.is_program(&entry.path, entry.head)
     }
 
     /// Keeps an entry out, by name.
@@ -168,7 +168,7 @@ impl<'a> Planner<'a> {
             }
             return Ok(self.planned(Action::Add, entry, index, None, "new"));
         }
-        if kind == Kind::Link && !ownership.rules.is_data(&entry.path, false) && self.is_program(entry)? {
+        if kind == Kind::Link && !ownership.rules.is_data(&entry.path, false) && self.is_program(entry) {
             return Err(behind_link(&entry.path, above).into());
         }
         let reason = format!("{above} is {} here", if kind == Kind::Link { "a link" } else { "no folder" });
@@ -273,10 +273,10 @@ impl<'a> Planner<'a> {
         }
         match live {
             Some(facts) if !ownership.is_touched_set(main)? => {
-                let same = self.is_same(&entry, &facts)?;
-                let (action, reason) =
-                    if same { (Action::Unchanged, "same content") } else { (Action::Replace, "new content; it is as installed") };
-                Ok(self.planned(action, &entry, index, Some(facts), reason))
+                if self.is_same(&entry, &facts)? {
+                    return Ok(self.same(&entry, index, facts));
+                }
+                Ok(self.planned(Action::Replace, &entry, index, Some(facts), "new content; it is as installed"))
             }
             _ => Ok(self.held_back(&entry, index, live, "a database of the users' lies there")),
         }

@@ -70,6 +70,19 @@ impl Install {
         install
     }
 
+    /// A started install whose version is known: its receipt was made from its own bundle.
+    pub fn adopted() -> Install {
+        let install = Install::running();
+        install.adopt();
+        install
+    }
+
+    /// Has the updater know what version 1.0 shipped.
+    pub fn adopt(&self) {
+        let bundle = self.save(&Bundle::first());
+        self.updater(&["adopt", bundle.to_str().unwrap()]).expect(0);
+    }
+
     fn make_database(&self) {
         fs::create_dir_all(self.root.join("instance")).unwrap();
         let db = rusqlite::Connection::open(self.root.join("instance/app.db")).unwrap();
@@ -345,6 +358,16 @@ impl Bundle {
             .file("app/__init__.py", "# package\n")
             .file("app/core.py", format!("# core of {version}\n"))
             .file("app/new.py", format!("# new in {version}\n"))
+    }
+
+    /// The release that a new install consists of.
+    pub fn first() -> Bundle {
+        let bundle = Bundle { top: "site-1.0/".into(), files: BTreeMap::new() };
+        bundle
+            .file("run.py", script("1.0", ""))
+            .file("app/__init__.py", "# package\n")
+            .file("app/core.py", "# core of 1.0\n")
+            .file("app/old.py", "# gone in 2.0\n")
     }
 
     pub fn file(mut self, name: &str, bytes: impl AsRef<[u8]>) -> Bundle {
