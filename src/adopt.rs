@@ -133,8 +133,10 @@ fn line(ownership: &Ownership, entry: &Entry, found: &Found) -> Result<Line> {
 }
 
 fn other_version(bundle: &Path, opened: &Bundle, same: usize, total: usize) -> Failure {
-    let message =
-        format!("the bundle is version {}, and another one is installed: {same} of its {total} files are", opened.version);
+    let message = format!(
+        "the bundle is version {}, and another one is installed: {same} of its {total} files are",
+        opened.version
+    );
     Failure::refused("not-this-version", message)
         .at(bundle.display())
         .remedy("give the bundle of the version that is installed, or update without: updater apply BUNDLE")

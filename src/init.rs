@@ -150,7 +150,10 @@ pub fn settings(cx: &Context, place: &Path, force: bool) -> Result<Value> {
     let port = running.as_ref().and_then(|r| r.ports.first().copied());
     let unit = running.as_ref().and_then(|r| r.managed_by.as_ref()).filter(|unit| unit.user.is_none());
     let command = running.as_ref().map(|r| r.launch.argv.clone());
-    fsx::write_atomic(place, text(Profile::of(cx.root.path()), port, command.as_deref(), unit.map(|u| u.name.as_str())).as_bytes())?;
+    fsx::write_atomic(
+        place,
+        text(Profile::of(cx.root.path()), port, command.as_deref(), unit.map(|u| u.name.as_str())).as_bytes(),
+    )?;
     Ok(json!({
         "settings": place.display().to_string(),
         "port": port,

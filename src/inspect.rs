@@ -8,8 +8,8 @@ use crate::error::{self, ErrorRecord, Failure};
 use crate::escape;
 use crate::health;
 use crate::history;
-use crate::journal::{self, Found, Journal};
 use crate::hooks::Hooks;
+use crate::journal::{self, Found, Journal};
 use crate::os::Way;
 use crate::ownership::Class;
 use crate::path::RelPath;
@@ -157,7 +157,9 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     let volume = cx.root.path().display().to_string();
     let free = crate::os::files::free_space(cx.root.path()).ok();
     let mut warnings = Vec::new();
-    for note in prepared.as_ref().map(|prepared| apply::notes(cx, prepared)).transpose()?.unwrap_or_default() {
+    let aside = plan.and_then(|plan| apply::moved_aside(cx, plan, None));
+    let notes = prepared.as_ref().map(|prepared| apply::notes(cx, prepared)).transpose()?;
+    for note in aside.into_iter().chain(notes.unwrap_or_default()) {
         let path = if let [path] = &note.paths[..] { Some(path.to_string()) } else { None };
         warnings.push(json!({"code": note.code, "message": note.message, "path": path}));
     }
@@ -480,7 +482,9 @@ pub fn backups_text(object: &Value) -> Vec<String> {
 /// `verify` in words.
 pub fn verify_text(found: &Value) -> Vec<String> {
     let mut lines = Vec::new();
-    for (kind, word) in [("modified", "modified"), ("missing", "missing"), ("changed_here", "changed"), ("unknown", "unknown")] {
+    for (kind, word) in
+        [("modified", "modified"), ("missing", "missing"), ("changed_here", "changed"), ("unknown", "unknown")]
+    {
         for path in found[kind].as_array().into_iter().flatten() {
             lines.push(format!("{word:<8} {}", text(path)));
         }

@@ -164,7 +164,8 @@ pub fn tell_altered(cx: &mut Context, altered: &[RelPath]) {
 /// The same in words.
 pub fn altered_words(altered: &[RelPath]) -> String {
     let names: Vec<String> = altered.iter().take(3).map(RelPath::to_string).collect();
-    let more = if altered.len() > names.len() { format!(" and {} more", altered.len() - names.len()) } else { String::new() };
+    let more =
+        if altered.len() > names.len() { format!(" and {} more", altered.len() - names.len()) } else { String::new() };
     format!("{}{more} changed since the stop and had not been saved", names.join(", "))
 }
 

@@ -145,12 +145,7 @@ fn stage(
 }
 
 /// Writes the bytes; returns the hash that they must have.
-fn write_contents(
-    bundle: &mut Bundle,
-    planned: &Planned,
-    index: usize,
-    file: &mut fs_err::File,
-) -> Result<String> {
+fn write_contents(bundle: &mut Bundle, planned: &Planned, index: usize, file: &mut fs_err::File) -> Result<String> {
     if let Some(content) = &planned.content {
         file.write_all(content)?;
         return Ok(fsx::sha256(content));

@@ -29,7 +29,8 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules)
             aside: give_way.contains(&one.path),
         });
     }
-    let leaves = |path: &RelPath, data: bool, aside: bool| Intent { path: path.clone(), old: true, new: None, data, aside };
+    let leaves =
+        |path: &RelPath, data: bool, aside: bool| Intent { path: path.clone(), old: true, new: None, data, aside };
     let removed = plan.changes().filter(|p| p.action == Action::Remove).map(|p| (&p.path, false));
     let aside = plan.aside.iter().map(|one| (&one.path, true));
     for (path, aside) in removed.chain(aside).chain(plan.caches.iter().map(|path| (path, false))) {

@@ -18,7 +18,9 @@ fn folded(install: &Install, key: &str, value: Value) -> Value {
         "pid" | "ppid" => "PID",
         "port" => "PORT",
         "content_id" => "SHA256",
-        "downtime_ms" | "needed" | "free" | "bytes" | "data_bytes" | "bytes_staged" => "NUMBER",
+        "downtime_ms" | "last_ms" | "needed" | "free" | "bytes" | "bytes_on_disk" | "data_bytes" | "bytes_staged" => {
+            "NUMBER"
+        }
         "backup" | "id" | "pruned" => "BACKUP",
         "user" => "USER",
         _ => "",

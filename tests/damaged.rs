@@ -229,7 +229,7 @@ fn a_journal_that_cannot_be_read_is_never_taken_for_none() {
     let good = journal(&template, &[Record::Stopping, Record::BackupWhole]);
     let mut middle = good.clone();
     middle[40] ^= 1;
-    let newer = String::from_utf8(good.clone()).unwrap().replacen("\"format\":1", "\"format\":99", 1);
+    let newer = String::from_utf8(good.clone()).unwrap().replacen("\"format\":3", "\"format\":99", 1);
     let json = newer.lines().next().unwrap().split_once(' ').unwrap().1.to_string();
     let sum: String = {
         use sha2::{Digest, Sha256};
@@ -290,8 +290,8 @@ fn every_other_record() {
         let path = template.install.root.join(name);
         let bytes = fs::read(&path).unwrap_or_else(|_| b"{\"x\": 1}".to_vec());
         let newer = String::from_utf8_lossy(&bytes)
-            .replace("\"format\":1", "\"format\":99")
-            .replace("\"format\": 1", "\"format\": 99");
+            .replace("\"format\":2", "\"format\":99")
+            .replace("\"format\": 2", "\"format\": 99");
         let mut states =
             vec![("torn", bytes[..bytes.len() / 2].to_vec()), ("foreign", b"%PDF-1.4 not ours\n".to_vec())];
         if newer.as_bytes() != bytes && newer.contains("99") {

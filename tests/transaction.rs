@@ -137,7 +137,9 @@ fn specified(old: &Files, base: &BTreeMap<String, String>, new: &Files) -> Files
         let wanted = if name.starts_with(".venv/") {
             live.cloned()
         } else if is_database(name) {
-            database(name, old, base, new).then(|| if live.is_some() { replaced } else { added }).unwrap_or(live.cloned())
+            database(name, old, base, new)
+                .then(|| if live.is_some() { replaced } else { added })
+                .unwrap_or(live.cloned())
         } else if live.is_none() {
             added
         } else if as_shipped {
@@ -164,7 +166,8 @@ fn database(name: &str, old: &Files, base: &BTreeMap<String, String>, new: &File
     let is_log = name == log;
     let members = [main, log.as_str()];
     let is_there = members.iter().any(|member| old.contains_key(*member));
-    let is_touched = members.iter().any(|member| old.get(*member).is_some_and(|(text, _)| base.get(*member) != Some(text)));
+    let is_touched =
+        members.iter().any(|member| old.get(*member).is_some_and(|(text, _)| base.get(*member) != Some(text)));
     let is_unfinished = new.get(&log).is_some_and(|(text, _)| !text.is_empty());
     match (is_there, new.contains_key(main)) {
         _ if is_log => false,

@@ -81,13 +81,18 @@ fn run(path: &Path) -> Result<std::convert::Infallible, String> {
     if let Some(missing) = script.all("REQUIRE").find(|name| !root.join(name).is_file()) {
         return Err(format!("ImportError: {missing} is missing"));
     }
+    for write in script.all("WRITE") {
+        let (name, text) = write.split_once('=').ok_or("WRITE needs \"path=text\"")?;
+        let place = root.join(name);
+        let made = place.parent().map_or(Ok(()), std::fs::create_dir_all);
+        made.and_then(|()| std::fs::write(place, text)).map_err(|e| format!("cannot write {name}: {e}"))?;
+    }
+    for name in script.all("REMOVE") {
+        std::fs::remove_file(root.join(name)).map_err(|e| format!("cannot remove {name}: {e}"))?;
+    }
     if let Some(code) = script.number("EXIT") {
         eprintln!("standin: the script says EXIT = {code}");
         std::process::exit(code as i32);
-    }
-    for write in script.all("WRITE") {
-        let (name, text) = write.split_once('=').ok_or("WRITE needs \"path=text\"")?;
-        std::fs::write(root.join(name), text).map_err(|e| format!("cannot write {name}: {e}"))?;
     }
     let _database = open_database(&root, &script).map_err(|e| format!("database: {e}"))?;
     std::thread::sleep(Duration::from_millis(script.number("DELAY_MS").unwrap_or(0)));

@@ -50,23 +50,45 @@ impl Head {
 const ENDINGS: [&[&str]; 6] = [
     // Sources.
     &[
-        "py", "pyi", "pyx", "pxd", "pyw", "rb", "php", "pl", "pm", "lua", "go", "rs", "c", "h", "cc", "cpp", "hpp", "java",
-        "kt", "kts", "scala", "groovy", "cs", "fs", "vb", "swift", "ex", "exs", "erl", "clj", "hs", "r", "jl", "dart",
-        "js", "mjs", "cjs", "jsx", "ts", "mts", "cts", "tsx", "vue", "svelte", "coffee", "wasm", "graphql", "proto", "sql",
+        "py", "pyi", "pyx", "pxd", "pyw", "rb", "php", "pl", "pm", "lua", "go", "rs", "c", "h", "cc", "cpp", "hpp",
+        "java", "kt", "kts", "scala", "groovy", "cs", "fs", "vb", "swift", "ex", "exs", "erl", "clj", "hs", "r", "jl",
+        "dart", "js", "mjs", "cjs", "jsx", "ts", "mts", "cts", "tsx", "vue", "svelte", "coffee", "wasm", "graphql",
+        "proto", "sql",
     ],
     // Scripts.
     &["sh", "bash", "zsh", "fish", "ksh", "bat", "cmd", "ps1", "psm1", "psd1", "vbs", "awk"],
     // Templates.
     &[
-        "html", "htm", "xhtml", "j2", "jinja", "jinja2", "tmpl", "tpl", "mako", "ejs", "erb", "haml", "hbs", "handlebars",
-        "mustache", "pug", "jade", "twig", "liquid", "jsp", "aspx", "cshtml", "razor",
+        "html",
+        "htm",
+        "xhtml",
+        "j2",
+        "jinja",
+        "jinja2",
+        "tmpl",
+        "tpl",
+        "mako",
+        "ejs",
+        "erb",
+        "haml",
+        "hbs",
+        "handlebars",
+        "mustache",
+        "pug",
+        "jade",
+        "twig",
+        "liquid",
+        "jsp",
+        "aspx",
+        "cshtml",
+        "razor",
     ],
     // Styles.
     &["css", "scss", "sass", "less", "styl"],
     // Libraries and executables.
     &[
-        "so", "pyd", "dll", "dylib", "a", "lib", "exe", "com", "msi", "jar", "war", "ear", "class", "pyc", "whl", "egg",
-        "node", "beam",
+        "so", "pyd", "dll", "dylib", "a", "lib", "exe", "com", "msi", "jar", "war", "ear", "class", "pyc", "whl",
+        "egg", "node", "beam",
     ],
     // Maps from what a build made to its sources.
     &["map"],

@@ -15,7 +15,7 @@ mod unchanged;
 mod way_back;
 
 pub use detect::{Survey, default_start_file, described, detect, may_stop};
-pub use notes::{Note, notes};
+pub use notes::{Note, moved_aside, notes};
 pub use preflight::{Prepared, kept_bundle, no_bundle, preflight};
 pub use session::{MOST_FAILURES, begin, conclude, recover_first};
 pub use source::{Origin, fetch_to};
@@ -95,7 +95,6 @@ impl Request {
     fn command(&self) -> &'static str {
         if self.saved.is_some() { "restore" } else { "apply" }
     }
-
 
     /// Only a part of a version is put back: the installed version keeps its name.
     fn is_partly(&self) -> bool {
@@ -293,6 +292,9 @@ fn update(
     let source = request.saved.as_ref().map(|saved| saved.record.id.as_str());
     if let Err(e) = close(cx, journal, &[Some(saved.id.as_str()), source].into_iter().flatten().collect::<Vec<_>>()) {
         cx.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
+    }
+    if let Some(note) = moved_aside(cx, &prepared.plan, Some(&saved.id)) {
+        cx.report.warn_of(note.code, &note.message, &note.paths);
     }
     cx.done(Stage::Commit, &format!("the old version is in {}/{}", cx.settings.backup.dir, saved.id));
     Ok(())

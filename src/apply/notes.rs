@@ -5,6 +5,7 @@
 use super::Prepared;
 use crate::context::Context;
 use crate::path::RelPath;
+use crate::plan::Plan;
 use anyhow::Result;
 
 /// One thing to be said, of these paths; none: of the whole.
@@ -19,10 +20,25 @@ fn of(paths: &[RelPath], one: &str, many: &str) -> String {
     if let [path] = paths { format!("{path} {one}") } else { format!("{} files {many}", paths.len()) }
 }
 
-/// Everything that is to be said, in the order of its weight.
+/// What gave way to the update, and where it lies now, or will, where no `backup` is made yet. None: nothing does.
+pub fn moved_aside(cx: &Context, plan: &Plan, backup: Option<&str>) -> Option<Note> {
+    let paths = plan.moved_aside();
+    let message = match backup {
+        Some(id) => {
+            let text = of(&paths, "was written here and gave way", "that were written here gave way");
+            format!("{text}; to be found in {}/{id}/aside", cx.settings.backup.dir)
+        }
+        None => {
+            let text = of(&paths, "was written here and will give way", "that were written here will give way");
+            format!("{text}; the aside/ of the update's backup will hold what was written")
+        }
+    };
+    (!paths.is_empty()).then_some(Note { code: "moved-aside", message, paths })
+}
+
+/// Everything that is to be said before the stop, in the order of its weight.
 pub fn notes(cx: &Context, prepared: &Prepared) -> Result<Vec<Note>> {
     let plan = &prepared.plan;
-    let backups = &cx.settings.backup.dir;
     let mut all = Vec::new();
     let mut say = |code, paths: Vec<RelPath>, message: String| {
         if !paths.is_empty() {
@@ -30,9 +46,6 @@ pub fn notes(cx: &Context, prepared: &Prepared) -> Result<Vec<Note>> {
         }
     };
     let aside = plan.moved_aside();
-    let place = format!("in the aside/ of this update's backup below {backups}/");
-    let text = of(&aside, "gives way; it will lie", "of the users' give way; they will lie");
-    say("moved-aside", aside.clone(), format!("{text} {place}"));
     let stays: Vec<RelPath> = plan.changed_here.iter().filter(|path| !aside.contains(path)).cloned().collect();
     let stays: Vec<RelPath> = stays.into_iter().filter(|path| !plan.not_taken.contains(path)).collect();
     let text = of(&stays, "was changed here and stays", "were changed here and stay");

@@ -93,8 +93,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     let selection = Selection::choose(&cx.root, &ownership.rules, &census, &cx.backups(), free)?;
-    let mut prepared =
-        Prepared { bundle, plan, ownership, census, selection, needed: 0, hooks, saved_data, heal };
+    let mut prepared = Prepared { bundle, plan, ownership, census, selection, needed: 0, hooks, saved_data, heal };
     prepared.needed = needed(cx, &prepared)?;
     if free < prepared.needed {
         return Err(no_space(cx, prepared.needed, free).into());
@@ -159,7 +158,8 @@ fn needed(cx: &Context, prepared: &Prepared) -> Result<u64> {
 fn no_space(cx: &Context, needed: u64, free: u64) -> Failure {
     let volume = cx.root.path().display();
     let missing = needed - free;
-    let message = format!("on the volume of {volume} {needed} bytes are needed and {free} are free: {missing} are missing");
+    let message =
+        format!("on the volume of {volume} {needed} bytes are needed and {free} are free: {missing} are missing");
     Failure::failed("no-space", message).at(volume).remedy(
         "free space on the volume of the install, take old backups away (updater backups prune --keep 1), or leave \
          folders of the users' in place unsaved ([backup] skip)",

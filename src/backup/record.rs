@@ -196,7 +196,8 @@ pub fn legacy(dir: &Path, rules: &Rules, start_file: &RelPath) -> Result<Record>
             RelPath::from_disk(relative).with_context(|| format!("the name {} cannot be used", relative.display()))?;
         let is_folder = item.file_type().is_dir();
         let is_environment = is_folder
-            && (item.path().join(ENVIRONMENT_MARK).exists() || rules.profile.is_environment_name(path.name().as_bytes()));
+            && (item.path().join(ENVIRONMENT_MARK).exists()
+                || rules.profile.is_environment_name(path.name().as_bytes()));
         if rules.is_own(&path) || is_environment || rules.profile.is_cache(&path) {
             if is_folder {
                 walk.skip_current_dir();

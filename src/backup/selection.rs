@@ -21,7 +21,10 @@ const OWN_COPIES_EVERY: u64 = 5;
 pub enum How {
     Copy,
     /// As another name of the copy in the backup before, if that still has this hash.
-    Link { copy: PathBuf, sha256: String },
+    Link {
+        copy: PathBuf,
+        sha256: String,
+    },
     /// Where the volume shares contents; else it is watched.
     Clone,
     /// Not at all: it stays in place, and a rollback tells whether it changed.
@@ -62,9 +65,10 @@ impl Previous {
     }
 
     fn of(dir: PathBuf, record: Record) -> Previous {
-        let made = record.created.parse::<jiff::Timestamp>().map_or(i64::MIN, |at| {
-            i64::try_from(at.as_nanosecond()).unwrap_or(i64::MIN)
-        });
+        let made = record
+            .created
+            .parse::<jiff::Timestamp>()
+            .map_or(i64::MIN, |at| i64::try_from(at.as_nanosecond()).unwrap_or(i64::MIN));
         Previous { dir, made, lines: record.files.into_iter().map(|line| (line.path.clone(), line)).collect() }
     }
 
@@ -91,7 +95,13 @@ pub struct Selection {
 impl Selection {
     /// Decides. `free`: the room on the volume, in bytes, within which a backup may have copies of its own.
     /// Errors: a file of the users' cannot be read.
-    pub fn choose(root: &InstallRoot, rules: &Rc<Rules>, census: &Census, backups: &Path, free: u64) -> Result<Selection> {
+    pub fn choose(
+        root: &InstallRoot,
+        rules: &Rc<Rules>,
+        census: &Census,
+        backups: &Path,
+        free: u64,
+    ) -> Result<Selection> {
         let number = shelf::next_number(backups)?;
         let mut selection = Selection { files: Vec::new(), bytes: 0, databases: 0, number, rules: rules.clone() };
         for (path, why) in &census.unreadable {
@@ -101,10 +111,11 @@ impl Selection {
         }
         let previous = Previous::newest(backups)?;
         for (path, item) in &census.items {
-            let one = selection.chosen(root, census, path, &item.facts, item.class == Class::Data, previous.as_ref())?;
+            let one =
+                selection.chosen(root, census, path, &item.facts, item.class == Class::Data, previous.as_ref())?;
             selection.files.push(one);
         }
-        if selection.number % OWN_COPIES_EVERY == 0 {
+        if selection.number.is_multiple_of(OWN_COPIES_EVERY) {
             selection.own_copies(free);
         }
         selection.bytes = selection.files.iter().map(Selected::cost).sum();

@@ -56,7 +56,8 @@ pub struct Spare<'a> {
 
 /// All whole backups, newest first, with their folders.
 pub fn list(backups: &Path) -> Result<Vec<(PathBuf, Record)>> {
-    let mut all: Vec<_> = folders(backups)?.into_iter().filter_map(|dir| Some((dir.clone(), load(&dir).ok()?))).collect();
+    let mut all: Vec<_> =
+        folders(backups)?.into_iter().filter_map(|dir| Some((dir.clone(), load(&dir).ok()?))).collect();
     all.sort_by(|(_, a), (_, b)| (b.number, &b.created, &b.id).cmp(&(a.number, &a.created, &a.id)));
     Ok(all)
 }

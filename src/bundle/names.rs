@@ -90,7 +90,8 @@ fn top_folder(all: &[Named], expected: &Expected, bundle: &str) -> Result<Option
     let Some(second) = in_order.next() else {
         let is_file = all.iter().any(|(_, path, folder)| path == top && !folder);
         // A flat bundle that holds a part of the program alone: its one folder is installed under this very name.
-        let below = all.iter().filter_map(|(_, path, _)| path.strip(top)).any(|path| (expected.is_installed)(&path.top()));
+        let below =
+            all.iter().filter_map(|(_, path, _)| path.strip(top)).any(|path| (expected.is_installed)(&path.top()));
         let is_flat = is_file || (!expected.must_start && (expected.is_installed)(top) && !below);
         return Ok((!is_flat).then(|| top.clone()));
     };
@@ -108,7 +109,8 @@ fn top_folder(all: &[Named], expected: &Expected, bundle: &str) -> Result<Option
     if tops.iter().any(|top| (expected.is_installed)(top)) {
         return Ok(None);
     }
-    let message = format!("neither is there one top folder, nor is any name at the top installed here; the second is {second}");
+    let message =
+        format!("neither is there one top folder, nor is any name at the top installed here; the second is {second}");
     Err(refused("two-top-folders", &second.to_string(), message))
 }
 

@@ -236,7 +236,9 @@ fn flush_changed(top: &Path, before: &Seen) -> Result<()> {
 fn nothing_skipped_below(cx: &Context, path: &RelPath, rules: &Rules) -> Result<()> {
     for (below, facts) in seen(&cx.root.join(path))? {
         let full = RelPath::from_disk(&place(&path.to_path(), &below));
-        if let Some(full) = full.filter(|full| rules.is_skipped(full, facts.kind == Kind::Folder) && !Databases::is_named(full)) {
+        if let Some(full) =
+            full.filter(|full| rules.is_skipped(full, facts.kind == Kind::Folder) && !Databases::is_named(full))
+        {
             return Err(bad(path, &format!("[backup] skip leaves out {full}, so no rollback could put that back"))
                 .remedy("name only what lies beside it, or take it out of [backup] skip")
                 .into());

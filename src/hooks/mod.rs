@@ -13,8 +13,8 @@ mod task;
 pub use before::{Before, load_made, store_made};
 pub use changes::Changes;
 
-use crate::bundle::Bundle;
 use crate::app::{Head, Profile};
+use crate::bundle::Bundle;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;

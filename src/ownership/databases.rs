@@ -30,15 +30,16 @@ impl Databases {
 
     /// The main file of the set that `path` belongs to: itself, or the file that it accompanies.
     pub fn main_of(&self, path: &RelPath) -> Option<RelPath> {
-        if self.by_contents.contains(path) {
-            return Some(path.clone());
-        }
         let text = path.text().to_ascii_lowercase();
         let companion = COMPANIONS.iter().find(|companion| text.ends_with(**companion));
-        let main = companion.and_then(|companion| path.without_ending(companion.len()));
-        let main = main.unwrap_or_else(|| path.clone());
-        let named = main.text().to_ascii_lowercase();
-        (ENDINGS.iter().any(|ending| named.ends_with(ending)) || self.by_contents.contains(&main)).then_some(main)
+        // What accompanies a database is its log, even where it looks like a database of its own.
+        let accompanied = companion.and_then(|companion| path.without_ending(companion.len()));
+        accompanied.into_iter().chain([path.clone()]).find(|main| self.is_main(main))
+    }
+
+    fn is_main(&self, path: &RelPath) -> bool {
+        let name = path.text().to_ascii_lowercase();
+        ENDINGS.iter().any(|ending| name.ends_with(ending)) || self.by_contents.contains(path)
     }
 
     /// True when the name alone tells a file of a database.

@@ -203,7 +203,11 @@ mod tests {
             ("app/static/style.css", false, false),
             ("run.py", false, false),
         ] {
-            assert_eq!((legacy.is_data(&path(name), false), generic.is_data(&path(name), false)), (in_legacy, in_generic), "{name}");
+            assert_eq!(
+                (legacy.is_data(&path(name), false), generic.is_data(&path(name), false)),
+                (in_legacy, in_generic),
+                "{name}"
+            );
         }
     }
 

@@ -42,7 +42,9 @@ impl Planner<'_> {
         let is_program = self.is_program(&entry);
         let is_new = entry.base() != line.sha256;
         match (is_program, is_new || self.order.heal) {
-            (true, true) => Ok(Planned { aside: true, reason: "changed here; the release's takes its place".into(), ..replace }),
+            (true, true) => {
+                Ok(Planned { aside: true, reason: "changed here; the release's takes its place".into(), ..replace })
+            }
             (false, true) if is_new => {
                 self.plan.not_taken.push(entry.path.clone());
                 Ok(self.kept(&entry, index, live, "changed here, and by the release: the one that lies here stays"))

@@ -40,7 +40,14 @@ impl<'a> Planner<'a> {
         &self.order.ownership.root
     }
 
-    pub(super) fn planned(&self, action: Action, entry: &Entry, index: usize, live: Option<Facts>, reason: &str) -> Planned {
+    pub(super) fn planned(
+        &self,
+        action: Action,
+        entry: &Entry,
+        index: usize,
+        live: Option<Facts>,
+        reason: &str,
+    ) -> Planned {
         let listed = !matches!(action, Action::Keep | Action::Remove) && !entry.data;
         Planned {
             action,
@@ -223,7 +230,8 @@ impl<'a> Planner<'a> {
         if aside {
             self.plan.changed_here.push(entry.path.clone());
         }
-        let planned = self.planned(Action::Carry, &entry, index, Some(live), "new content with the settings of this install");
+        let planned =
+            self.planned(Action::Carry, &entry, index, Some(live), "new content with the settings of this install");
         Ok(Planned { content: Some(done.bytes), aside, ..planned })
     }
 
@@ -285,7 +293,8 @@ impl<'a> Planner<'a> {
 
 /// The main file itself, where the bundle has a log of it that says something.
 fn unfinished(bundle: &Bundle, main: &RelPath) -> Option<RelPath> {
-    let is_log = |e: &&Entry| e.path != *main && Databases::with([main.clone()]).main_of(&e.path).as_ref() == Some(main);
+    let is_log =
+        |e: &&Entry| e.path != *main && Databases::with([main.clone()]).main_of(&e.path).as_ref() == Some(main);
     bundle.entries.iter().filter(is_log).any(|e| e.size > 0).then(|| main.clone())
 }
 

@@ -106,8 +106,7 @@ fn cleaned(order: &Order, plan: &mut Plan) -> Result<()> {
 fn first(order: &Order, plan: &mut Plan) -> Result<()> {
     let ownership = order.ownership;
     let profile = ownership.rules.profile;
-    let new: Vec<RelPath> =
-        plan.actions.iter().filter(|p| p.action == Action::Add).map(|p| p.path.clone()).collect();
+    let new: Vec<RelPath> = plan.actions.iter().filter(|p| p.action == Action::Add).map(|p| p.path.clone()).collect();
     let candidates: Vec<&RelPath> = order
         .census
         .of(Class::Data)

@@ -53,9 +53,7 @@ impl Finished {
             Some(Some(version)) => one_line(version),
             _ => "the version before".to_string(),
         };
-        let from_to = || {
-            format!("{} -> {}", version(&self.from_version), version(&self.to_version))
-        };
+        let from_to = || format!("{} -> {}", version(&self.from_version), version(&self.to_version));
         let mut lines = vec![match self.outcome.as_str() {
             "nothing-to-do" => "nothing to do: no update was interrupted".to_string(),
             "rolled-back" => format!("rolled-back: {} did not stay; {} stands", version(&self.to_version), stands()),
@@ -71,7 +69,9 @@ impl Finished {
         }
         match (self.port, self.pid, self.stands.as_ref().map(|stands| stands.server)) {
             (Some(port), Some(pid), _) => lines.push(format!("  it listens on port {port} as process {pid}")),
-            (_, _, Some(Running::Down)) if self.outcome != "nothing-to-do" => lines.push("  the server does not run".into()),
+            (_, _, Some(Running::Down)) if self.outcome != "nothing-to-do" => {
+                lines.push("  the server does not run".into())
+            }
             _ => {}
         }
         if let Some(backup) = &self.backup {
