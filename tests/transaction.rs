@@ -137,9 +137,11 @@ fn specified(old: &Files, base: &BTreeMap<String, String>, new: &Files) -> Files
         let wanted = if name.starts_with(".venv/") {
             live.cloned()
         } else if is_database(name) {
-            database(name, old, base, new)
-                .then(|| if live.is_some() { replaced } else { added })
-                .unwrap_or(live.cloned())
+            match database(name, old, base, new) {
+                false => live.cloned(),
+                true if live.is_some() => replaced,
+                true => added,
+            }
         } else if live.is_none() {
             added
         } else if as_shipped {
