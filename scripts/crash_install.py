@@ -14,6 +14,9 @@ SCENARIO says what is cut off, and what may stand afterwards:
   recover-code  recover of an update that was killed in the swap                       old
   recover-data  recover of a bad update that was killed while its version ran          old
 
+Every install holds what users write: an upload below `app/`, a file at the top, a shipped seed that the server wrote,
+and a program file that somebody edited, which gives way to the backup's `aside/`. The bad version alters them.
+
 `check` prints OLD, NEW or BROKEN first: the tree by hash, mode and owner, the row of the database, the server
 by ping, every backup by hash, what the updater left lying about, and whether a second recover finds nothing.
 """
@@ -23,12 +26,16 @@ from types import SimpleNamespace
 
 work = Path(sys.argv[1]).resolve()
 site, kept, bundle, port_file = work / 'site', work / 'kept', work / 'bundle.zip', work / 'port'
+first_bundle = work / 'first.zip'
 OWN = ('.updater', 'backups', 'instance', '__pycache__')
 scenario = os.environ.get('SCENARIO', 'good')
 is_recover = scenario.startswith('recover')
 DAMAGE = """SQL = "UPDATE notes SET text = 'rewritten'"
 WRITE = "uploads/a.txt=altered"
 WRITE = "uploads/b.txt=added"
+WRITE = "app/static/uploads/p.png=altered"
+WRITE = "app/seed.json=altered"
+REMOVE = "users.json"
 ANSWER = 500
 """
 has_hooks = scenario.startswith('hooks')
@@ -42,21 +49,29 @@ changes = ["cache", "uploads"]
 BEFORE_HOOK = {'cache/made.txt': 'of 1.0\n', 'cache/old/part.txt': 'a part\n'}
 AFTER_HOOK = {'cache/made.txt': 'of 2.0\n', 'cache/new/made.txt': 'of 2.0\n', 'uploads/hook.txt': 'hook\n',
               'uploads/a.txt': 'an upload\nhook\n'}
+BY_HAND = '# edited by hand\n'
 # What random parts of names are folded to '#'.
 NORM = r'[0-9a-fA-F]{8,}|[0-9]{4,}|-[0-9a-f]{4}(?=\.)|(?<=updater-check-)\w+|(?<=\.)\d+(?=\.tmp)'
 
 
 def code(version, damage=False):
     files = {'run.py': f'PORT = 8080\nVERSION = "{version}"\nREQUIRE = "app/core.py"\n',
-             'app/__init__.py': '# package\n', 'app/core.py': f'# core of {version}\n'}
+             'app/__init__.py': '# package\n', 'app/core.py': f'# core of {version}\n',
+             'app/edited.py': f'# part of {version}\n', 'app/seed.json': f'["{version}"]\n'}
     files |= {'app/old.py': '# old\n'} if version == '1.0' else {'app/new/new.py': '# new\n'}
     if damage:
         files['run.py'] += DAMAGE
     return files
 
 
+def installed(version, damage=False):
+    """The program as it lies there: version 1.0 was edited, and its seed was written."""
+    files = code(version, damage) | {'app/seed.json': 'written here\n'}
+    return files | ({'app/edited.py': BY_HAND} if version == '1.0' else {})
+
+
 def data(upload='an upload\n'):
-    return {'uploads/a.txt': upload, '.env': 'SECRET=1\n', 'config/c.json': '{}\n',
+    return {'app/static/uploads/p.png': 'a picture\n', 'users.json': '[]\n', 'uploads/a.txt': upload, '.env': 'SECRET=1\n', 'config/c.json': '{}\n',
             'updater.toml': '[server]\nsoak = "50ms"\nhealth_timeout = "10s"\n' + (HOOK if has_hooks else '')}
 
 
@@ -106,8 +121,8 @@ def need(*arguments):
         sys.exit(f'{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}')
 
 
-def make_bundle(version, damage=False):
-    with zipfile.ZipFile(bundle, 'w', zipfile.ZIP_DEFLATED) as z:
+def make_bundle(version, damage=False, to=None):
+    with zipfile.ZipFile(to or bundle, 'w', zipfile.ZIP_DEFLATED) as z:
         for name, text in code(version, damage).items():
             z.writestr(f'site-{version}/{name}', text)
 
@@ -115,13 +130,15 @@ def make_bundle(version, damage=False):
 def make_site():
     stop()
     shutil.rmtree(site, ignore_errors=True)
-    for name, text in (code('1.0') | data() | (BEFORE_HOOK if has_hooks else {})).items():
+    for name, text in (installed('1.0') | data() | (BEFORE_HOOK if has_hooks else {})).items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(text)
         (site / name).chmod(0o644)
     (site / 'instance').mkdir()
     sql('PRAGMA journal_mode=WAL', 'CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT)',
         "INSERT INTO notes VALUES(1, 'a row')")
+    make_bundle('1.0', to=first_bundle)
+    need('adopt', str(first_bundle))
 
 
 def sql(*lines):
@@ -240,9 +257,10 @@ def setup():
 
 def startable_mixture():
     """The code files, if somebody could start a tree that is of neither version before anything recovers."""
-    now = {name: facts[0] for name, facts in tree().items() if name == 'run.py' or name.startswith(('app/', 'cache/'))}
+    now = {name: facts[0] for name, facts in tree().items() if name.endswith('.py') or name.startswith('cache/')}
     versions = ('3.0', '4.0') if scenario == 'prune' else ('1.0', '2.0')
-    whole = [code(version, damage) for version in versions for damage in (False, True)]
+    whole = [installed(version, damage) for version in versions for damage in (False, True)]
+    whole = [{name: text for name, text in files.items() if name.endswith('.py')} for files in whole]
     if has_hooks:
         cached = [{name: text for name, text in files.items() if name.startswith('cache/')} for files in (BEFORE_HOOK, AFTER_HOOK)]
         whole = [files | cached['2.0' in files['run.py']] for files in whole]
@@ -279,16 +297,16 @@ def tree():
 
 def expected():
     """What may stand: word -> (files, text of the row, version that serves)."""
-    old, new = (code('1.0') | data(), 'a row', '1.0'), (code('2.0') | data(), 'a row', '2.0')
+    old, new = (installed('1.0') | data(), 'a row', '1.0'), (installed('2.0') | data(), 'a row', '2.0')
     if has_hooks:
         old = (old[0] | BEFORE_HOOK, *old[1:])
         new = (new[0] | AFTER_HOOK, *new[1:])
-    damaged = {**code('2.0'), **data(), 'app/core.py': 'damaged\n'}
+    damaged = {**installed('2.0'), **data(), 'app/core.py': 'damaged\n'}
     damaged.pop('app/new/new.py')
     return {'good': {'OLD': old, 'NEW': new}, 'hooks': {'OLD': old, 'NEW': new},
-            'restore': {'OLD': (code('2.0') | data('later\n'), 'later', '2.0'), 'NEW': old},
+            'restore': {'OLD': (installed('2.0') | data('later\n'), 'later', '2.0'), 'NEW': old},
             'repair': {'OLD': (damaged, 'a row', '2.0'), 'NEW': new},
-            'prune': {'OLD': (code('4.0') | data(), 'a row', '4.0')}}.get(scenario, {'OLD': old})
+            'prune': {'OLD': (installed('4.0') | data(), 'a row', '4.0')}}.get(scenario, {'OLD': old})
 
 
 def check():
@@ -316,6 +334,10 @@ def check():
     whole = json.loads(run('backups', '--check', '--json').stdout)['backups']
     if sorted(b['id'] for b in whole if b['whole']) != backups:
         return print('BROKEN backups:', *backups, json.dumps(whole))
+    aside = [path.read_text() for path in (site / 'backups').glob('*/aside/app/edited.py')]
+    gave_way = word == 'NEW' if scenario in ('good', 'hooks') else None
+    if gave_way is not None and aside != ([BY_HAND] if gave_way else []):
+        return print('BROKEN: what was edited lies aside', len(aside), 'times on the tree', word)
     if scenario == 'prune':
         if not backups:
             return print('BROKEN: no backup is left')

@@ -87,7 +87,7 @@ def wrong_backup():
         if not (folder / 'backup.json').exists():
             return f'{folder.name} has no record'
         for line in json.loads((folder / 'backup.json').read_text())['files']:
-            saved = folder / line['path']
+            saved = folder / line.get('place', line['path'])
             if not saved.is_file() or hashlib.sha256(saved.read_bytes()).hexdigest() != line['sha256']:
                 return f'{folder.name} lost {line["path"]}'
     return None
@@ -95,15 +95,14 @@ def wrong_backup():
 
 def wrong_receipt(stands_new):
     receipt, kept = site / '.updater/receipt.json', site / '.updater/bundle.zip'
-    if {receipt.exists(), kept.exists()} != {stands_new}:
-        return 'the receipt or the kept bundle is missing' if stands_new else 'a receipt of a version that does not stand'
-    if not stands_new:
-        return None
+    if not receipt.exists() or not kept.exists():
+        return 'the receipt or the kept bundle is missing'
+    version, bundle = ('2.0', install.bundle) if stands_new else ('1.0', install.first_bundle)
     lines = {line['path']: line['sha256'] for line in json.loads(receipt.read_text())['files']}
-    wanted = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in install.code('2.0').items()}
-    if not list((site / 'backups').glob('*/backup.json')):
+    wanted = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in install.code(version).items()}
+    if stands_new and not list((site / 'backups').glob('*/backup.json')):
         return 'the new version stands without a backup'
-    return None if lines == wanted and kept.read_bytes() == install.bundle.read_bytes() else f'the receipt or the kept bundle: {lines}'
+    return None if lines == wanted and kept.read_bytes() == bundle.read_bytes() else f'the receipt or the kept bundle: {lines}'
 
 
 def check():

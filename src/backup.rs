@@ -8,12 +8,13 @@ mod record;
 mod selection;
 mod shelf;
 
-pub use record::{Damage, FORMAT, Kind, Line, Record, Watched, damage, files_below, legacy, load};
+pub use record::{Damage, FORMAT, Kind, Line, Linked, Record, Watched, damage, files_below, legacy, load};
 pub use selection::{How, Previous, Selected, Selection};
 pub use shelf::{Listed, Pruned, Spare, clear_discarded, list, list_all, mark_failed, next_number, prune};
 
 use crate::error::Failure;
 use crate::fsx;
+use crate::journal::Folder;
 use crate::os::{self, Facts, files};
 use crate::ownership::{Census, Class, Databases};
 use crate::path::{InstallRoot, RelPath};
@@ -224,6 +225,7 @@ impl Backup {
         for (path, item) in &census.items {
             self.again(root, path, &item.facts, item.class == Class::Data, live.selection, &census.databases)?;
         }
+        let (linked, folders) = self.folders(root, census)?;
         for item in walkdir::WalkDir::new(&self.dir) {
             let item = item?;
             if item.file_type().is_dir() {
@@ -233,13 +235,12 @@ impl Backup {
         for line in self.lines.values_mut() {
             line.base = live.bases.get(&line.path).filter(|base| **base != line.sha256).cloned();
         }
-        let folders = census.folders.iter().map(|(path, facts)| record::folder(path, facts)).collect();
         let record = Record {
             id: self.id.clone(),
             files: self.lines.values().cloned().collect(),
             folders,
+            linked,
             watched: self.watched.iter().map(|(path, facts)| Watched { path: path.clone(), facts: *facts }).collect(),
-            databases: census.databases.by_contents().cloned().collect(),
             ..record
         };
         record.store(&self.dir)?;
@@ -247,6 +248,29 @@ impl Backup {
         fsx::sync_parent(&self.home)?;
         fsx::sync_parent(&self.dir)?;
         Ok(record)
+    }
+
+    /// Makes every folder of the install in the backup, with its owner, mode and access lists, but that its owner may
+    /// always enter it; of a data folder that is a link the target is kept.
+    fn folders(&self, root: &InstallRoot, census: &Census) -> Result<(Vec<Linked>, Vec<Folder>)> {
+        let (mut linked, mut folders) = (Vec::new(), Vec::new());
+        for (path, facts) in &census.folders {
+            let (live, to) = (root.join(path), self.place(path));
+            fsx::make_folders(&to)?;
+            if facts.kind == os::Kind::Link {
+                linked.push(Linked::new(path, &fs_err::read_link(&live)?));
+                continue;
+            }
+            folders.push(record::folder(path, facts));
+            let is = files::facts(&to)?;
+            if (is.owner, is.mode) != (facts.owner, facts.mode | 0o700) {
+                fsx::dress_folder(&to, facts.owner, facts.mode | 0o700)?;
+            }
+            if !files::same_attributes(&live, &to).unwrap_or(true) {
+                files::copy_attributes(&live, &to).with_context(|| format!("setting attributes of {path}"))?;
+            }
+        }
+        Ok((linked, folders))
     }
 
     /// Brings what was saved of one file up to date.

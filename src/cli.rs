@@ -464,7 +464,18 @@ fn looks_like_root(folder: &Path) -> bool {
 
 fn may_be_root(folder: &Path) -> bool {
     let own = folder.components().any(|part| part.as_os_str().eq_ignore_ascii_case(".updater"));
-    !own && fs_err::symlink_metadata(folder.join("backup.json")).is_err()
+    !own && !is_backup(folder)
+}
+
+/// True for a folder with the record of a backup. An application may have a file of that name; then its folder has
+/// `.updater/`, which no backup holds, or the file is plainly another one.
+fn is_backup(folder: &Path) -> bool {
+    let record = folder.join("backup.json");
+    if fs_err::symlink_metadata(&record).is_err() || folder.join(".updater").is_dir() {
+        return false;
+    }
+    let object = fs_err::read(&record).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    object.is_none_or(|object| object.get("update_id").is_some())
 }
 
 #[cfg(test)]
@@ -577,6 +588,9 @@ mod tests {
         for cwd in ["web", "web/backups/one", "web/.updater/staging/x", "web/.updater"] {
             assert_eq!(find_root(None, &top.join(cwd), &exe).unwrap().path(), top.join("web"), "{cwd}");
         }
+        // An application's own file of that name.
+        make("web/backup.json");
+        assert_eq!(find_root(None, &top.join("web"), &exe).unwrap().path(), top.join("web"));
         let own = top.join("web/.updater/updater");
         assert_eq!(find_root(None, &top.join("other"), &own).unwrap().path(), top.join("web"));
         assert_eq!(find_root(Some(Path::new("../web")), &top.join("other"), &exe).unwrap().path(), top.join("web"));

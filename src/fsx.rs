@@ -77,7 +77,7 @@ pub fn folds_case(folder: &Path) -> Result<bool> {
 /// would be waited for.
 pub fn sha256_of(path: &Path) -> Result<String> {
     match files::facts(path).with_context(|| format!("looking at {}", path.display()))?.kind {
-        Kind::Link => return Ok(sha256(fs_err::read_link(path)?.to_string_lossy().as_bytes())),
+        Kind::Link => return Ok(sha256(&link_bytes(path)?)),
         Kind::Other => anyhow::bail!("{} is no file", path.display()),
         Kind::File | Kind::Folder => {}
     }
@@ -91,6 +91,12 @@ pub fn sha256_of(path: &Path) -> Result<String> {
         }
         sum.update(&buffer[..n]);
     }
+}
+
+/// The target of a link, byte for byte.
+fn link_bytes(path: &Path) -> Result<Vec<u8>> {
+    let target = fs_err::read_link(path)?;
+    Ok(files::path_to_bytes(&target).unwrap_or_else(|| target.to_string_lossy().into_owned().into_bytes()))
 }
 
 /// Writes `bytes` so that after a power cut either the old or the new contents are there.
@@ -205,6 +211,18 @@ pub fn dress_like(from: &Path, to: &Path, facts: &Facts) -> Result<Vec<String>> 
     let lost = files::copy_attributes(from, to).with_context(|| format!("setting attributes of {}", to.display()))?;
     files::set_mtime(to, facts.mtime).with_context(|| format!("setting the time of {}", to.display()))?;
     Ok(lost)
+}
+
+/// Gives a folder its owner, where we may, and its mode.
+pub fn dress_folder(folder: &Path, owner: os::Owner, mode: u32) -> Result<()> {
+    let name = || format!("setting owner and mode of {}", folder.display());
+    if files::facts(folder).with_context(name)?.owner != owner {
+        match files::set_owner(folder, owner) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.with_context(name)?,
+        }
+    }
+    files::set_mode(folder, mode).with_context(name)
 }
 
 /// Sets owner, mode and time of a file from `facts`. Somebody else's file that we may read and not give away

@@ -63,9 +63,28 @@ pub struct Intent {
     /// It is data of the users (a restore puts it back, a bundle adds or merges it).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub data: bool,
-    /// What lies there was written by users: it goes to the backup's `aside/`, not to the trash.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub aside: bool,
+    /// Where what lies there goes.
+    #[serde(default, skip_serializing_if = "Away::is_trash")]
+    pub away: Away,
+}
+
+/// Where an original goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Away {
+    /// Thrown away after the commit: a backup holds it.
+    #[default]
+    Trash,
+    /// The backup's `aside/`: users wrote it, and it gives way to the version.
+    Aside,
+    /// The backup's `after/`: saved data takes its place.
+    After,
+}
+
+impl Away {
+    fn is_trash(&self) -> bool {
+        *self == Away::Trash
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +124,9 @@ pub struct Moves {
     pub touched: Vec<Folder>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exchanges: Vec<Exchange>,
+    /// Folders of a saved version, which are made with their own owner and mode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub saved_folders: Vec<Folder>,
 }
 
 /// What a way back does with the data of the users.
@@ -150,6 +172,11 @@ pub enum Record {
     },
     DataRestored,
     RolledBack,
+    /// The old version is about to run again: whoever finds it starts no second one.
+    StartingOld {
+        boot: String,
+        process: ProcessId,
+    },
     Committed,
     /// An automatic recovery began (at most three).
     Attempt,
@@ -263,8 +290,9 @@ impl Journal {
 
     /// Closes the journal: nothing is under way any more.
     pub fn close(self) -> Result<()> {
-        fs_err::remove_file(&self.path)?;
-        fsx::sync_parent(&self.path)
+        // A new version may have taken the whole folder away.
+        fsx::remove_own_file(&self.path)?;
+        if fsx::exists(self.path.parent().unwrap_or(&self.path))? { fsx::sync_parent(&self.path) } else { Ok(()) }
     }
 
     pub fn moves(&self) -> Option<&Moves> {
@@ -277,6 +305,13 @@ impl Journal {
     pub fn starting(&self) -> Option<(&str, Option<ProcessId>)> {
         self.records.iter().rev().find_map(|r| match r {
             Record::Starting { boot, process } => Some((boot.as_str(), *process)),
+            _ => None,
+        })
+    }
+    /// The last start of the old version.
+    pub fn starting_old(&self) -> Option<(&str, ProcessId)> {
+        self.records.iter().rev().find_map(|r| match r {
+            Record::StartingOld { boot, process } => Some((boot.as_str(), *process)),
             _ => None,
         })
     }

@@ -222,7 +222,7 @@ fn settle_open(cx: &mut Context, mut journal: Journal, choice: Choice) -> Result
     let mut settled = settled(cx, &journal, direction);
     settled.stands.server = Down;
     if direction == "old" {
-        let healthy = start_old(cx, &journal)?;
+        let healthy = start_old(cx, &mut journal)?;
         (settled.pid, settled.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
     } else if let Some(running) = server::find(&cx.root)? {
         settled.pid = running.processes.first().map(|p| p.id.pid);
@@ -323,7 +323,7 @@ fn decide(cx: &mut Context, journal: &mut Journal, choice: Choice) -> Result<&'s
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
     let expected: Before = measure(&journal.begin.before.new)?;
     // After a boot the service manager may be about to start it: there is time to wait for its answer.
-    if choice.data.is_none() && !same_boot && start(cx, journal, &expected).is_ok() {
+    if choice.data.is_none() && !same_boot && start(cx, journal, &expected, false).is_ok() {
         journal.append(Record::Committed)?;
         return Ok("new");
     }
@@ -474,7 +474,7 @@ fn end_process(process: ProcessId, timeout: Duration) -> Result<()> {
 
 /// Starts the old version again where one ran before, and judges it by its own answer before.
 /// Errors (exit 4): it does not come back.
-pub fn start_old(cx: &Context, journal: &Journal) -> Result<Option<health::Healthy>> {
+pub fn start_old(cx: &Context, journal: &mut Journal) -> Result<Option<health::Healthy>> {
     if !should_run(journal) {
         return Ok(None);
     }
@@ -488,12 +488,13 @@ pub fn start_old(cx: &Context, journal: &Journal) -> Result<Option<health::Healt
         .at(&root)
         .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
     };
-    Ok(Some(start(cx, journal, &before).map_err(failed)?))
+    Ok(Some(start(cx, journal, &before, true).map_err(failed)?))
 }
 
-/// Starts the server that the journal tells of, unless it runs, and judges it.
-fn start(cx: &Context, journal: &Journal, expected: &Before) -> Result<health::Healthy> {
-    let begin = &journal.begin;
+/// Starts the server that the journal tells of, unless it runs, and judges it. One that an interrupted recovery started,
+/// and that does not listen yet, is waited for.
+fn start(cx: &Context, journal: &mut Journal, expected: &Before, is_old: bool) -> Result<health::Healthy> {
+    let begin = journal.begin.clone();
     let judge = health::Judge {
         timeout: Duration::from_millis(begin.health_timeout_ms),
         soak: Duration::from_millis(begin.soak_ms),
@@ -504,9 +505,25 @@ fn start(cx: &Context, journal: &Journal, expected: &Before) -> Result<health::H
         (Some(unit), _) if running.as_ref().is_some_and(|r| r.managed_by.as_ref() != Some(unit)) => None,
         // One that runs may be about to end: the manager knows.
         (Some(unit), _) => server::start_unit(unit, judge.timeout, &mut || Ok(()))?,
-        (None, Some(launch)) if running.is_none() => Some(Launched::Child(processes::hold(launch)?.release()?)),
+        (None, Some(_)) if is_old && is_starting(journal)? => None,
+        (None, Some(launch)) if running.is_none() => {
+            let held = processes::hold(launch)?;
+            if is_old {
+                let boot = processes::boot_id().context("reading the boot id")?;
+                journal.append(Record::StartingOld { boot, process: held.id() })?;
+            }
+            Some(Launched::Child(held.release()?))
+        }
         _ => None,
     };
     let started = started.as_mut().map(|s| s as &mut dyn health::Started);
     judge.judge(expected, &cx.root, &[], started, &mut || Ok(()))
+}
+
+/// Whether the old version that was started last still lives.
+fn is_starting(journal: &Journal) -> Result<bool> {
+    let Some((boot, process)) = journal.starting_old() else { return Ok(false) };
+    let same_boot = processes::boot_id().context("reading the boot id")? == boot;
+    let is = processes::identity(process.pid).context("looking at the started server")?;
+    Ok(same_boot && is == Some(process))
 }

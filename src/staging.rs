@@ -19,11 +19,18 @@ pub struct Staged {
     pub path: RelPath,
     pub sha256: String,
     pub facts: Facts,
+    /// It is a copy of what lies there, staged only so that it arrives last.
+    pub is_copy: bool,
 }
 
 /// The folder that holds what waits to arrive.
 pub fn tree(own: &Path) -> PathBuf {
     own.join("staging/tree")
+}
+
+/// Where an arrival waits.
+pub fn waiting(root: &InstallRoot, path: &RelPath) -> PathBuf {
+    tree(&root.own()).join(path.to_path())
 }
 
 /// Where the originals go.
@@ -83,7 +90,7 @@ pub fn write(
     {
         let to = tree.join(start_file.to_path());
         let sha256 = fsx::copy(&root.join(start_file), &to, &facts)?;
-        written.staged.push(Staged { path: start_file.clone(), sha256, facts: files::facts(&to)? });
+        written.staged.push(Staged { path: start_file.clone(), sha256, facts: files::facts(&to)?, is_copy: true });
     }
     sync_folders(&tree)?;
     Ok(written)
@@ -115,7 +122,12 @@ fn stage(
         fs_err::create_dir_all(parent)?;
     }
     let sha256 = if let Some(target) = &entry.link {
-        files::make_link(Path::new(target), &to).with_context(|| format!("staging the link {}", entry.path))?;
+        // A saved one byte for byte: its target need be no text.
+        let target = match bundle.saved_file(index) {
+            Some(saved) => fs_err::read_link(saved)?,
+            None => PathBuf::from(target),
+        };
+        files::make_link(&target, &to).with_context(|| format!("staging the link {}", entry.path))?;
         give_owner(&ownership.root, &entry, planned, &to)?;
         entry.sha256.clone()
     } else {
@@ -130,7 +142,7 @@ fn stage(
         if files::facts(&to)?.mode != mode {
             files::set_mode(&to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
         }
-        give_time(ownership, &entry, planned.live.as_ref(), &to)?;
+        give_time(&entry, planned.live.as_ref(), &to)?;
         file.sync_all()?;
         sha256
     };
@@ -140,7 +152,7 @@ fn stage(
             .remedy("check the disk, then try again")
             .into());
     }
-    written.staged.push(Staged { path: planned.path.clone(), sha256, facts: files::facts(&to)? });
+    written.staged.push(Staged { path: planned.path.clone(), sha256, facts: files::facts(&to)?, is_copy: false });
     Ok(())
 }
 
@@ -194,14 +206,14 @@ fn give_attributes(
     given.with_context(|| format!("setting the attributes of {}", planned.path))
 }
 
-/// Written files get the time of staging, never the second of what they replace, so that no stale compiled form is
-/// believed. What is put back and is never compiled keeps its own time.
-fn give_time(ownership: &Ownership, entry: &Entry, live: Option<&Facts>, to: &Path) -> Result<()> {
+/// Written files get the time of staging, and what is put back its own; never the second of what they replace, so that
+/// no stale compiled form is believed.
+fn give_time(entry: &Entry, live: Option<&Facts>, to: &Path) -> Result<()> {
     const SECOND: i64 = 1_000_000_000;
     let is = files::facts(to)?.mtime;
-    let own = entry.mtime.filter(|_| !ownership.rules.profile.is_compiled(&entry.path));
-    let same_second = live.is_some_and(|live| live.mtime.div_euclid(SECOND) == is.div_euclid(SECOND));
-    let wanted = own.unwrap_or(if same_second { is + SECOND } else { is });
+    let wanted = entry.mtime.unwrap_or(is);
+    let is_same = live.is_some_and(|live| live.mtime.div_euclid(SECOND) == wanted.div_euclid(SECOND));
+    let wanted = if is_same && !entry.data { wanted + SECOND } else { wanted };
     if wanted != is {
         files::set_mtime(to, wanted).with_context(|| format!("setting the time of {}", entry.path))?;
     }

@@ -6,7 +6,7 @@
 //! cut off anywhere and begun again.
 
 use crate::fsx;
-use crate::journal::{Arrival, Exchange, Folder, Intent, Moves};
+use crate::journal::{Arrival, Away, Exchange, Folder, Intent, Moves};
 use crate::os::{Kind, files};
 use crate::ownership::{MEMBERS, Rules, member};
 use crate::path::{InstallRoot, RelPath};
@@ -20,29 +20,34 @@ use std::path::{Path, PathBuf};
 pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules) -> Result<Moves> {
     let mut moves = Moves::default();
     let give_way: BTreeSet<&RelPath> = plan.changes().filter(|p| p.aside).map(|p| &p.path).collect();
+    let replaced: BTreeSet<&RelPath> = plan.changes().filter(|p| p.saved_data).map(|p| &p.path).collect();
+    let away_of = |path: &RelPath| match () {
+        () if give_way.contains(path) => Away::Aside,
+        () if replaced.contains(path) => Away::After,
+        () => Away::Trash,
+    };
     for one in staged {
         moves.moves.push(Intent {
             data: rules.is_data(&one.path, false),
             path: one.path.clone(),
-            old: fsx::exists(&root.join(&one.path))? && !is_behind_or_folder(root, &one.path)?,
+            old: fsx::exists(&root.join(&one.path))? && !is_behind_or_folder(root, &one.path, rules)?,
             new: Some(Arrival { sha256: one.sha256.clone(), size: one.facts.size }),
-            aside: give_way.contains(&one.path),
+            away: away_of(&one.path),
         });
     }
-    let leaves =
-        |path: &RelPath, data: bool, aside: bool| Intent { path: path.clone(), old: true, new: None, data, aside };
-    let removed = plan.changes().filter(|p| p.action == Action::Remove).map(|p| (&p.path, false));
-    let aside = plan.aside.iter().map(|one| (&one.path, true));
-    for (path, aside) in removed.chain(aside).chain(plan.caches.iter().map(|path| (path, false))) {
+    let leaves = |path: &RelPath, data: bool, away: Away| Intent { path: path.clone(), old: true, new: None, data, away };
+    let removed = plan.changes().filter(|p| p.action == Action::Remove).map(|p| &p.path).chain(&plan.caches);
+    let removed = removed.map(|path| (path, Away::Trash));
+    for (path, away) in removed.chain(plan.aside.iter().map(|one| (&one.path, Away::Aside))) {
         if fsx::exists(&root.join(path))? {
-            moves.moves.push(leaves(path, false, aside));
+            moves.moves.push(leaves(path, false, away));
         }
     }
     // A log beside a database that is put back without it would be replayed into it.
     let arrives: BTreeSet<&RelPath> = staged.iter().map(|s| &s.path).collect();
     for path in plan.sets.iter().flat_map(|main| MEMBERS.map(|ending| member(main, ending))) {
         if !arrives.contains(&path) && fsx::exists(&root.join(&path))? {
-            moves.moves.push(leaves(&path, true, false));
+            moves.moves.push(leaves(&path, true, Away::After));
         }
     }
     let parents: BTreeSet<RelPath> = moves.moves.iter().flat_map(|m| m.path.ancestors()).collect();
@@ -52,6 +57,7 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules)
             Some(f) if f.kind == Kind::Folder => {
                 moves.touched.push(Folder { path, mode: f.mode, owner: f.owner, mtime: f.mtime });
             }
+            Some(_) if is_data_folder(root, &path, rules) => {}
             _ if arriving.contains(&path) => moves.make.push(path),
             _ => {}
         }
@@ -76,14 +82,20 @@ pub fn intend_exchanges(root: &InstallRoot, moves: &mut Moves, exchanges: Vec<Ex
 }
 
 /// True where what lies at `path` is none of the file's own: seen through something that leaves, or a folder that is
-/// emptied for it.
-fn is_behind_or_folder(root: &InstallRoot, path: &RelPath) -> Result<bool> {
+/// emptied for it. A data folder at the top may be a link.
+fn is_behind_or_folder(root: &InstallRoot, path: &RelPath, rules: &Rules) -> Result<bool> {
     for above in path.ancestors() {
-        if fsx::facts(&root.join(&above))?.is_some_and(|f| f.kind != Kind::Folder) {
+        let full = root.join(&above);
+        if !is_data_folder(root, &above, rules) && fsx::facts(&full)?.is_some_and(|f| f.kind != Kind::Folder) {
             return Ok(true);
         }
     }
     Ok(fsx::facts(&root.join(path))?.is_some_and(|f| f.kind == Kind::Folder))
+}
+
+/// A data folder at the top, also one that is a link to a folder.
+fn is_data_folder(root: &InstallRoot, path: &RelPath, rules: &Rules) -> bool {
+    path.parent().is_none() && rules.is_data(path, false) && root.join(path).is_dir()
 }
 
 /// Makes the folders in which the originals will lie, before the stop.
@@ -102,10 +114,19 @@ pub fn aside(backup: &Path) -> PathBuf {
     backup.join("aside")
 }
 
-/// Where an original goes: to the trash, or, where users wrote it, to the backup's `aside/`.
+/// Where an original goes.
 fn original_place(root: &InstallRoot, intent: &Intent, backup: &Path) -> PathBuf {
-    let folder = if intent.aside { aside(backup) } else { staging::trash(&root.own()) };
+    let folder = match intent.away {
+        Away::Trash => staging::trash(&root.own()),
+        Away::Aside => aside(backup),
+        Away::After => after(backup),
+    };
     folder.join(intent.path.to_path())
+}
+
+/// Where a folder goes that is removed, whole with its metadata; `at` is its position among those.
+fn removed_folder(root: &InstallRoot, at: usize) -> PathBuf {
+    staging::originals(&root.own()).join(format!("folder-{at}"))
 }
 
 /// Carries out the moves: all originals away (the start file first), then all arrivals but the start file.
@@ -126,28 +147,39 @@ pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup
     for intent in rest {
         take_away(root, intent, backup)?;
     }
-    for folder in &moves.remove {
+    for (at, folder) in moves.remove.iter().enumerate() {
+        let live = root.join(&folder.path);
         // What appeared in it meanwhile stays, and so does the folder.
-        let _ = fs_err::remove_dir(root.join(&folder.path));
+        if fs_err::read_dir(&live)?.next().is_none() {
+            rename(&live, &removed_folder(root, at))?;
+        }
     }
     for path in &moves.make {
-        make_folder(&root.join(path)).with_context(|| format!("making the folder {path}"))?;
+        let saved = moves.saved_folders.iter().find(|folder| folder.path == *path);
+        make_folder(&root.join(path), saved).with_context(|| format!("making the folder {path}"))?;
     }
     order.reverse();
     for intent in order.iter().filter(|m| m.new.is_some() && m.path != *start_file) {
         rename(&tree.join(intent.path.to_path()), &root.join(&intent.path))?;
     }
     flush(root, moves)?;
-    if moves.moves.iter().any(|m| m.aside) {
-        flush_tree(&aside(backup))?;
-        fsx::sync_parent(&aside(backup))?;
+    for (away, folder) in [(Away::Aside, aside(backup)), (Away::After, after(backup))] {
+        if moves.moves.iter().any(|m| m.old && m.away == away) {
+            flush_tree(&folder)?;
+            fsx::sync_parent(&folder)?;
+        }
     }
+    flush_tree(&staging::originals(&root.own()))?;
     flush_tree(&staging::trash(&root.own()))
 }
 
-/// Makes a folder of the new version. It takes what the one above gives: owner, group, access list.
-fn make_folder(folder: &Path) -> Result<()> {
+/// Makes a folder of the new version. It takes what the one above gives: owner, group, access list; one that was saved
+/// has its own owner and mode.
+fn make_folder(folder: &Path, saved: Option<&Folder>) -> Result<()> {
     fs_err::create_dir(folder)?;
+    if let Some(saved) = saved {
+        return fsx::dress_folder(folder, saved.owner, saved.mode);
+    }
     fsx::adopt(folder)?;
     let above = folder.parent().context("a folder of the install lies in one")?;
     if !files::has_default_list(above)? {
@@ -160,15 +192,10 @@ fn make_folder(folder: &Path) -> Result<()> {
 /// The end of the swap: the start file arrives, and the tree can start.
 pub fn complete(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Result<()> {
     if moves.moves.iter().any(|m| m.path == *start_file && m.new.is_some()) {
-        rename(&waiting(root, start_file), &root.join(start_file))?;
+        rename(&staging::waiting(root, start_file), &root.join(start_file))?;
         fsx::sync_parent(&root.join(start_file))?;
     }
     Ok(())
-}
-
-/// Where an arrival waits.
-pub fn waiting(root: &InstallRoot, path: &RelPath) -> PathBuf {
-    staging::tree(&root.own()).join(path.to_path())
 }
 
 /// Puts the copies in place of what hooks may write; the originals go away whole.
@@ -239,7 +266,7 @@ pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, 
             let live = root.join(start_file);
             let is_away = !intent.old || fsx::exists(&original_place(root, intent, backup))?;
             // One that waits has not arrived, so what stands there is somebody's own.
-            if is_away && fsx::exists(&waiting(root, start_file))? && fsx::exists(&live)? {
+            if is_away && fsx::exists(&staging::waiting(root, start_file))? && fsx::exists(&live)? {
                 set_aside(&live, &after(backup), start_file)?;
             }
             Ok(())
@@ -251,7 +278,7 @@ pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, 
 /// Moves an arrival out of the tree: back to staging when it is as it was shipped, else to `after`,
 /// so that nothing that somebody wrote is lost.
 fn remove_arrival(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
-    let (live, slot) = (root.join(&intent.path), waiting(root, &intent.path));
+    let (live, slot) = (root.join(&intent.path), staging::waiting(root, &intent.path));
     let original_is_away = !intent.old || fsx::exists(&original_place(root, intent, backup))?;
     if !original_is_away || fsx::exists(&slot)? || !fsx::exists(&live)? {
         return Ok(());
@@ -323,12 +350,16 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Pa
             empty_made_folder(path, &folder, after)?;
         }
     }
-    for folder in moves.remove.iter().rev() {
-        let path = root.join(&folder.path);
-        if !fsx::exists(&path)? {
+    for (at, folder) in moves.remove.iter().enumerate().rev() {
+        let (path, original) = (root.join(&folder.path), removed_folder(root, at));
+        if fsx::exists(&path)? {
+            continue;
+        }
+        if fsx::exists(&original)? {
+            rename(&original, &path)?;
+        } else {
             fs_err::create_dir(&path)?;
-            files::set_mode(&path, folder.mode).with_context(|| format!("setting the mode of {}", folder.path))?;
-            fsx::adopt(&path)?;
+            fsx::dress_folder(&path, folder.owner, folder.mode)?;
         }
     }
     for intent in moves.moves.iter().filter(|m| m.old && m.path != *start_file) {
@@ -362,6 +393,9 @@ fn put_back(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
     }
     if fsx::exists(&live)? {
         set_aside(&live, &after(backup), &intent.path)?;
+    }
+    if let Some(parent) = live.parent() {
+        fsx::make_folders(parent)?;
     }
     rename(&saved, &live)
 }

@@ -11,8 +11,7 @@ use crate::os::Kind;
 use crate::ownership::{Class, Databases, Ownership, member};
 use crate::path::{InstallRoot, RelPath};
 use crate::receipt::{Line, Receipt};
-use crate::staging::Staged;
-use crate::swap;
+use crate::staging::{self, Staged};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +38,7 @@ impl Findings {
 
 /// Where a file of the new version lies after the swap: the start file still waits for the rest to be proven.
 fn place(root: &InstallRoot, path: &RelPath, start_file: &RelPath) -> Result<PathBuf> {
-    let waiting = swap::waiting(root, path);
+    let waiting = staging::waiting(root, path);
     Ok(if path == start_file && fsx::exists(&waiting)? { waiting } else { root.join(path) })
 }
 

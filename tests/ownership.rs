@@ -336,7 +336,7 @@ fn what_a_running_program_leaves_stays_and_is_no_data() {
     assert!(output.finished()["error"]["message"].as_str().unwrap().contains("as it was before"), "{output:?}");
     assert_eq!(install.read("logs/app.log"), "changed", "a log was put back");
     let saved = install.root.join("backups").join(backup_of(&output));
-    assert!(!saved.join("logs").exists() && !saved.join("run.pid").exists());
+    assert!(!saved.join("logs/app.log").exists() && !saved.join("run.pid").exists());
     // One that a version ships is the version's.
     install.apply(&install.bundle("2.0").file("docs/example.log", "shipped")).expect(0);
     install.apply(&install.bundle("2.1")).expect(0);

@@ -85,11 +85,6 @@ impl Profile {
         matches!(head, Head::Executable | Head::Script) || kinds::is_program_name(&path.name())
     }
 
-    /// True for a source of which a compiled form is kept that is believed while time and size are the same.
-    pub fn is_compiled(&self, path: &RelPath) -> bool {
-        python::is_source(path)
-    }
-
     /// True when `other` would be loaded in place of the new file `new`.
     pub fn shadows(&self, other: &RelPath, new: &RelPath) -> bool {
         python::shadows(other, new)

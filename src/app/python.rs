@@ -9,11 +9,6 @@ pub(super) fn is_cache_folder(name: &[u8]) -> bool {
     CACHES.iter().any(|known| known.as_bytes() == name)
 }
 
-/// True for a source, whose compiled form is kept beside it. Source: PEP 552.
-pub(super) fn is_source(path: &RelPath) -> bool {
-    path.name().ends_with(".py")
-}
-
 /// True for the file that makes a folder a package.
 pub(super) fn is_package_file(path: &RelPath) -> bool {
     path.name() == "__init__.py"

@@ -6,6 +6,7 @@
 mod databases;
 mod detect;
 mod hooking;
+mod late;
 mod notes;
 mod preflight;
 mod record;
@@ -15,7 +16,7 @@ mod unchanged;
 mod way_back;
 
 pub use detect::{Survey, default_start_file, described, detect, may_stop};
-pub use notes::{Note, moved_aside, notes};
+pub use notes::{Note, moved_aside, notes, replaced_data};
 pub use preflight::{Prepared, kept_bundle, no_bundle, preflight};
 pub use session::{MOST_FAILURES, begin, conclude, recover_first};
 pub use source::{Origin, fetch_to};
@@ -293,7 +294,8 @@ fn update(
     if let Err(e) = close(cx, journal, &[Some(saved.id.as_str()), source].into_iter().flatten().collect::<Vec<_>>()) {
         cx.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
     }
-    if let Some(note) = moved_aside(cx, &prepared.plan, Some(&saved.id)) {
+    let aside = moved_aside(cx, &prepared.plan, Some(&saved.id));
+    for note in aside.into_iter().chain(replaced_data(cx, &prepared.plan, &saved.id)) {
         cx.report.warn_of(note.code, &note.message, &note.paths);
     }
     cx.done(Stage::Commit, &format!("the old version is in {}/{}", cx.settings.backup.dir, saved.id));
@@ -394,9 +396,9 @@ fn down(
             .remedy("stop what respawns it, then update")
             .into());
     }
-    let late = prepared.recheck_data(&survey.start_file)?;
-    staged.extend(staging::write_late(&prepared.ownership, &mut prepared.bundle, &prepared.plan, &late)?);
+    late::stage_again(cx, request, survey, prepared, &mut staged)?;
     let mut moves = swap::intend(&cx.root, &prepared.plan, &staged, &prepared.ownership.rules)?;
+    moves.saved_folders = request.saved.iter().flat_map(|saved| saved.record.folders.clone()).collect();
     swap::intend_exchanges(&cx.root, &mut moves, prepared.hooks.changes.exchanges())?;
     journal.append(Record::Swapping { moves: moves.clone() })?;
     swap::carry_out(&cx.root, &moves, &survey.start_file, &cx.backups().join(&saved.id))?;

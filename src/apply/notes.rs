@@ -36,6 +36,15 @@ pub fn moved_aside(cx: &Context, plan: &Plan, backup: Option<&str>) -> Option<No
     (!paths.is_empty()).then_some(Note { code: "moved-aside", message, paths })
 }
 
+/// What saved data took the place of, and where that lies now. None: nothing.
+pub fn replaced_data(cx: &Context, plan: &Plan, backup: &str) -> Option<Note> {
+    let replaced = plan.changes().filter(|p| p.saved_data && p.live.is_some());
+    let paths: Vec<RelPath> = replaced.map(|planned| planned.path.clone()).collect();
+    let text = of(&paths, "was put back as it was saved", "were put back as they were saved");
+    let message = format!("{text}; what stood there lies in {}/{backup}/after", cx.settings.backup.dir);
+    (!paths.is_empty()).then_some(Note { code: "data-replaced", message, paths })
+}
+
 /// Everything that is to be said before the stop, in the order of its weight.
 pub fn notes(cx: &Context, prepared: &Prepared) -> Result<Vec<Note>> {
     let plan = &prepared.plan;

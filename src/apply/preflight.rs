@@ -38,18 +38,20 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// After the stop: saved data that was the same when the plan was made and no longer is. Returns the positions of
-    /// what is now to be put back.
-    pub fn recheck_data(&mut self, start_file: &RelPath) -> Result<Vec<usize>> {
+    /// After the stop: judges again what was written since the plan was made. Returns the paths that are to be staged
+    /// anew, or no longer, and the positions of saved data that is now to be put back.
+    pub fn rejudge(&mut self, cx: &Context, survey: &Survey) -> Result<(Vec<RelPath>, Vec<usize>)> {
         let order = plan::Order {
             ownership: &self.ownership,
             census: &self.census,
-            start_file,
+            start_file: &survey.start_file,
             heal: self.heal,
             saved_data: &self.saved_data,
-            kept: &|| Ok(None),
+            kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(cx, receipt)),
         };
-        plan::recheck_data(&order, &self.bundle, &mut self.plan)
+        let again = plan::rejudge(&order, &mut self.bundle, &mut self.plan)?;
+        let data = plan::recheck_data(&order, &self.bundle, &mut self.plan)?;
+        Ok((again, data))
     }
 
     /// The databases that are watched, but for those that are put back whole.
@@ -106,11 +108,13 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     Ok(prepared)
 }
 
-/// What a saved version holds as data of the users, or only watched.
+/// What a saved version holds as data of the users, or only watched, and its folders.
 fn saved_data(request: &Request) -> BTreeSet<RelPath> {
     let records = request.saved.iter().map(|saved| &saved.record);
     let data = records.clone().flat_map(|record| record.files.iter().filter(|l| l.data).map(|l| &l.path));
-    data.chain(records.flat_map(|record| record.watched.iter().map(|w| &w.path))).cloned().collect()
+    let folders = records.clone().flat_map(|record| record.folders.iter().map(|folder| &folder.path));
+    let watched = records.flat_map(|record| record.watched.iter().map(|watched| &watched.path));
+    data.chain(folders).chain(watched).cloned().collect()
 }
 
 /// Whose the files are, by the receipt and this bundle.

@@ -11,12 +11,13 @@ use crate::error::Failure;
 use crate::fsx;
 use crate::journal::{self, Begin, Journal, Measure};
 use crate::os::files;
+use crate::ownership::Census;
 use crate::path::RelPath;
 use crate::plan::{Action, Planned};
 use crate::receipt::{self, Receipt};
 use crate::staging::{self, Staged};
 use anyhow::{Context as _, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Writes the receipt-to-be and keeps the bundle beside it; the commit puts both in place.
 pub(super) fn write_receipt(
@@ -132,6 +133,13 @@ pub(super) fn open_journal(
     Journal::create(&cx.own(), begin, journal_size(&prepared.plan))
 }
 
+/// The databases that their contents alone tell: those that lie there, and those that the bundle brings.
+fn databases(prepared: &Prepared, census: &Census) -> Vec<RelPath> {
+    let brought = prepared.bundle.entries.iter().filter(|entry| entry.head == Head::Sqlite).map(|entry| &entry.path);
+    let all: BTreeSet<&RelPath> = census.databases.by_contents().chain(brought).collect();
+    all.into_iter().cloned().collect()
+}
+
 /// What the backup is made for. One of the same content holds a damaged tree.
 fn kind(request: &Request, prepared: &Prepared) -> backup::Kind {
     match &request.saved {
@@ -166,8 +174,9 @@ pub(super) fn finish_backup(
         is_first: prepared.ownership.is_first,
         files: Vec::new(),
         folders: Vec::new(),
+        linked: Vec::new(),
         watched: Vec::new(),
-        databases: Vec::new(),
+        databases: databases(prepared, &census),
     };
     let live = backup::Live { census: &census, bases: &bases, selection: &prepared.selection };
     let record = saved.finish(&cx.root, &live, record)?;

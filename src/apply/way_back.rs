@@ -49,7 +49,7 @@ pub(super) fn roll_back(
         return at_shutdown(cx, &journal, &cause, &record);
     }
     // Where the old server does not come back, the journal stays open, and `recover` goes on from here.
-    let healthy = match recover::start_old(cx, &journal) {
+    let healthy = match recover::start_old(cx, &mut journal) {
         Ok(healthy) => healthy,
         Err(e) => {
             cx.report.stage_failed(Stage::Rollback, &format!("{e:#}"));

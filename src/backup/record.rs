@@ -11,7 +11,7 @@ use crate::ownership::{Databases, Rules};
 use crate::path::RelPath;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The version of this format. 1 is read, too: it holds neither folders nor what was changed here.
 pub const FORMAT: u32 = 2;
@@ -54,6 +54,28 @@ impl Line {
     }
 }
 
+/// A data folder at the top that is a link to a folder: what lies behind it is saved under its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Linked {
+    pub path: RelPath,
+    /// The bytes of the target, in hex: it need be no text.
+    target: String,
+}
+
+impl Linked {
+    pub(super) fn new(path: &RelPath, target: &Path) -> Linked {
+        let bytes = files::path_to_bytes(target).unwrap_or_default();
+        Linked { path: path.clone(), target: fsx::hex(&bytes) }
+    }
+
+    /// Where the link leads.
+    pub fn target(&self) -> PathBuf {
+        let digits = self.target.as_bytes().chunks_exact(2).filter_map(|pair| std::str::from_utf8(pair).ok());
+        let bytes: Vec<u8> = digits.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
+        files::path_from_bytes(&bytes)
+    }
+}
+
 /// A large file that was not saved, as it was at the stop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watched {
@@ -84,6 +106,8 @@ pub struct Record {
     pub files: Vec<Line>,
     #[serde(default)]
     pub folders: Vec<Folder>,
+    #[serde(default)]
+    pub linked: Vec<Linked>,
     #[serde(default)]
     pub watched: Vec<Watched>,
     /// The databases that their contents alone tell.
@@ -232,6 +256,7 @@ pub fn legacy(dir: &Path, rules: &Rules, start_file: &RelPath) -> Result<Record>
         is_first: true,
         files: lines,
         folders: Vec::new(),
+        linked: Vec::new(),
         watched: Vec::new(),
         databases: Vec::new(),
     })

@@ -53,7 +53,7 @@ impl Ownership {
     /// Errors: something cannot be read, but for what this user has no right to.
     pub fn census(&self, before: Option<&Census>) -> Result<Census> {
         let mut census = Census::default();
-        let mut met = BTreeMap::new();
+        let (mut met, mut environments) = (BTreeMap::new(), Vec::new());
         let mut waiting: Vec<(Option<RelPath>, PathBuf, bool)> = vec![(None, self.root.path().to_path_buf(), false)];
         while let Some((at, folder, in_environment)) = waiting.pop() {
             anyhow::ensure!(
@@ -89,6 +89,9 @@ impl Ownership {
                 if is_environment && !self.has_shipped_below(&path) {
                     continue;
                 }
+                if in_environment || is_environment {
+                    environments.push(path.clone());
+                }
                 census.folders.push((path.clone(), facts));
                 waiting.push((Some(path), full, in_environment || is_environment));
             }
@@ -96,6 +99,10 @@ impl Ownership {
         census.folders.sort_by(|a, b| a.0.cmp(&b.0));
         census.databases = self.databases(&met, before, &mut census.unreadable)?;
         self.classify(met, &mut census)?;
+        // Of an environment only what holds files of the version counts.
+        let holds = |folder: &RelPath| census.items.keys().any(|path| path.is_within(folder));
+        environments.retain(|folder| !holds(folder));
+        census.folders.retain(|(path, _)| !environments.contains(path));
         Ok(census)
     }
 

@@ -77,10 +77,17 @@ impl Planner<'_> {
     }
 
     /// The file stays; the receipt remembers the release's as its base.
-    fn kept(&self, entry: &Entry, index: usize, live: Facts, reason: &str) -> Planned {
+    pub(super) fn kept(&self, entry: &Entry, index: usize, live: Facts, reason: &str) -> Planned {
         // Before the first receipt nothing tells a base, and next time it must stay again.
         let listed = !self.order.ownership.is_first;
         Planned { listed, ..self.planned(Action::Keep, entry, index, Some(live), reason) }
+    }
+
+    /// True when the release ships just what the installed one did.
+    pub(super) fn is_as_before(&self, entry: &Entry) -> Result<bool> {
+        let kept = (self.order.kept)()?;
+        let before = kept.and_then(|kept| kept.entries.into_iter().find(|e| e.path == entry.path));
+        Ok(before.is_some_and(|before| before.sha256 == entry.sha256))
     }
 
     /// True when the operator changed more in a carried file than its settings: that much would be lost.

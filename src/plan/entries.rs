@@ -8,7 +8,7 @@ use crate::error::Failure;
 use crate::fsx;
 use crate::merge;
 use crate::os::{Facts, Kind, files};
-use crate::ownership::{Class, Databases};
+use crate::ownership::{Class, Databases, Rules};
 use crate::path::{InstallRoot, RelPath};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -36,6 +36,12 @@ impl<'a> Planner<'a> {
         Ok(Self { order, plan, start, databases: None, unfinished: BTreeSet::new() })
     }
 
+    /// Goes on with a plan that was made before.
+    pub(super) fn over(order: &'a Order<'a>, plan: Plan) -> Result<Self> {
+        let start = fsx::facts(&order.ownership.root.join(order.start_file))?;
+        Ok(Self { order, plan, start, databases: None, unfinished: BTreeSet::new() })
+    }
+
     fn root(&self) -> &'a InstallRoot {
         &self.order.ownership.root
     }
@@ -58,6 +64,7 @@ impl<'a> Planner<'a> {
             live,
             aside: false,
             listed,
+            saved_data: false,
         }
     }
 
@@ -95,7 +102,7 @@ impl<'a> Planner<'a> {
             return Ok(self.planned(Action::Keep, &entry, index, None, "a place of the updater's own"));
         }
         if entry.data {
-            return restored(self.root(), index, &entry);
+            return restored(self.root(), index, &entry, &ownership.rules);
         }
         if ownership.line(&entry.path).is_none() && ownership.is_in_users_environment(&entry.path)? {
             return Ok(self.held_back(&entry, index, facts, "an environment of the install's own is never touched"));
@@ -229,6 +236,9 @@ impl<'a> Planner<'a> {
         };
         if aside {
             self.plan.changed_here.push(entry.path.clone());
+            if set.is_empty() && !self.order.heal && self.is_as_before(&entry)? {
+                return Ok(self.kept(&entry, index, live, "changed here, and not by the release"));
+            }
         }
         let planned =
             self.planned(Action::Carry, &entry, index, Some(live), "new content with the settings of this install");
@@ -298,8 +308,19 @@ fn unfinished(bundle: &Bundle, main: &RelPath) -> Option<RelPath> {
     bundle.entries.iter().filter(is_log).any(|e| e.size > 0).then(|| main.clone())
 }
 
+/// What is at the path of saved data. A data folder at the top may be a link.
+fn look_at_data(root: &InstallRoot, path: &RelPath, rules: &Rules) -> Result<Look> {
+    let top = path.top();
+    match look(root, path)? {
+        Look::Behind(above, Kind::Link) if above == top && rules.is_data(&top, false) && root.join(&top).is_dir() => {
+            Ok(fsx::facts(&root.join(path))?.map_or(Look::Missing, Look::There))
+        }
+        found => Ok(found),
+    }
+}
+
 /// What happens to saved data that is put back.
-pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry) -> Result<Planned> {
+pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry, rules: &Rules) -> Result<Planned> {
     let planned = |action, live, reason: &str| Planned {
         action,
         path: entry.path.clone(),
@@ -309,8 +330,9 @@ pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry) -> Resul
         live,
         aside: false,
         listed: false,
+        saved_data: true,
     };
-    let facts = match look(root, &entry.path)? {
+    let facts = match look_at_data(root, &entry.path, rules)? {
         Look::Behind(above, _) => {
             return Err(Failure::failed("cannot-restore", format!("{above} is no folder here"))
                 .at(&entry.path)

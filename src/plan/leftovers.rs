@@ -55,6 +55,16 @@ fn is_program_line(ownership: &Ownership, line: &Line) -> bool {
     !ownership.rules.is_data(&line.path, false) && ownership.rules.profile.is_program(&line.path, Default::default())
 }
 
+/// The same for one that was to leave, after the stop.
+pub(super) fn again(order: &Order, plan: &mut Plan, was: &Planned) -> Result<Planned> {
+    let kept = Planned { action: Action::Keep, reason: "written since the plan was made".into(), ..was.clone() };
+    let facts = fsx::facts(&order.ownership.root.join(&was.path))?;
+    let (Some(line), Some(facts)) = (order.ownership.line(&was.path), facts) else { return Ok(kept) };
+    // What it held when the plan was made says nothing any more.
+    plan.shipped.remove(&was.path);
+    Ok(removal(order, plan, line, facts)?.unwrap_or(kept))
+}
+
 /// None: it stays, because somebody changed it, or because it holds settings of this install.
 fn removal(order: &Order, plan: &mut Plan, line: &Line, facts: Facts) -> Result<Option<Planned>> {
     let ownership = order.ownership;
@@ -85,6 +95,7 @@ fn removal(order: &Order, plan: &mut Plan, line: &Line, facts: Facts) -> Result<
         live: Some(facts),
         aside: false,
         listed: false,
+        saved_data: false,
     }))
 }
 
@@ -161,6 +172,7 @@ fn emptied(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
         let is_blocked = blocked(folder) || folder.ancestors().iter().any(blocked);
         facts.kind == Kind::Folder
             && !named.contains(folder)
+            && !order.saved_data.contains(folder)
             && (is_blocked || (holds(folder) && !ownership.rules.is_data(folder, true)))
     });
     for (folder, facts) in candidates {

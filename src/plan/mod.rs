@@ -1,10 +1,12 @@
 //! The plan: what an update does to each path, decided once by reading alone.
 //! Refuses to write: `plan` and `apply` share it, so they cannot differ.
 //!
-//! `entries` decides over what the bundle holds, `base` is the base rule, `leftovers` decides over what it lacks.
+//! `entries` decides over what the bundle holds, `base` is the base rule, `leftovers` decides over what it lacks, and
+//! `late` judges again what was written until the stop.
 
 mod base;
 mod entries;
+mod late;
 mod leftovers;
 
 use crate::bundle::{Bundle, Entry};
@@ -50,6 +52,9 @@ pub struct Planned {
     /// The receipt lists it as a file of the new version, with the release's hash as its base.
     #[serde(skip)]
     pub listed: bool,
+    /// Saved data takes the place of what lies there, which goes to the backup's `after/`.
+    #[serde(skip)]
+    pub saved_data: bool,
 }
 
 /// Something of the users' that gives way, beside what the bundle's entries replace.
@@ -258,6 +263,12 @@ fn has_more(root: &InstallRoot, main: &RelPath, saved: &BTreeSet<&RelPath>) -> R
     Ok(false)
 }
 
+/// After the stop: what was written since the plan was made is judged again. Returns the paths whose action is another
+/// one now, or has other contents.
+pub fn rejudge(order: &Order, bundle: &mut Bundle, plan: &mut Plan) -> Result<Vec<RelPath>> {
+    late::rejudge(order, bundle, plan)
+}
+
 /// After the stop: saved data that was the same when the plan was made and no longer is, now to be put back.
 /// Returns the positions of these actions.
 pub fn recheck_data(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<Vec<usize>> {
@@ -277,7 +288,7 @@ pub fn recheck_data(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<V
             _ => true,
         };
         if touched {
-            plan.actions[*at] = entries::restored(root, index, entry)?;
+            plan.actions[*at] = entries::restored(root, index, entry, &order.ownership.rules)?;
         }
     }
     whole_sets(order, bundle, plan)?;

@@ -578,7 +578,7 @@ mod tests {
             r#"{"schema":1,"update_id":"id","seq":3,"event":"stage","stage":"health","state":"done","percent":98,"message":""}"#,
             r#"{"schema":1,"update_id":"id","seq":4,"event":"stage","stage":"commit","state":"started","percent":98,"message":""}"#,
             r#"{"schema":1,"update_id":"id","seq":5,"event":"stage","stage":"commit","state":"done","percent":100,"message":"kept"}"#,
-            r#"{"schema":1,"update_id":"id","seq":6,"event":"finished","outcome":"applied","exit_code":0,"from_version":null,"to_version":null,"port":null,"pid":null,"downtime_ms":null,"backup":null,"bytes_staged":0,"files_changed":0,"error":null,"percent":100}"#,
+            r#"{"schema":1,"update_id":"id","seq":6,"event":"finished","outcome":"applied","exit_code":0,"from_version":null,"to_version":null,"port":null,"pid":null,"stands":null,"downtime_ms":null,"backup":null,"bytes_staged":0,"files_changed":0,"confirm_by":null,"reason":null,"error":null,"percent":100}"#,
         ];
         assert_eq!(seen(&r), expected);
         assert_eq!(r.legacy_stage(), ("done", 100));

@@ -1,0 +1,93 @@
+//! The folders of the way back: each is a folder again before anything is moved or written in it, so that nothing is
+//! ever reached through a link that the failed version put in its place.
+//! Refuses to drop what stands there: it goes to the backup's `after/`.
+
+use crate::backup;
+use crate::fsx;
+use crate::journal::{DataBack, Folder, Moves};
+use crate::os::{Kind, Owner, files};
+use crate::path::{InstallRoot, RelPath};
+use crate::swap;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Makes every folder of the record a folder again, and every linked data folder the same link. Where data is kept as
+/// it is, only what lies above the moves of code.
+pub(super) fn mend(
+    root: &InstallRoot,
+    record: Option<&backup::Record>,
+    moves: &Moves,
+    data: DataBack,
+    dir: &Path,
+) -> Result<()> {
+    let after = swap::after(dir);
+    let above: BTreeSet<RelPath> = moves.moves.iter().filter(|m| !m.data).flat_map(|m| m.path.ancestors()).collect();
+    let linked: BTreeSet<&RelPath> = record.iter().flat_map(|record| record.linked.iter().map(|l| &l.path)).collect();
+    for link in record.iter().flat_map(|record| &record.linked).filter(|_| data != DataBack::Kept) {
+        relink(root, link, &after)?;
+    }
+    // What the swap itself made or takes away is the undo's.
+    let is_undos = |path: &RelPath| moves.make.contains(path) || moves.remove.iter().any(|folder| folder.path == *path);
+    let is_wanted = |path: &RelPath| data != DataBack::Kept || above.contains(path);
+    for folder in known(record, &above).iter().filter(|folder| is_wanted(&folder.path) && !is_undos(&folder.path)) {
+        if linked.iter().any(|link| folder.path.is_within(link)) {
+            continue;
+        }
+        let live = root.join(&folder.path);
+        let is = fsx::facts(&live)?;
+        if is.is_some_and(|is| is.kind == Kind::Folder) {
+            continue;
+        }
+        if is.is_some() {
+            swap::set_aside(&live, &after, &folder.path)?;
+        }
+        fs_err::create_dir(&live)?;
+        fsx::dress_folder(&live, folder.owner, folder.mode | 0o700)?;
+    }
+    Ok(())
+}
+
+/// The folders of the old version and of the users, outermost first. A record of format 1 tells none; then those above
+/// the moves.
+fn known(record: Option<&backup::Record>, above: &BTreeSet<RelPath>) -> Vec<Folder> {
+    match record.filter(|record| record.format > 1) {
+        Some(record) => record.folders.clone(),
+        None => {
+            let plain = |path: &RelPath| Folder { path: path.clone(), mode: 0o755, owner: Owner::default(), mtime: 0 };
+            above.iter().map(plain).collect()
+        }
+    }
+}
+
+/// Makes a data folder the link again that it was.
+fn relink(root: &InstallRoot, link: &backup::Linked, after: &Path) -> Result<()> {
+    let live = root.join(&link.path);
+    let is = fsx::facts(&live)?;
+    let wanted = link.target();
+    if is.is_some_and(|is| is.kind == Kind::Link) && fs_err::read_link(&live)? == wanted {
+        return Ok(());
+    }
+    if is.is_some() {
+        swap::set_aside(&live, after, &link.path)?;
+    }
+    files::make_link(&wanted, &live).with_context(|| format!("linking {} again", link.path))?;
+    fsx::sync_parent(&live)
+}
+
+/// Gives every folder its owner, mode and access lists back.
+pub(super) fn put_back(root: &InstallRoot, dir: &Path, record: &backup::Record) -> Result<()> {
+    for folder in &record.folders {
+        let live = root.join(&folder.path);
+        let Some(is) = fsx::facts(&live)?.filter(|is| is.kind == Kind::Folder) else { continue };
+        if (is.mode, is.owner) != (folder.mode, folder.owner) {
+            fsx::dress_folder(&live, folder.owner, folder.mode)?;
+        }
+        let saved = dir.join(folder.path.to_path());
+        if fsx::exists(&saved)? && !files::same_attributes(&saved, &live).unwrap_or(true) {
+            files::copy_attributes(&saved, &live).with_context(|| format!("setting attributes of {}", folder.path))?;
+            files::set_mode(&live, folder.mode).with_context(|| format!("setting the mode of {}", folder.path))?;
+        }
+    }
+    Ok(())
+}
