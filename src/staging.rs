@@ -206,13 +206,15 @@ fn give_attributes(
     given.with_context(|| format!("setting the attributes of {}", planned.path))
 }
 
-/// Written files get the time of staging, and what is put back its own; never the second of what they replace, so that
-/// no stale compiled form is believed.
+/// Written files get the time of staging, and what is put back its own; never size and second of what they replace, so
+/// that no stale compiled form is believed.
 fn give_time(entry: &Entry, live: Option<&Facts>, to: &Path) -> Result<()> {
     const SECOND: i64 = 1_000_000_000;
-    let is = files::facts(to)?.mtime;
+    let Facts { mtime: is, size, .. } = files::facts(to)?;
     let wanted = entry.mtime.unwrap_or(is);
-    let is_same = live.is_some_and(|live| live.mtime.div_euclid(SECOND) == wanted.div_euclid(SECOND));
+    // A compiled form is held against both: PEP 552.
+    let looks_same = |live: &Facts| live.size == size && live.mtime.div_euclid(SECOND) == wanted.div_euclid(SECOND);
+    let is_same = live.is_some_and(looks_same);
     let wanted = if is_same && !entry.data { wanted + SECOND } else { wanted };
     if wanted != is {
         files::set_mtime(to, wanted).with_context(|| format!("setting the time of {}", entry.path))?;

@@ -35,7 +35,8 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules)
             away: away_of(&one.path),
         });
     }
-    let leaves = |path: &RelPath, data: bool, away: Away| Intent { path: path.clone(), old: true, new: None, data, away };
+    let leaves =
+        |path: &RelPath, data: bool, away: Away| Intent { path: path.clone(), old: true, new: None, data, away };
     let removed = plan.changes().filter(|p| p.action == Action::Remove).map(|p| &p.path).chain(&plan.caches);
     let removed = removed.map(|path| (path, Away::Trash));
     for (path, away) in removed.chain(plan.aside.iter().map(|one| (&one.path, Away::Aside))) {

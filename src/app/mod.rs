@@ -82,7 +82,9 @@ impl Profile {
     /// True when the file is a part of the program: a source, script, template, style, library, executable or lock
     /// file. `head` is how its contents begin.
     pub fn is_program(&self, path: &RelPath, head: Head) -> bool {
-        matches!(head, Head::Executable | Head::Script) || kinds::is_program_name(&path.name())
+        // It names the version, so it goes with it.
+        let is_version = path.as_bytes() == b"VERSION";
+        is_version || matches!(head, Head::Executable | Head::Script) || kinds::is_program_name(&path.name())
     }
 
     /// True when `other` would be loaded in place of the new file `new`.
@@ -108,11 +110,14 @@ mod tests {
     #[test]
     fn kinds_of_program_files() {
         let program = ["app/a.py", "a.JS", "t/base.html", "s/main.css", "lib/x.so", "run.bat", "requirements.txt"];
-        let program = program.into_iter().chain(["requirements-dev.txt", "poetry.lock", "package-lock.json"]);
+        let program =
+            program.into_iter().chain(["VERSION", "requirements-dev.txt", "poetry.lock", "package-lock.json"]);
         for name in program {
             assert!(GENERIC.is_program(&path(name), Head::Plain), "{name}");
         }
-        for name in ["users.json", "logo.png", "notes.txt", "data.csv", "settings.toml", "a.yaml", "srvd", "VERSION"] {
+        for name in
+            ["users.json", "logo.png", "notes.txt", "data.csv", "settings.toml", "a.yaml", "srvd", "docs/VERSION"]
+        {
             assert!(!GENERIC.is_program(&path(name), Head::Plain), "{name}");
         }
         assert!(GENERIC.is_program(&path("srvd"), Head::Executable));

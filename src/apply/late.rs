@@ -35,8 +35,15 @@ pub(super) fn stage_again(
     if again.is_empty() {
         return Ok(());
     }
-    let stays: Vec<RelPath> =
-        prepared.plan.changed_here.iter().skip(noted).chain(&prepared.plan.held_back).filter(|p| again.contains(p)).cloned().collect();
+    let stays: Vec<RelPath> = prepared
+        .plan
+        .changed_here
+        .iter()
+        .skip(noted)
+        .chain(&prepared.plan.held_back)
+        .filter(|p| again.contains(p))
+        .cloned()
+        .collect();
     if !stays.is_empty() {
         cx.report.warn_of("changed-here", "written until the server had stopped, so it stays", &stays);
     }

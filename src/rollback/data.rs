@@ -13,7 +13,12 @@ use std::collections::BTreeSet;
 
 /// Puts back what was altered or deleted: whole database sets, and single files, also of the version where the swap
 /// did not move them. Newer files stay.
-pub(super) fn put_all_back(root: &InstallRoot, dir: &std::path::Path, record: &backup::Record, moves: &Moves) -> Result<()> {
+pub(super) fn put_all_back(
+    root: &InstallRoot,
+    dir: &std::path::Path,
+    record: &backup::Record,
+    moves: &Moves,
+) -> Result<()> {
     let after = swap::after(dir);
     let databases = record.databases();
     // What the swap itself merged or added is the undo's, not ours.
@@ -35,7 +40,12 @@ pub(super) fn put_all_back(root: &InstallRoot, dir: &std::path::Path, record: &b
 
 /// Hooks may have written anywhere: what they altered of the old version beside what the swap moved is put back, and
 /// what they deleted of the users'. What of the users' was altered may have been so by the users.
-pub(super) fn program_back(root: &InstallRoot, dir: &std::path::Path, start_file: &RelPath, data: DataBack) -> Result<()> {
+pub(super) fn program_back(
+    root: &InstallRoot,
+    dir: &std::path::Path,
+    start_file: &RelPath,
+    data: DataBack,
+) -> Result<()> {
     let record = match backup::load(dir) {
         // Somebody decided to go on without it.
         Err(_) if data == DataBack::Kept => return Ok(()),
@@ -148,7 +158,6 @@ fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, afte
     files::rename_new(&copy, &live).with_context(|| format!("putting {} back", line.path))?;
     fsx::sync_parent(&live)
 }
-
 
 /// Holds what the swap moved against the backup once it is back: an original that is gone, or was never brought back
 /// because the new version took it away, is put back from its copy. Errors (exit 4): there is none.
