@@ -44,7 +44,7 @@ pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<
     let survey = apply::detect(cx, &request)?;
     let mut opened = open(cx, bundle, &survey.start_file)?;
     let shipped = opened.entries.iter().map(|entry| &entry.path);
-    let ownership = Ownership::new(&cx.root, &cx.rules(&[])?, None, shipped);
+    let ownership = Ownership::new(&cx.root, &cx.rules(&[])?, None, shipped, false);
     let (mut lines, mut same, mut differs, mut missing) = (Vec::new(), 0, Vec::new(), Vec::new());
     for index in 0..opened.entries.len() {
         let entry = opened.entries[index].clone();
@@ -178,6 +178,11 @@ pub fn text(done: &Value) -> Vec<String> {
 
 /// Keeps `status.json` current after it.
 pub fn closed(cx: &Context) {
+    // It writes no events of its own.
+    let events = cx.own().join(format!("events/{}.jsonl", cx.update_id));
+    if std::fs::metadata(&events).is_ok_and(|data| data.len() == 0) {
+        let _ = std::fs::remove_file(&events);
+    }
     if let Some(mut status) = history::read_status(&cx.own()) {
         status["under_way"] = Value::Null;
         let _ = history::write_status(&cx.own(), &status);

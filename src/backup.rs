@@ -101,7 +101,8 @@ pub fn seed(
 
 /// Top names that would collide with a backup's own, and the first free name for each.
 fn renamed(census: &Census) -> BTreeMap<RelPath, RelPath> {
-    let tops: BTreeSet<RelPath> = census.items.keys().map(RelPath::top).collect();
+    let paths = census.items.keys().chain(census.folders.iter().map(|(path, _)| path));
+    let tops: BTreeSet<RelPath> = paths.map(RelPath::top).collect();
     let mut all = BTreeMap::new();
     for top in tops.iter().filter(|top| BESIDE.iter().any(|own| top.name().eq_ignore_ascii_case(own))) {
         let mut to = top.with_ending(".saved");
@@ -261,7 +262,8 @@ impl Backup {
                 linked.push(Linked::new(path, &fs_err::read_link(&live)?));
                 continue;
             }
-            folders.push(record::folder(path, facts));
+            let slot = self.slot(path);
+            folders.push(Folder { place: (slot != *path).then_some(slot), ..Folder::of(path, facts) });
             let is = files::facts(&to)?;
             if (is.owner, is.mode) != (facts.owner, facts.mode | 0o700) {
                 fsx::dress_folder(&to, facts.owner, facts.mode | 0o700)?;
@@ -317,6 +319,10 @@ impl Backup {
             // The other name of this file is another backup's.
             let same = fsx::is_unchanged(&line.facts, facts) && fsx::same_bytes(&live, &to);
             return if same { Ok(()) } else { self.save(root, path, facts, data) };
+        }
+        if files::facts(&to)?.mode & 0o200 == 0 {
+            // The copy of a file that nobody may write; it gets its mode again below.
+            files::set_mode(&to, 0o600).with_context(|| format!("opening the copy of {path}"))?;
         }
         let changed = fsx::update_copy(&live, &to, facts)?;
         let sha256 = if changed { fsx::sha256_of(&to)? } else { known };

@@ -63,7 +63,7 @@ impl Context {
 
     /// Whose the files of this install are, by the receipt alone.
     pub fn ownership(&self, receipt: Option<&Receipt>) -> Result<Ownership> {
-        Ok(Ownership::new(&self.root, &self.rules(&[])?, receipt, std::iter::empty()))
+        Ok(Ownership::new(&self.root, &self.rules(&[])?, receipt, std::iter::empty(), false))
     }
 
     /// The main files of the databases that `[verify] sqlite` names, among these.

@@ -112,6 +112,21 @@ pub struct Folder {
     pub mode: u32,
     pub owner: crate::os::Owner,
     pub mtime: i64,
+    /// Where a backup holds it, where that is not its own path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<RelPath>,
+}
+
+impl Folder {
+    /// A folder as it is.
+    pub fn of(path: &RelPath, facts: &crate::os::Facts) -> Folder {
+        Folder { path: path.clone(), mode: facts.mode, owner: facts.owner, mtime: facts.mtime, place: None }
+    }
+
+    /// Where a backup holds it.
+    pub fn saved_at(&self) -> &RelPath {
+        self.place.as_ref().unwrap_or(&self.path)
+    }
 }
 
 /// Every move of the swap, named before the first.

@@ -8,7 +8,7 @@ use crate::error::{self, Class, Failure};
 use crate::health::{self, Before};
 use crate::history;
 use crate::hooks;
-use crate::journal::{self, Found, Journal, Record};
+use crate::journal::{self, Away, Found, Journal, Record};
 use crate::lock::Lock;
 use crate::os::{ProcessId, processes, service};
 use crate::path::RelPath;
@@ -221,6 +221,9 @@ fn settle_open(cx: &mut Context, mut journal: Journal, choice: Choice) -> Result
     }
     let mut settled = settled(cx, &journal, direction);
     settled.stands.server = Down;
+    if direction == "new" {
+        tell_aside(cx, &journal);
+    }
     if direction == "old" {
         let healthy = start_old(cx, &mut journal)?;
         (settled.pid, settled.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
@@ -351,6 +354,16 @@ fn decide(cx: &mut Context, journal: &mut Journal, choice: Choice) -> Result<&'s
     end_started(cx, journal)?;
     undo(cx, journal, data)?;
     Ok("old")
+}
+
+/// Names what gave way to an update that was finished after all: the run that moved it could not.
+fn tell_aside(cx: &mut Context, journal: &Journal) {
+    let moved = journal.moves().into_iter().flat_map(|moves| &moves.moves).filter(|m| m.old && m.away == Away::Aside);
+    let paths: Vec<RelPath> = moved.map(|intent| intent.path.clone()).collect();
+    if !paths.is_empty() {
+        let place = format!("{}/{}/aside", journal.begin.backup_dir, journal.begin.backup);
+        cx.report.warn_of("moved-aside", &format!("written here, and gave way; to be found in {place}"), &paths);
+    }
 }
 
 fn undo(cx: &mut Context, journal: &mut Journal, data: DataBack) -> Result<()> {

@@ -56,7 +56,7 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules)
     for path in parents {
         match fsx::facts(&root.join(&path))? {
             Some(f) if f.kind == Kind::Folder => {
-                moves.touched.push(Folder { path, mode: f.mode, owner: f.owner, mtime: f.mtime });
+                moves.touched.push(Folder::of(&path, &f));
             }
             Some(_) if is_data_folder(root, &path, rules) => {}
             _ if arriving.contains(&path) => moves.make.push(path),
@@ -64,7 +64,7 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules)
         }
     }
     for (path, f) in &plan.emptied {
-        moves.remove.push(Folder { path: path.clone(), mode: f.mode, owner: f.owner, mtime: f.mtime });
+        moves.remove.push(Folder::of(path, f));
     }
     Ok(moves)
 }
@@ -75,7 +75,7 @@ pub fn intend_exchanges(root: &InstallRoot, moves: &mut Moves, exchanges: Vec<Ex
         if let Some(f) = fsx::facts(&root.join(&path))?.filter(|f| f.kind == Kind::Folder)
             && !moves.touched.iter().any(|folder| folder.path == path)
         {
-            moves.touched.push(Folder { path, mode: f.mode, owner: f.owner, mtime: f.mtime });
+            moves.touched.push(Folder::of(&path, &f));
         }
     }
     moves.exchanges = exchanges;
@@ -132,7 +132,14 @@ fn removed_folder(root: &InstallRoot, at: usize) -> PathBuf {
 
 /// Carries out the moves: all originals away (the start file first), then all arrivals but the start file.
 /// `backup`: the folder of this update's backup.
-pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Path) -> Result<()> {
+/// `saved`: the backup that is restored, where one is.
+pub fn carry_out(
+    root: &InstallRoot,
+    moves: &Moves,
+    start_file: &RelPath,
+    backup: &Path,
+    saved: Option<&Path>,
+) -> Result<()> {
     let tree = staging::tree(&root.own());
     let mut order: Vec<&Intent> = moves.moves.iter().collect();
     order.sort_by_key(|m| m.path != *start_file);
@@ -156,8 +163,13 @@ pub fn carry_out(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup
         }
     }
     for path in &moves.make {
-        let saved = moves.saved_folders.iter().find(|folder| folder.path == *path);
-        make_folder(&root.join(path), saved).with_context(|| format!("making the folder {path}"))?;
+        let known = moves.saved_folders.iter().find(|folder| folder.path == *path);
+        let live = root.join(path);
+        make_folder(&live, known).with_context(|| format!("making the folder {path}"))?;
+        let original = saved.zip(known).map(|(saved, known)| saved.join(known.saved_at().to_path()));
+        if let Some(original) = original.filter(|original| original.is_dir()) {
+            files::copy_attributes(&original, &live).with_context(|| format!("setting attributes of {path}"))?;
+        }
     }
     order.reverse();
     for intent in order.iter().filter(|m| m.new.is_some() && m.path != *start_file) {
@@ -298,16 +310,30 @@ fn rename_making(from: &Path, to: &Path) -> Result<()> {
     rename(from, to)
 }
 
+/// The place for `path` below `folder`; a name that is taken, by a file where a folder is needed, too, gets a number.
+fn free_place(folder: &Path, path: &RelPath) -> Result<PathBuf> {
+    let (mut to, whole) = (folder.to_path_buf(), path.to_path());
+    let mut parts = whole.components().peekable();
+    while let Some(part) = parts.next() {
+        let is_last = parts.peek().is_none();
+        let is_taken = |place: &Path| -> Result<bool> {
+            Ok(fsx::facts(place)?.is_some_and(|facts| is_last || facts.kind != Kind::Folder))
+        };
+        let (plain, mut n) = (to.join(part), 1);
+        to.push(part);
+        while is_taken(&to)? {
+            n += 1;
+            let mut numbered = plain.clone().into_os_string();
+            numbered.push(format!(".{n}"));
+            to = numbered.into();
+        }
+    }
+    Ok(to)
+}
+
 /// Moves something that somebody wrote to the backup's `after/`; a name that is taken gets a number.
 pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
-    let mut to = after.join(path.to_path());
-    let mut n = 1;
-    while fsx::exists(&to)? {
-        n += 1;
-        let mut name = after.join(path.to_path()).into_os_string();
-        name.push(format!(".{n}"));
-        to = name.into();
-    }
+    let to = free_place(after, path)?;
     if let Some(parent) = to.parent() {
         fsx::make_folders(parent)?;
     }

@@ -363,6 +363,22 @@ fn only_our_own_places_are_ours() {
     assert_eq!(fs::read_to_string(saved.join("backups/dump.sql")).unwrap(), "of the server's own");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_link_at_the_place_of_our_log_is_left_alone() {
+    let install = adopted("");
+    let precious = install.scratch().join("precious.txt");
+    let log = install.root.join("instance/update_log.txt");
+    for is_hard in [false, true] {
+        fs::write(&precious, "precious").unwrap();
+        let _ = fs::remove_file(&log);
+        let made = if is_hard { fs::hard_link(&precious, &log) } else { std::os::unix::fs::symlink(&precious, &log) };
+        made.unwrap();
+        install.apply(&install.bundle("2.0")).expect(0);
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    }
+}
+
 // ---- before the first receipt ----
 
 #[test]
@@ -518,6 +534,104 @@ fn a_large_file_never_blocks_an_update_and_a_rollback_says_that_it_changed() {
     let message = output.finished()["error"]["message"].as_str().unwrap().to_string();
     assert!(message.contains("videos/long.mp4") && !message.contains("as it was before"), "{message}");
     assert_eq!(named(&output, "not-put-back"), set(&["videos/long.mp4"]));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_rollback_finds_the_way_through_whatever_became_of_folders_and_writes_through_no_foreign_link() {
+    let outside = tempfile::tempdir().unwrap();
+    let foreign = outside.path().to_str().unwrap();
+    for shell in [
+        "rm -r app",
+        "rm -r uploads; echo x >uploads",
+        "rm -rf .updater/trash",
+        &format!("rm -r uploads app; ln -s {foreign} uploads; ln -s {foreign} app"),
+        "chmod 700 app; chmod 755 uploads/private; touch -d 2001-01-01 uploads/a.txt",
+        "rm uploads/link; ln -s elsewhere uploads/link",
+        "rm uploads/a.txt; ln -s target uploads/a.txt",
+    ] {
+        let install = adopted("");
+        install.write("uploads/private/secret", "secret");
+        std::os::unix::fs::symlink("a.txt", install.root.join("uploads/link")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(install.root.join("uploads/private"), mode).unwrap();
+        let before = install.tree();
+        let folder_mode = |path: &str| {
+            use std::os::unix::fs::MetadataExt;
+            fs::metadata(install.root.join(path)).unwrap().mode()
+        };
+        let modes = ["app", "uploads", "uploads/private"].map(folder_mode);
+        let output = install.apply(&vandal(&format!("SHELL = \"{shell}\"\n"))).expect(3);
+        assert_eq!(install.tree(), before, "{shell}");
+        assert_eq!(["app", "uploads", "uploads/private"].map(folder_mode), modes, "{shell}");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "{shell}: something was written outside");
+        assert_eq!((install.version().as_str(), output.finished()["stands"]["server"].as_str()), ("1.0", Some("up")));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_data_folder_that_is_a_link_is_the_same_link_after_a_rollback_and_restored_through() {
+    let shared = tempfile::tempdir().unwrap();
+    let install = running("");
+    fs::remove_dir_all(install.root.join("uploads")).unwrap();
+    std::os::unix::fs::symlink(shared.path(), install.root.join("uploads")).unwrap();
+    install.write("uploads/a.txt", "shared");
+    install.adopt();
+    install.apply(&vandal("SHELL = \"rm uploads/a.txt uploads; mkdir uploads\"\n")).expect(3);
+    assert_eq!(fs::read_link(install.root.join("uploads")).unwrap(), shared.path());
+    assert_eq!(fs::read_to_string(shared.path().join("a.txt")).unwrap(), "shared");
+    let backup = backup_of(&install.apply(&install.bundle("2.0")).expect(0));
+    fs::write(shared.path().join("a.txt"), "later").unwrap();
+    let output = install.updater(&["restore", &backup, "--data", "--json"]).expect(0);
+    assert_eq!(fs::read_to_string(shared.path().join("a.txt")).unwrap(), "shared");
+    assert_eq!(named(&output, "data-replaced"), set(&["uploads/a.txt"]));
+    let after = install.root.join("backups").join(backup_of(&output)).join("after/uploads/a.txt");
+    assert_eq!(fs::read_to_string(after).unwrap(), "later");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_written_after_the_plan_and_before_the_end_of_the_stop_is_judged_again() {
+    let script =
+        "echo late >app/seed.json; echo late >app/gone.json; echo '{\\\"k\\\": \\\"late\\\"}' >app_config.json";
+    let hook = format!("[[hooks.before_stop]]\nrun = [\"sh\", \"-c\", \"cd $UPDATER_ROOT; {script}\"]\n");
+    let install = running(&hook);
+    let first = Bundle::first().file("app/seed.json", "1").file("app/gone.json", "1");
+    for path in ["app/seed.json", "app/gone.json"] {
+        install.write(path, "1");
+    }
+    install.updater(&["adopt", install.save(&first).to_str().unwrap()]).expect(0);
+    let bundle = install.bundle("2.0").file("app/seed.json", "2").file("app_config.json", "{\"new\": 1}");
+    let output = install.apply(&bundle).expect(0);
+    assert_eq!((install.read("app/seed.json"), install.read("app/gone.json")), ("late\n".into(), "late\n".into()));
+    let config: Value = serde_json::from_str(&install.read("app_config.json")).unwrap();
+    assert_eq!((&config["k"], &config["new"]), (&json!("late"), &json!(1)));
+    assert_eq!(named(&output, "changed-here"), set(&["app/gone.json", "app/seed.json"]));
+    // The receipt tells the release's, so the next update still knows the edit.
+    let verify = install.updater(&["verify", "--json"]).expect(0).object();
+    assert_eq!(verify["changed_here"], json!(["app/seed.json"]));
+}
+
+#[test]
+fn a_release_may_drop_a_watched_database_that_nobody_wrote_in_and_a_restore_brings_it_back() {
+    let install = adopted("[preserve]\nadd_databases = true\n");
+    install.apply(&install.bundle("2.0").file("instance/geo.db", database_bytes(2))).expect(0);
+    let dropped = install.apply(&install.bundle("2.1")).expect(0);
+    assert!(!install.exists("instance/geo.db"));
+    install.write("updater.toml", QUICK);
+    install.updater(&["restore", &backup_of(&dropped), "--json"]).expect(0);
+    assert_eq!(rows(&install.root.join("instance/geo.db")), 2);
+}
+
+#[test]
+fn a_restore_with_data_brings_a_folder_back_where_a_release_had_put_a_file() {
+    let install = adopted("");
+    install.write("app/tools/mine.txt", "mine");
+    let first = install.apply(&install.bundle("2.0").file("app/tools", "a file of ours")).expect(0);
+    assert_eq!(named(&first, "moved-aside"), set(&["app/tools/mine.txt"]));
+    install.updater(&["restore", &backup_of(&first), "--data", "--json"]).expect(0);
+    assert_eq!(install.read("app/tools/mine.txt"), "mine");
 }
 
 // ---- backups ----

@@ -219,7 +219,7 @@ impl Case {
         let rules = Rc::new(Rules::of(&root, &settings, &[]).unwrap());
         let receipt = receipt_of(base);
         let shipped = bundle.entries.iter().map(|e| &e.path);
-        let ownership = Ownership::new(&root, &rules, Some(&receipt), shipped);
+        let ownership = Ownership::new(&root, &rules, Some(&receipt), shipped, false);
         let census = ownership.census(None).unwrap();
         let order = plan::Order {
             ownership: &ownership,
@@ -227,6 +227,7 @@ impl Case {
             start_file: &start,
             heal: false,
             saved_data: &BTreeSet::new(),
+            saved_folders: &BTreeSet::new(),
             kept: &|| Ok(None),
         };
         let plan = plan::build(&order, &mut bundle).unwrap();
@@ -244,7 +245,7 @@ impl Case {
     }
 
     fn swap(&self, moves: &Moves) {
-        swap::carry_out(&self.root, moves, &self.start, &self.backup()).unwrap();
+        swap::carry_out(&self.root, moves, &self.start, &self.backup(), None).unwrap();
     }
 
     fn complete(&self, moves: &Moves) {

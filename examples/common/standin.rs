@@ -87,6 +87,10 @@ fn run(path: &Path) -> Result<std::convert::Infallible, String> {
         let made = place.parent().map_or(Ok(()), std::fs::create_dir_all);
         made.and_then(|()| std::fs::write(place, text)).map_err(|e| format!("cannot write {name}: {e}"))?;
     }
+    for text in script.all("SHELL") {
+        let done = std::process::Command::new("sh").args(["-c", text]).current_dir(&root).status();
+        done.map_err(|e| format!("cannot run {text}: {e}"))?;
+    }
     for name in script.all("REMOVE") {
         std::fs::remove_file(root.join(name)).map_err(|e| format!("cannot remove {name}: {e}"))?;
     }

@@ -401,7 +401,8 @@ fn down(
     moves.saved_folders = request.saved.iter().flat_map(|saved| saved.record.folders.clone()).collect();
     swap::intend_exchanges(&cx.root, &mut moves, prepared.hooks.changes.exchanges())?;
     journal.append(Record::Swapping { moves: moves.clone() })?;
-    swap::carry_out(&cx.root, &moves, &survey.start_file, &cx.backups().join(&saved.id))?;
+    let source = request.saved.as_ref().map(|saved| saved.dir.as_path());
+    swap::carry_out(&cx.root, &moves, &survey.start_file, &cx.backups().join(&saved.id), source)?;
     cx.done(Stage::Swap, &format!("{} moves", moves.moves.len()));
 
     cx.start(Stage::Verify, "checking what arrived");

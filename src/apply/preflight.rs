@@ -33,6 +33,7 @@ pub struct Prepared {
     pub hooks: Hooks,
     /// What a saved version holds as data of the users.
     saved_data: BTreeSet<RelPath>,
+    saved_folders: BTreeSet<RelPath>,
     /// The install has this very content: what was damaged is put right, and nothing leaves.
     pub heal: bool,
 }
@@ -47,6 +48,7 @@ impl Prepared {
             start_file: &survey.start_file,
             heal: self.heal,
             saved_data: &self.saved_data,
+            saved_folders: &self.saved_folders,
             kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(cx, receipt)),
         };
         let again = plan::rejudge(&order, &mut self.bundle, &mut self.plan)?;
@@ -54,10 +56,11 @@ impl Prepared {
         Ok((again, data))
     }
 
-    /// The databases that are watched, but for those that are put back whole.
+    /// The databases that are watched, but for those that are put back whole, or are the release's to change.
     pub fn watched_databases(&self, cx: &Context) -> Result<BTreeSet<RelPath>> {
         let all = cx.databases(&self.census.databases, self.census.items.keys())?;
-        Ok(all.difference(&self.plan.sets).cloned().collect())
+        let changes: BTreeSet<&RelPath> = self.plan.changes().map(|planned| &planned.path).collect();
+        Ok(all.into_iter().filter(|main| !self.plan.sets.contains(main) && !changes.contains(main)).collect())
     }
 }
 
@@ -72,13 +75,14 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     let census = ownership.census(None).context("looking at the install")?;
     let is_same = survey.receipt.as_ref().is_some_and(|receipt| receipt.content_id == bundle.content_id);
     let heal = request.heal || (is_same && request.saved.is_none());
-    let saved_data = saved_data(request);
+    let (saved_data, saved_folders) = (saved_data(request), saved_folders(request));
     let order = plan::Order {
         ownership: &ownership,
         census: &census,
         start_file: &survey.start_file,
         heal,
         saved_data: &saved_data,
+        saved_folders: &saved_folders,
         kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(cx, receipt)),
     };
     let mut plan = plan::build(&order, &mut bundle)?;
@@ -95,7 +99,8 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
     let free = files::free_space(cx.root.path()).context("asking for free space")?;
     let selection = Selection::choose(&cx.root, &ownership.rules, &census, &cx.backups(), free)?;
-    let mut prepared = Prepared { bundle, plan, ownership, census, selection, needed: 0, hooks, saved_data, heal };
+    let mut prepared =
+        Prepared { bundle, plan, ownership, census, selection, needed: 0, hooks, saved_data, saved_folders, heal };
     prepared.needed = needed(cx, &prepared)?;
     if free < prepared.needed {
         return Err(no_space(cx, prepared.needed, free).into());
@@ -108,13 +113,17 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     Ok(prepared)
 }
 
-/// What a saved version holds as data of the users, or only watched, and its folders.
+/// The folders of a saved version.
+fn saved_folders(request: &Request) -> BTreeSet<RelPath> {
+    request.saved.iter().flat_map(|saved| saved.record.folders.iter().map(|folder| folder.path.clone())).collect()
+}
+
+/// What a saved version holds as data of the users, or only watched.
 fn saved_data(request: &Request) -> BTreeSet<RelPath> {
     let records = request.saved.iter().map(|saved| &saved.record);
     let data = records.clone().flat_map(|record| record.files.iter().filter(|l| l.data).map(|l| &l.path));
-    let folders = records.clone().flat_map(|record| record.folders.iter().map(|folder| &folder.path));
     let watched = records.flat_map(|record| record.watched.iter().map(|watched| &watched.path));
-    data.chain(folders).chain(watched).cloned().collect()
+    data.chain(watched).cloned().collect()
 }
 
 /// Whose the files are, by the receipt and this bundle.
@@ -126,8 +135,10 @@ fn ownership(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) 
     }
     let shipped = bundle.entries.iter().filter(|e| !e.data).map(|e| &e.path);
     let launch = survey.launch.iter();
+    // What a restore itself brought back is known, also where nobody knows what its version shipped.
+    let trusts = request.saved.is_some();
     let outputs = launch.flat_map(|launch| [launch.stdout.clone(), launch.stderr.clone()]);
-    Ok(Ownership::new(&cx.root, &Rc::new(rules), survey.receipt.as_ref(), shipped).with_outputs(outputs))
+    Ok(Ownership::new(&cx.root, &Rc::new(rules), survey.receipt.as_ref(), shipped, trusts).with_outputs(outputs))
 }
 
 fn refuse_others_install(cx: &Context) -> Result<()> {

@@ -171,7 +171,7 @@ pub(super) fn finish_backup(
         to_version: Some(prepared.bundle.version.clone()),
         start_file: survey.start_file.clone(),
         content_id: survey.receipt.as_ref().map(|r| r.content_id.clone()),
-        is_first: prepared.ownership.is_first,
+        is_first: prepared.ownership.is_first || prepared.ownership.is_assumed,
         files: Vec::new(),
         folders: Vec::new(),
         linked: Vec::new(),

@@ -7,7 +7,7 @@ use crate::fsx;
 use crate::history;
 use crate::hooks;
 use crate::lock::Lock;
-use crate::os::{Said, files};
+use crate::os::{Kind, Said, files};
 use crate::recover;
 use crate::report::{Finished, Reporter, Stage};
 use crate::rollback;
@@ -32,12 +32,13 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     let human = cx.root.path().join("instance");
     if human.is_dir() {
         let log = human.join("update_log.txt");
-        // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced.
-        if let Ok(file) = std::fs::OpenOptions::new().write(true).create(true).truncate(true).open(&log) {
-            drop(file);
+        // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced. The
+        // server's user may write in that folder: a link there, or another name of some file, is left alone.
+        let own = |file: &std::fs::File| files::facts_of(file).is_ok_and(|f| f.kind == Kind::File && f.links == 1);
+        if let Some(file) = files::open_log(&log).ok().filter(own).filter(|file| file.set_len(0).is_ok()) {
             let _ = fsx::adopt(&log);
+            cx.report.log_into(file);
         }
-        cx.report.log_to(&log);
     }
     cx.under_way = Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string() });
     history::prune(&own, history::KEEP);

@@ -115,11 +115,6 @@ pub struct Record {
     pub databases: Vec<RelPath>,
 }
 
-/// A folder of the install as a record keeps it.
-pub(super) fn folder(path: &RelPath, facts: &Facts) -> Folder {
-    Folder { path: path.clone(), mode: facts.mode, owner: facts.owner, mtime: facts.mtime }
-}
-
 impl Record {
     /// Writes the record into the backup's folder, flushed.
     pub(super) fn store(&self, dir: &Path) -> Result<()> {

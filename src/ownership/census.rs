@@ -73,7 +73,15 @@ impl Ownership {
                 let full = folder.join(&name);
                 let path = at.as_ref().map_or_else(|| RelPath::from_disk(name.as_ref()), |at| at.child(&name));
                 let path = path.with_context(|| format!("the name {} cannot be used", full.display()))?;
-                let Some(facts) = fsx::facts(&full)? else { continue };
+                let facts = match fsx::facts(&full) {
+                    Ok(Some(facts)) => facts,
+                    Ok(None) => continue,
+                    Err(e) if is_denied(&e) => {
+                        census.unreadable.push((path, format!("{e:#}")));
+                        continue;
+                    }
+                    Err(e) => return Err(e),
+                };
                 if self.is_own(&path, Some(&facts)) {
                     continue;
                 }
@@ -85,7 +93,14 @@ impl Ownership {
                 if self.rules.profile.is_cache(&path) && !self.has_shipped_below(&path) {
                     continue;
                 }
-                let is_environment = self.is_environment(&path)?;
+                let is_environment = match self.is_environment(&path) {
+                    Ok(is_environment) => is_environment,
+                    Err(e) if is_denied(&e) => {
+                        census.unreadable.push((path, format!("{e:#}")));
+                        continue;
+                    }
+                    Err(e) => return Err(e),
+                };
                 if is_environment && !self.has_shipped_below(&path) {
                     continue;
                 }
@@ -161,7 +176,7 @@ impl Ownership {
             match fsx::head(&self.root.join(path)) {
                 Ok(Some(Head::Sqlite)) => found.push(path.clone()),
                 Ok(_) => {}
-                Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(may_not) => {
+                Err(e) if is_denied(&e) => {
                     unreadable.push((path.clone(), format!("{e:#}")));
                 }
                 Err(e) => return Err(e),
@@ -196,6 +211,11 @@ fn names_in(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     };
     names.sort();
     Ok(names)
+}
+
+/// True when this user has no right to what was asked for.
+fn is_denied(e: &anyhow::Error) -> bool {
+    e.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(may_not))
 }
 
 fn may_not(e: &std::io::Error) -> bool {

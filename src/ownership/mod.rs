@@ -52,6 +52,8 @@ pub struct Ownership {
     lines: BTreeMap<RelPath, Line>,
     /// True when nobody knows what the installed version shipped.
     pub is_first: bool,
+    /// The receipt is of a version of which nobody knows what it shipped.
+    pub is_assumed: bool,
     /// What the bundle holds, by its name as the volume compares names.
     bundled: BTreeSet<RelPath>,
     /// This program, and the files that are open as its output.
@@ -61,19 +63,22 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// The ownership of an install. `bundled`: what the bundle at hand holds, if there is one.
+    /// The ownership of an install. `bundled`: what the bundle at hand holds, if there is one. `trusts_assumed`: a
+    /// receipt that was only assumed counts, too.
     pub fn new<'a>(
         root: &InstallRoot,
         rules: &Rc<Rules>,
         receipt: Option<&Receipt>,
         bundled: impl Iterator<Item = &'a RelPath>,
+        trusts_assumed: bool,
     ) -> Ownership {
-        let known = receipt.filter(|receipt| !receipt.assumed);
+        let known = receipt.filter(|receipt| trusts_assumed || !receipt.assumed);
         let lines = known.iter().flat_map(|receipt| &receipt.files);
         Ownership {
             root: root.clone(),
             lines: lines.map(|line| (rules.key(&line.path), line.clone())).collect(),
             is_first: known.is_none(),
+            is_assumed: receipt.is_some_and(|receipt| receipt.assumed),
             bundled: bundled.map(|path| rules.key(path)).collect(),
             ours: files::own_files(),
             outputs: Vec::new(),

@@ -102,6 +102,12 @@ impl<'a> Planner<'a> {
             return Ok(self.planned(Action::Keep, &entry, index, None, "a place of the updater's own"));
         }
         if entry.data {
+            if let Look::Behind(above, Kind::File) = &found
+                && self.leaves(above)?
+            {
+                let planned = self.planned(Action::Add, &entry, index, None, "saved data");
+                return Ok(Planned { saved_data: true, ..planned });
+            }
             return restored(self.root(), index, &entry, &ownership.rules);
         }
         if ownership.line(&entry.path).is_none() && ownership.is_in_users_environment(&entry.path)? {
@@ -163,17 +169,18 @@ impl<'a> Planner<'a> {
         Ok(self.held_back(entry, index, Some(live), "a file of the users' lies there"))
     }
 
+    /// What the version before shipped, nobody changed, and the bundle lacks, leaves.
+    fn leaves(&self, path: &RelPath) -> Result<bool> {
+        let ownership = self.order.ownership;
+        let Some(facts) = fsx::facts(&self.root().join(path))? else { return Ok(false) };
+        Ok(!ownership.is_bundled(path) && ownership.is_released(path, &facts)?)
+    }
+
     /// Something that is no folder stands where a folder of the bundle belongs.
     fn behind(&mut self, entry: &Entry, index: usize, above: &RelPath, kind: Kind) -> Result<Planned> {
         let ownership = self.order.ownership;
         let by_rule = ownership.rules.is_data(above, false) || ownership.is_own(above, None);
-        let facts = fsx::facts(&self.root().join(above))?;
-        // What the version before shipped there, and the bundle lacks, leaves.
-        let leaves = match facts {
-            Some(facts) => !ownership.is_bundled(above) && ownership.is_released(above, &facts)?,
-            None => false,
-        };
-        if leaves && !by_rule {
+        if self.leaves(above)? && !by_rule {
             return Ok(self.planned(Action::Add, entry, index, None, "new"));
         }
         if kind == Kind::File && !by_rule && !Databases::is_named(above) {
@@ -281,7 +288,9 @@ impl<'a> Planner<'a> {
         }
         if ownership.members_there(main)?.is_empty() {
             let in_data_folder = main.parent().is_some_and(|folder| ownership.rules.is_data(&folder, true));
-            if in_data_folder && !ownership.rules.add_databases {
+            // A saved version has its own.
+            let is_saved = entry.owner.is_some();
+            if in_data_folder && !is_saved && !ownership.rules.add_databases {
                 return Ok(self.held_back(&entry, index, None, "a database is not added in a folder of the users'"));
             }
             if in_data_folder && is_elsewhere(self.root(), main)? {

@@ -71,6 +71,10 @@ fn removal(order: &Order, plan: &mut Plan, line: &Line, facts: Facts) -> Result<
     if line.carried || ownership.rules.is_carried(&line.path) || ownership.is_own(&line.path, Some(&facts)) {
         return Ok(None);
     }
+    // Who knows whether a version shipped it.
+    if ownership.is_assumed && !ownership.is_program(&line.path)? {
+        return Ok(None);
+    }
     if let Some(main) = order.census.databases.main_of(&line.path)
         && ownership.is_touched_set(&main)?
     {
@@ -172,7 +176,7 @@ fn emptied(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
         let is_blocked = blocked(folder) || folder.ancestors().iter().any(blocked);
         facts.kind == Kind::Folder
             && !named.contains(folder)
-            && !order.saved_data.contains(folder)
+            && !order.saved_folders.contains(folder)
             && (is_blocked || (holds(folder) && !ownership.rules.is_data(folder, true)))
     });
     for (folder, facts) in candidates {

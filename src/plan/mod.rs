@@ -91,6 +91,8 @@ pub struct Order<'a> {
     pub heal: bool,
     /// What a saved version holds as data of the users: it is not lacking.
     pub saved_data: &'a BTreeSet<RelPath>,
+    /// The folders of a saved version: they stay, also empty.
+    pub saved_folders: &'a BTreeSet<RelPath>,
     /// Opens the installed bundle, where it was kept: reading it takes a while, and it is seldom asked for.
     pub kept: &'a dyn Fn() -> Result<Option<Bundle>>,
 }

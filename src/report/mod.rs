@@ -118,6 +118,11 @@ impl Reporter {
         self.logs.extend(append(path));
     }
 
+    /// Adds a human log that is open already.
+    pub fn log_into(&mut self, file: File) {
+        self.logs.push(file);
+    }
+
     /// Keeps the events in this file, too.
     pub fn events_to(&mut self, path: &Path) {
         self.events = append(path);

@@ -54,7 +54,13 @@ fn known(record: Option<&backup::Record>, above: &BTreeSet<RelPath>) -> Vec<Fold
     match record.filter(|record| record.format > 1) {
         Some(record) => record.folders.clone(),
         None => {
-            let plain = |path: &RelPath| Folder { path: path.clone(), mode: 0o755, owner: Owner::default(), mtime: 0 };
+            let plain = |path: &RelPath| Folder {
+                path: path.clone(),
+                mode: 0o755,
+                owner: Owner::default(),
+                mtime: 0,
+                place: None,
+            };
             above.iter().map(plain).collect()
         }
     }
@@ -83,7 +89,7 @@ pub(super) fn put_back(root: &InstallRoot, dir: &Path, record: &backup::Record) 
         if (is.mode, is.owner) != (folder.mode, folder.owner) {
             fsx::dress_folder(&live, folder.owner, folder.mode)?;
         }
-        let saved = dir.join(folder.path.to_path());
+        let saved = dir.join(folder.saved_at().to_path());
         if fsx::exists(&saved)? && !files::same_attributes(&saved, &live).unwrap_or(true) {
             files::copy_attributes(&saved, &live).with_context(|| format!("setting attributes of {}", folder.path))?;
             files::set_mode(&live, folder.mode).with_context(|| format!("setting the mode of {}", folder.path))?;

@@ -326,6 +326,12 @@ pub fn open_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
 }
 
+/// Opens a log for appending, creating with mode 0640. Errors: a link stands there, or a pipe that nobody reads.
+pub fn open_log(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
+}
+
 /// Whether `user` may write to the file, by modes and owners alone: an access list may allow more.
 /// False where the system does not tell.
 pub fn may_write(path: &Path, user: &Credentials) -> bool {

@@ -356,6 +356,12 @@ pub fn private_folder(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Opens a log for appending, creating it. Errors: a link stands there.
+pub fn open_log(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().append(true).create(true).custom_flags(FILE_FLAG_OPEN_REPARSE_POINT).open(path)?;
+    if facts_of(&file)?.kind == Kind::Link { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(file) }
+}
+
 /// Opens for reading and writing, creating it; the contents stay. Errors: a link stands there.
 pub fn open_private(path: &Path) -> io::Result<File> {
     let flags = FILE_FLAG_OPEN_REPARSE_POINT;
