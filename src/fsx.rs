@@ -31,10 +31,23 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// True when a file (or link) holds exactly this. False where anything else stands there, whatever it is.
+/// True when a file (or link) holds exactly this. False where anything else stands there, whatever it is, or something
+/// that we have no right to read.
 pub fn holds(path: &Path, wanted: &str) -> Result<bool> {
     let kind = facts(path)?.map(|facts| facts.kind);
-    Ok(matches!(kind, Some(Kind::File | Kind::Link)) && sha256_of(path)? == wanted)
+    if !matches!(kind, Some(Kind::File | Kind::Link)) {
+        return Ok(false);
+    }
+    match sha256_of(path) {
+        Err(e) if is_denied(&e) => Ok(false),
+        sum => Ok(sum? == wanted),
+    }
+}
+
+/// True when the system said that we have no right to something.
+pub fn is_denied(e: &anyhow::Error) -> bool {
+    let denied = |cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied;
+    e.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(denied))
 }
 
 /// How a file begins. None: it is no file, or gone.

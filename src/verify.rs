@@ -80,7 +80,7 @@ pub fn altered_data(
     for main in mains.collect::<BTreeSet<_>>() {
         for path in ["-wal", "-journal"].map(|ending| member(&main, ending)).iter().filter(|path| !known.contains(path))
         {
-            if fsx::facts(&root.join(path))?.is_some_and(|facts| facts.size > 0) {
+            if fsx::facts(&root.join(path))?.is_some_and(|facts| facts.kind == Kind::File && facts.size > 0) {
                 return Ok(Some(path.clone()));
             }
         }

@@ -76,7 +76,7 @@ impl Ownership {
                 let facts = match fsx::facts(&full) {
                     Ok(Some(facts)) => facts,
                     Ok(None) => continue,
-                    Err(e) if is_denied(&e) => {
+                    Err(e) if fsx::is_denied(&e) => {
                         census.unreadable.push((path, format!("{e:#}")));
                         continue;
                     }
@@ -95,7 +95,7 @@ impl Ownership {
                 }
                 let is_environment = match self.is_environment(&path) {
                     Ok(is_environment) => is_environment,
-                    Err(e) if is_denied(&e) => {
+                    Err(e) if fsx::is_denied(&e) => {
                         census.unreadable.push((path, format!("{e:#}")));
                         continue;
                     }
@@ -176,7 +176,7 @@ impl Ownership {
             match fsx::head(&self.root.join(path)) {
                 Ok(Some(Head::Sqlite)) => found.push(path.clone()),
                 Ok(_) => {}
-                Err(e) if is_denied(&e) => {
+                Err(e) if fsx::is_denied(&e) => {
                     unreadable.push((path.clone(), format!("{e:#}")));
                 }
                 Err(e) => return Err(e),
@@ -211,11 +211,6 @@ fn names_in(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     };
     names.sort();
     Ok(names)
-}
-
-/// True when this user has no right to what was asked for.
-fn is_denied(e: &anyhow::Error) -> bool {
-    e.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(may_not))
 }
 
 fn may_not(e: &std::io::Error) -> bool {

@@ -4,7 +4,7 @@
 use crate::backup;
 use crate::fsx;
 use crate::journal::{DataBack, Moves};
-use crate::os::{Facts, files};
+use crate::os::{Facts, Kind, files};
 use crate::ownership::member;
 use crate::path::{InstallRoot, RelPath};
 use crate::swap;
@@ -107,7 +107,8 @@ fn set_back(
                 changed |= differs(root, dir, line)?;
                 saved.push(line);
             }
-            None if fsx::exists(&root.join(&path))? => {
+            // A folder of such a name is none of the database's.
+            None if fsx::facts(&root.join(&path))?.is_some_and(|f| f.kind == Kind::File) => {
                 // An empty log left by a clean close says nothing.
                 let empty = fsx::facts(&root.join(&path))?.is_some_and(|f| f.size == 0);
                 changed |= !empty;
