@@ -715,3 +715,75 @@ fn what_is_pruned_is_told_and_the_newest_whole_backup_never_is() {
     install.updater(&["backups", "prune", "--keep", "1", "--json"]).expect(0);
     assert!(install.root.join("backups").join(&whole).join("backup.json").exists());
 }
+
+// ---- metadata, links and bundles as people make them ----
+
+#[cfg(unix)]
+#[test]
+fn a_zip_without_unix_modes_leaves_scripts_executable_and_no_zip_opens_a_tight_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let install = adopted("");
+    let chmod = |path: &str, mode: u32| {
+        fs::set_permissions(install.root.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let mode = |path: &str| fs::metadata(install.root.join(path)).unwrap().permissions().mode() & 0o7777;
+    chmod("app/core.py", 0o755);
+    chmod("app/__init__.py", 0o600);
+    // The kit's zips carry 0644 for everything: nobody may execute, and who may read stays.
+    install.apply(&install.bundle("2.0")).expect(0);
+    assert_eq!((mode("app/core.py"), mode("app/__init__.py")), (0o644, 0o600));
+    chmod("app/core.py", 0o755);
+    // A system without such modes: bytes 5 and 38..42 of each directory entry tell the system and its attributes.
+    let mut bytes = install.bundle("2.1").bytes();
+    let heads: Vec<usize> = (0..bytes.len() - 4).filter(|at| bytes[*at..].starts_with(b"PK\x01\x02")).collect();
+    for at in heads {
+        bytes[at + 5] = 0;
+        bytes[at + 38..at + 42].copy_from_slice(&[0x20, 0, 0, 0]);
+    }
+    let path = install.scratch().join("plain.zip");
+    fs::write(&path, bytes).unwrap();
+    install.apply_with(&path, &[]).expect(0);
+    assert_eq!((install.read("app/core.py"), mode("app/core.py")), ("# core of 2.1\n".into(), 0o755));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_of_the_users_stay_and_code_behind_one_ends_the_update_before_it_begins() {
+    use std::os::unix::fs::symlink;
+    let install = adopted("");
+    let shared = install.scratch().join("shared");
+    fs::create_dir_all(shared.join("uploads")).unwrap();
+    fs::write(shared.join("uploads/photo.jpg"), "picture").unwrap();
+    fs::write(shared.join("local.py"), "KEY = 'mine'\n").unwrap();
+    fs::create_dir(install.root.join("public")).unwrap();
+    symlink(shared.join("uploads"), install.root.join("public/uploads")).unwrap();
+    symlink(shared.join("local.py"), install.root.join("app/local.py")).unwrap();
+    let bundle = install.bundle("2.0").file("public/uploads/.gitkeep", "").file("app/local.py", "KEY = 'default'\n");
+    let output = install.apply(&bundle).expect(0);
+    assert_eq!(named(&output, "held-back"), set(&["app/local.py", "public/uploads/.gitkeep"]));
+    assert_eq!(install.read("app/local.py"), "KEY = 'mine'\n");
+    assert_eq!(fs::read_dir(shared.join("uploads")).unwrap().count(), 1);
+    let pid = install.pid();
+    let output = install.apply(&install.bundle("2.1").file("public/uploads/code.py", "# code\n")).expect(1);
+    assert_eq!((output.error_code().as_str(), install.pid()), ("code-behind-link", pid));
+}
+
+#[test]
+fn litter_of_desktops_does_not_count() {
+    let install = adopted("");
+    let bundle = install.bundle("2.0").raw(".DS_Store", "x").raw("Thumbs.db", "x").file("app/._core.py", "x");
+    install.apply(&bundle.raw("__MACOSX/site/._run.py", "x")).expect(0);
+    assert!(install.exists("app/new.py") && !install.exists("app/._core.py") && !install.exists("Thumbs.db"));
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_only_another_system_cannot_hold_are_installed() {
+    let install = adopted("");
+    let names = ["app/static/con.svg", "app/tests/12:30.json", "app/README", "app/Readme"];
+    let bundle = names.iter().fold(install.bundle("2.0"), |bundle, name| bundle.file(name, name));
+    install.apply(&bundle).expect(0);
+    for name in names {
+        assert_eq!(install.read(name), *name);
+    }
+}
