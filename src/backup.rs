@@ -95,6 +95,8 @@ pub fn seed(
         done += one.cost();
         progress(done, selection.bytes)?;
     }
+    // While the server still serves; after the stop only what changed is done again.
+    backup.folders(root, census)?;
     backup.seeded_at = fsx::now_nanos();
     Ok(backup)
 }

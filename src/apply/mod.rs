@@ -398,7 +398,8 @@ fn down(
     }
     late::stage_again(cx, request, survey, prepared, &mut staged)?;
     let mut moves = swap::intend(&cx.root, &prepared.plan, &staged, &prepared.ownership.rules)?;
-    moves.saved_folders = request.saved.iter().flat_map(|saved| saved.record.folders.clone()).collect();
+    let known = request.saved.iter().flat_map(|saved| &saved.record.folders);
+    moves.saved_folders = known.filter(|folder| moves.make.contains(&folder.path)).cloned().collect();
     swap::intend_exchanges(&cx.root, &mut moves, prepared.hooks.changes.exchanges())?;
     journal.append(Record::Swapping { moves: moves.clone() })?;
     let source = request.saved.as_ref().map(|saved| saved.dir.as_path());

@@ -11,7 +11,6 @@ use crate::os::{Facts, Kind, files};
 use crate::ownership::{Class, Databases, Rules};
 use crate::path::{InstallRoot, RelPath};
 use anyhow::{Context, Result};
-use std::collections::BTreeSet;
 
 /// A plan that is being made.
 pub(super) struct Planner<'a> {
@@ -20,8 +19,6 @@ pub(super) struct Planner<'a> {
     /// The start file that lies there now.
     pub(super) start: Option<Facts>,
     databases: Option<Databases>,
-    /// Main files of bundled sets with a log that says something: half of them lies in it.
-    unfinished: BTreeSet<RelPath>,
 }
 
 impl<'a> Planner<'a> {
@@ -33,13 +30,13 @@ impl<'a> Planner<'a> {
             plan.shipped.insert(path.clone(), Live { facts: *facts, sha256 });
         }
         let start = fsx::facts(&root.join(order.start_file))?;
-        Ok(Self { order, plan, start, databases: None, unfinished: BTreeSet::new() })
+        Ok(Self { order, plan, start, databases: None })
     }
 
     /// Goes on with a plan that was made before.
     pub(super) fn over(order: &'a Order<'a>, plan: Plan) -> Result<Self> {
         let start = fsx::facts(&order.ownership.root.join(order.start_file))?;
-        Ok(Self { order, plan, start, databases: None, unfinished: BTreeSet::new() })
+        Ok(Self { order, plan, start, databases: None })
     }
 
     fn root(&self) -> &'a InstallRoot {
@@ -55,17 +52,7 @@ impl<'a> Planner<'a> {
         reason: &str,
     ) -> Planned {
         let listed = !matches!(action, Action::Keep | Action::Remove) && !entry.data;
-        Planned {
-            action,
-            path: entry.path.clone(),
-            reason: reason.into(),
-            entry: Some(index),
-            content: None,
-            live,
-            aside: false,
-            listed,
-            saved_data: false,
-        }
+        Planned { listed, entry: Some(index), live, ..Planned::new(action, &entry.path, reason) }
     }
 
     /// The hash of what lies at `path`.
@@ -282,8 +269,7 @@ impl<'a> Planner<'a> {
         if entry.path != *main {
             return Ok(self.held_back(&entry, index, live, "a log of a database is never written"));
         }
-        self.unfinished.extend(unfinished(bundle, main));
-        if self.unfinished.contains(main) {
+        if is_unfinished(bundle, main) {
             return Ok(self.held_back(&entry, index, live, "a part of this database lies in a log of the bundle"));
         }
         if ownership.members_there(main)?.is_empty() {
@@ -310,11 +296,11 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The main file itself, where the bundle has a log of it that says something.
-fn unfinished(bundle: &Bundle, main: &RelPath) -> Option<RelPath> {
-    let is_log =
-        |e: &&Entry| e.path != *main && Databases::with([main.clone()]).main_of(&e.path).as_ref() == Some(main);
-    bundle.entries.iter().filter(is_log).any(|e| e.size > 0).then(|| main.clone())
+/// True when the bundle has a log of this database that says something: a part of it lies there.
+fn is_unfinished(bundle: &Bundle, main: &RelPath) -> bool {
+    let known = Databases::with([main.clone()]);
+    let is_log = |e: &&Entry| e.path != *main && known.main_of(&e.path).as_ref() == Some(main);
+    bundle.entries.iter().filter(is_log).any(|e| e.size > 0)
 }
 
 /// What is at the path of saved data. A data folder at the top may be a link.
@@ -331,15 +317,10 @@ fn look_at_data(root: &InstallRoot, path: &RelPath, rules: &Rules) -> Result<Loo
 /// What happens to saved data that is put back.
 pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry, rules: &Rules) -> Result<Planned> {
     let planned = |action, live, reason: &str| Planned {
-        action,
-        path: entry.path.clone(),
-        reason: reason.into(),
         entry: Some(index),
-        content: None,
         live,
-        aside: false,
-        listed: false,
         saved_data: true,
+        ..Planned::new(action, &entry.path, reason)
     };
     let facts = match look_at_data(root, &entry.path, rules)? {
         Look::Behind(above, _) => {

@@ -90,17 +90,7 @@ fn removal(order: &Order, plan: &mut Plan, line: &Line, facts: Facts) -> Result<
     }
     // One that lies in the way of a file of the bundle was counted among what gives way before it was known to leave.
     plan.aside.retain(|one| one.path != line.path);
-    Ok(Some(Planned {
-        action: Action::Remove,
-        path: line.path.clone(),
-        reason: NO_LONGER.into(),
-        entry: None,
-        content: None,
-        live: Some(facts),
-        aside: false,
-        listed: false,
-        saved_data: false,
-    }))
+    Ok(Some(Planned { live: Some(facts), ..Planned::new(Action::Remove, &line.path, NO_LONGER) }))
 }
 
 /// Unknown program files where `[clean] paths` wants none.

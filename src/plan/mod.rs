@@ -57,6 +57,23 @@ pub struct Planned {
     pub saved_data: bool,
 }
 
+impl Planned {
+    /// An action at a path where nothing is known to lie.
+    fn new(action: Action, path: &RelPath, reason: &str) -> Planned {
+        Planned {
+            action,
+            path: path.clone(),
+            reason: reason.into(),
+            entry: None,
+            content: None,
+            live: None,
+            aside: false,
+            listed: false,
+            saved_data: false,
+        }
+    }
+}
+
 /// Something of the users' that gives way, beside what the bundle's entries replace.
 #[derive(Debug, Clone)]
 pub struct Aside {
