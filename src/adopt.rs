@@ -109,7 +109,7 @@ fn compare(ownership: &Ownership, bundle: &mut Bundle, index: usize) -> Result<F
         return Ok(Found::Same(entry.sha256));
     }
     if let Some(names) = ownership.rules.carry.get(&entry.path).filter(|_| facts.kind == Kind::File) {
-        let live = fs_err::read(&path)?;
+        let live = fsx::read(&path, fsx::PROGRAM)?;
         if carry::differs_in_settings_alone(&bundle.read_entry(index)?, &live, names) {
             return Ok(Found::Same(fsx::sha256(&live)));
         }

@@ -261,7 +261,7 @@ impl Backup {
             let (live, to) = (root.join(path), self.place(path));
             fsx::make_folders(&to)?;
             if facts.kind == os::Kind::Link {
-                linked.push(Linked::new(path, &fs_err::read_link(&live)?));
+                linked.push(Linked::new(path, &fsx::link_target(&live)?));
                 continue;
             }
             let slot = self.slot(path);

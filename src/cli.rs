@@ -2,6 +2,7 @@
 //! Refuses to do anything: the commands act, `report` writes.
 
 use crate::error::{ErrorRecord, Failure};
+use crate::fsx;
 use crate::path::InstallRoot;
 use crate::report::{self, Color, ascii};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -431,13 +432,14 @@ fn sha256(text: &str) -> Result<String, String> {
 pub fn find_root(cli_root: Option<&Path>, cwd: &Path, exe: &Path) -> anyhow::Result<InstallRoot> {
     let remedy = "give --root DIR, the folder that holds the server";
     if let Some(given) = cli_root {
-        let full = fs_err::canonicalize(cwd.join(given))
+        let named = cwd.join(given);
+        let full = fs_err::canonicalize(&named)
             .map_err(|e| Failure::usage("no-root", format!("the root cannot be used: {e}")).remedy(remedy))?;
         if !may_be_root(&full) {
             let message = format!("{} is a backup or lies in .updater, so it is not an install", full.display());
             return Err(Failure::usage("no-root", message).at(full.display()).remedy(remedy).into());
         }
-        return InstallRoot::resolve(&full);
+        return InstallRoot::resolve(&named);
     }
     let mut searched: Vec<PathBuf> = Vec::new();
     let exe = fs_err::canonicalize(exe).unwrap_or_else(|_| exe.to_path_buf());
@@ -474,7 +476,8 @@ fn is_backup(folder: &Path) -> bool {
     if fs_err::symlink_metadata(&record).is_err() || folder.join(".updater").is_dir() {
         return false;
     }
-    let object = fs_err::read(&record).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    let object =
+        fsx::read(&record, fsx::RECORD).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
     object.is_none_or(|object| object.get("update_id").is_some())
 }
 

@@ -15,6 +15,7 @@ use crate::init;
 use crate::inspect;
 use crate::os::{self, SystemPart, monitor, processes};
 use crate::owner;
+use crate::path::InstallRoot;
 use crate::recover;
 use crate::report::{self, Finished, Reporter, Stage};
 use crate::restore;
@@ -89,19 +90,25 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
     options.log_file = options.log_file.map(|path| cwd.join(path));
     // Until it is clear who acts, nothing is opened: root must not write where others may have put a link.
     let mut early = Reporter::new(report::Options { log_file: None, ..options.clone() });
-    match elsewhere(cli, &cwd, outside, &mut early) {
+    let writes_events = cli.command.writes_events();
+    // Resolved once: whatever its name comes to mean later, this folder is meant.
+    let root = match root(cli, &cwd) {
+        Ok(root) => root,
+        Err(e) => return usage(&mut Reporter::new(options), &e, writes_events),
+    };
+    match elsewhere(cli, &root, &cwd, outside, &mut early) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
-        Err(e) => return usage(&mut early, &e, cli.command.writes_events()),
+        Err(e) => return usage(&mut early, &e, writes_events),
     }
-    let (mut cx, warnings) = match context(cli, Reporter::new(options.clone()), &cwd, outside) {
+    let (mut cx, warnings) = match context(cli, root, Reporter::new(options.clone()), &cwd, outside) {
         Ok(both) => both,
-        Err(e) => return usage(&mut Reporter::new(options), &e, cli.command.writes_events()),
+        Err(e) => return usage(&mut Reporter::new(options), &e, writes_events),
     };
     // The caller's folder may lie in what is replaced.
-    if std::env::set_current_dir(cx.root.path()).is_err() {
+    if cx.root.enter().is_err() {
         let failure = Failure::failed("no-access", "the install cannot be entered").at(cx.root.path().display());
-        return usage(&mut early, &failure.into(), cli.command.writes_events());
+        return usage(&mut early, &failure.into(), writes_events);
     }
     match command(&mut cx, cli, &cwd, &warnings) {
         Ok(code) => code,
@@ -110,35 +117,41 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
 }
 
 /// Has the work done by another process, where this one may not do it itself. None: it is done here.
-fn elsewhere(cli: &Cli, cwd: &Path, outside: &Outside, report: &mut Reporter) -> Result<Option<u8>> {
+fn elsewhere(
+    cli: &Cli,
+    root: &InstallRoot,
+    cwd: &Path,
+    outside: &Outside,
+    report: &mut Reporter,
+) -> Result<Option<u8>> {
     if outside.line.is_none()
         && !monitor::is_monitored()
-        && let Some(code) = leave(cli, cwd, report)?
+        && let Some(code) = leave(cli, root, cwd, report)?
     {
         return Ok(Some(code));
     }
-    as_owner(cli, cwd, outside)
+    as_owner(cli, root, cwd, outside)
+}
+
+/// The install that the command is for. Errors (exit 2): there is none.
+fn root(cli: &Cli, cwd: &Path) -> Result<InstallRoot> {
+    let exe = std::env::current_exe().context("finding this program")?;
+    cli::find_root(cli.global.root.as_deref(), cwd, &exe)
 }
 
 /// Has the work done outside of what would end with the server, where that is needed. None: it is done here.
-fn leave(cli: &Cli, cwd: &Path, report: &mut Reporter) -> Result<Option<u8>> {
+fn leave(cli: &Cli, root: &InstallRoot, cwd: &Path, report: &mut Reporter) -> Result<Option<u8>> {
     let Some(detach) = cli.command.leaves() else { return Ok(None) };
-    let exe = std::env::current_exe().context("finding this program")?;
-    let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
-    let Some(way) = escape::way(&root, detach)? else { return Ok(None) };
+    let Some(way) = escape::way(root, detach)? else { return Ok(None) };
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
-    escape::leave(&root, &way, &escape::Caller { argv: &argv, cwd, detach }, report).map(Some)
+    escape::leave(root, &way, &escape::Caller { argv: &argv, cwd, detach }, report).map(Some)
 }
 
 /// Has the work done by a child of the install's owner, where root runs it for him. None: it is done here.
-fn as_owner(cli: &Cli, cwd: &Path, outside: &Outside) -> Result<Option<u8>> {
-    // Units of the system are root's to write.
-    if matches!(&cli.command, Command::Init(args) if args.boot_recovery || args.systemd_helper) {
+fn as_owner(cli: &Cli, root: &InstallRoot, cwd: &Path, outside: &Outside) -> Result<Option<u8>> {
+    if is_of_the_system(&cli.command) {
         return Ok(None);
     }
-    let exe = std::env::current_exe().context("finding this program")?;
-    // What is wrong with the root is told with the rest of what a command is given.
-    let Ok(root) = cli::find_root(cli.global.root.as_deref(), cwd, &exe) else { return Ok(None) };
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
     let bundle = match &cli.command {
         Command::Apply(args) | Command::Plan(args) => args.bundle.as_ref().map(|bundle| cwd.join(bundle)),
@@ -156,15 +169,27 @@ fn as_owner(cli: &Cli, cwd: &Path, outside: &Outside) -> Result<Option<u8>> {
         bound,
         kept: &outside.handles(),
     };
-    owner::delegate(&root, &task)
+    owner::delegate(root, &task)
+}
+
+/// True for what writes units of the system, which are root's to write.
+fn is_of_the_system(command: &Command) -> bool {
+    matches!(command, Command::Init(args) if args.boot_recovery || args.systemd_helper)
 }
 
 /// What a command is given, and what is wrong with the settings where that may be.
-fn context(cli: &Cli, report: Reporter, cwd: &Path, outside: &Outside) -> Result<(Context, Vec<String>)> {
-    let exe = std::env::current_exe().context("finding this program")?;
-    let root = cli::find_root(cli.global.root.as_deref(), cwd, &exe)?;
+fn context(
+    cli: &Cli,
+    root: InstallRoot,
+    report: Reporter,
+    cwd: &Path,
+    outside: &Outside,
+) -> Result<(Context, Vec<String>)> {
     let config = settings_place(cli, root.path(), cwd);
     let strict = !matches!(cli.command, Command::Recover(_) | Command::Doctor);
+    if !is_of_the_system(&cli.command) {
+        owner::guard(&root, &config)?;
+    }
     let (settings, warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
     let cx = Context {

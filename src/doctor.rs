@@ -287,7 +287,7 @@ fn data(cx: &Context) -> Result<Found> {
     let census = ownership.census(None)?;
     let mut unreadable: Vec<String> = census.unreadable.iter().map(|(path, _)| path.to_string()).collect();
     for (path, facts) in census.of(Class::Data).filter(|(_, facts)| facts.kind == Kind::File) {
-        let may = std::fs::File::open(cx.root.join(path));
+        let may = files::open_to_read(&cx.root.join(path));
         if facts.size > 0 && may.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
             unreadable.push(path.to_string());
         }

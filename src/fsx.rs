@@ -18,6 +18,70 @@ pub fn facts(path: &Path) -> Result<Option<Facts>> {
     }
 }
 
+/// The most that is read of a settings file, `.env`, or the marks and notes of our own, in bytes.
+pub const SMALL: u64 = 1 << 20;
+/// The most that is read of a program file that is looked into (`run.py`, a shim), in bytes.
+pub const PROGRAM: u64 = 16 << 20;
+/// The most that is read of a record of ours (journal, receipt, backup): some 1,000 bytes for each of the files that a
+/// bundle may hold at most.
+pub const RECORD: u64 = 1 << 28;
+
+/// Names the path and what was done with it; the kind of the error stays.
+fn named<T>(what: &str, path: &Path, done: io::Result<T>) -> io::Result<T> {
+    done.map_err(|e| io::Error::new(e.kind(), format!("failed to {what} `{}`: {e}", path.display())))
+}
+
+/// The contents of an ordinary file that holds at most `limit` bytes. It is opened without waiting for anybody; a link
+/// at the end of the path is followed, unless others could have made it where root works.
+/// Errors: it is no file, or larger.
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let read = || {
+        let file = files::open_to_read(path)?;
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            let text = format!("it holds more than {limit} bytes, which is too much for what it is to be");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        Ok(bytes)
+    };
+    named("read", path, read())
+}
+
+/// The names in a folder, in the order of the system.
+pub fn names(folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+    named("list", folder, files::names(folder))
+}
+
+/// The target of a link.
+pub fn link_target(path: &Path) -> io::Result<PathBuf> {
+    named("read the link", path, files::link_target(path))
+}
+
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    named("make the folder", path, files::make_folder(path))
+}
+
+/// Removes a file, or a link itself. Errors: nothing is there.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    named("remove", path, files::remove_file(path))
+}
+
+/// Removes an empty folder.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    named("remove the folder", path, files::remove_folder(path))
+}
+
+/// Opens an ordinary file for reading, without waiting for anybody. Errors: anything else stands there, also a link.
+pub fn open(path: &Path) -> io::Result<File> {
+    named("open", path, files::open_plain(path))
+}
+
+/// Creates a file that nothing stands in the place of, for its owner alone to read and write.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    named("create", path, files::create_new(path))
+}
+
 pub fn exists(path: &Path) -> Result<bool> {
     Ok(facts(path)?.is_some())
 }
@@ -56,7 +120,7 @@ pub fn head(path: &Path) -> Result<Option<Head>> {
         return Ok(None);
     }
     let mut bytes = Vec::new();
-    let file = match fs_err::File::open(path) {
+    let file = match open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e.into()),
@@ -68,8 +132,7 @@ pub fn head(path: &Path) -> Result<Option<Head>> {
 /// True when the volume of `folder` takes names that differ in case alone for one. Told by a name that is there;
 /// false where none has a letter.
 pub fn folds_case(folder: &Path) -> Result<bool> {
-    for item in fs_err::read_dir(folder)? {
-        let name = item?.file_name();
+    for name in names(folder)? {
         let Some(text) = name.to_str() else { continue };
         let swap = |c: char| if c.is_ascii_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() };
         let other: String = text.chars().map(swap).collect();
@@ -94,7 +157,7 @@ pub fn sha256_of(path: &Path) -> Result<String> {
         Kind::Other => anyhow::bail!("{} is no file", path.display()),
         Kind::File | Kind::Folder => {}
     }
-    let mut file = fs_err::File::open(path)?;
+    let mut file = open(path)?;
     let mut sum = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -108,7 +171,7 @@ pub fn sha256_of(path: &Path) -> Result<String> {
 
 /// The target of a link, byte for byte.
 fn link_bytes(path: &Path) -> Result<Vec<u8>> {
-    let target = fs_err::read_link(path)?;
+    let target = link_target(path)?;
     Ok(files::path_to_bytes(&target).unwrap_or_else(|| target.to_string_lossy().into_owned().into_bytes()))
 }
 
@@ -118,7 +181,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().context("a file has a name")?.to_os_string();
     name.push(".new");
     let fresh = path.with_file_name(name);
-    let _ = fs_err::remove_file(&fresh);
+    let _ = files::remove_file(&fresh);
     let mut file = files::open_private(&fresh).with_context(|| format!("creating {}", fresh.display()))?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     written.with_context(|| format!("writing {}", fresh.display()))?;
@@ -151,7 +214,7 @@ pub fn make_folders(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
     let missing: Vec<_> = folder.ancestors().take_while(|f| !f.exists()).map(Path::to_path_buf).collect();
     for one in missing.into_iter().rev() {
-        fs_err::create_dir(&one)?;
+        make_folder(&one)?;
         adopt(&one)?;
         made.push(one);
     }
@@ -165,14 +228,14 @@ pub fn copy(from: &Path, to: &Path, facts: &Facts) -> Result<String> {
         make_folders(parent)?;
     }
     if facts.kind == Kind::Link {
-        let target = fs_err::read_link(from)?;
+        let target = link_target(from)?;
         files::make_link(&target, to).with_context(|| format!("linking {}", to.display()))?;
         dress(to, facts)?;
         return sha256_of(to);
     }
-    let mut target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
-    copy_contents(from, target.file_mut())?;
-    finish_copy(from, to, facts, target.file())
+    let mut target = create_new(to)?;
+    copy_contents(from, &mut target)?;
+    finish_copy(from, to, facts, &target)
 }
 
 /// The same for a file whose contents the volume shares. Ok(None): it cannot; nothing is left.
@@ -180,13 +243,13 @@ pub fn clone_file(from: &Path, to: &Path, facts: &Facts) -> Result<Option<String
     if let Some(parent) = to.parent() {
         make_folders(parent)?;
     }
-    let source = fs_err::File::open(from)?;
-    let target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
-    if files::clone_contents(source.file(), target.file()).with_context(|| format!("cloning {}", from.display()))? {
-        return finish_copy(from, to, facts, target.file()).map(Some);
+    let source = open(from)?;
+    let target = create_new(to)?;
+    if files::clone_contents(&source, &target).with_context(|| format!("cloning {}", from.display()))? {
+        return finish_copy(from, to, facts, &target).map(Some);
     }
     drop(target);
-    fs_err::remove_file(to)?;
+    remove_file(to)?;
     Ok(None)
 }
 
@@ -200,7 +263,7 @@ fn finish_copy(from: &Path, to: &Path, facts: &Facts, target: &File) -> Result<S
 
 /// True when both files hold the same bytes. False where one cannot be read: then nothing is known.
 pub fn same_bytes(one: &Path, other: &Path) -> bool {
-    let (Ok(mut one), Ok(mut other)) = (File::open(one), File::open(other)) else { return false };
+    let (Ok(mut one), Ok(mut other)) = (open(one), open(other)) else { return false };
     let size = |file: &File| file.metadata().map(|data| data.len()).ok();
     if size(&one).is_none() || size(&one) != size(&other) {
         return false;
@@ -278,11 +341,10 @@ fn copy_bytes(from: &mut File, to: &mut File, holes: bool) -> io::Result<()> {
 
 /// Copies contents into an empty file, by reflink where the volume can; a sparse file stays sparse. Unflushed.
 pub fn copy_contents(from: &Path, to: &mut File) -> Result<()> {
-    let source = fs_err::File::open(from)?;
-    if files::clone_contents(source.file(), to).with_context(|| format!("cloning {}", from.display()))? {
+    let mut source = named("open", from, files::open_to_read(from))?;
+    if files::clone_contents(&source, to).with_context(|| format!("cloning {}", from.display()))? {
         return Ok(());
     }
-    let mut source = source.into_file();
     let holes = files::allocated(from)? < source.metadata()?.len();
     copy_bytes(&mut source, to, holes).with_context(|| format!("copying {}", from.display()))
 }
@@ -292,14 +354,14 @@ pub fn copy_scratch(from: &Path, to: &Path) -> Result<bool> {
     if !exists(from)? {
         return Ok(false);
     }
-    let mut target = fs_err::OpenOptions::new().write(true).create_new(true).open(to)?;
-    copy_contents(from, target.file_mut()).map(|()| true)
+    let mut target = create_new(to)?;
+    copy_contents(from, &mut target).map(|()| true)
 }
 
 /// Makes the copy equal to the source, writing only the parts that differ, and returns whether any did.
 pub fn update_copy(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
-    let mut source = fs_err::File::open(from)?;
-    let mut copy = fs_err::OpenOptions::new().read(true).write(true).open(to)?;
+    let mut source = open(from)?;
+    let mut copy = named("open", to, files::open_to_change(to))?;
     let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     let (mut at, mut changed) = (0u64, false);
     loop {
@@ -348,7 +410,7 @@ pub struct Growing {
 
 impl Growing {
     pub fn open(path: &Path) -> Result<Growing> {
-        Ok(Growing { file: fs_err::File::open(path)?.into_file(), rest: Vec::new() })
+        Ok(Growing { file: open(path)?, rest: Vec::new() })
     }
 
     /// The lines since the last look, without their ends; `all`: also one that has no end. A carriage return, by which
@@ -364,11 +426,12 @@ impl Growing {
 
 /// Removes a tree that this program made; missing is fine. Links are removed, never followed.
 pub fn remove_own_tree(path: &Path) -> Result<()> {
-    let removed = match fs_err::remove_dir_all(path) {
+    let remove = || named("remove", path, files::remove_tree(path));
+    let removed = match remove() {
         // Folders that even their owner may not write in are made such that he may.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             open_folders(path)?;
-            fs_err::remove_dir_all(path)
+            remove()
         }
         removed => removed,
     };
@@ -381,10 +444,10 @@ pub fn remove_own_tree(path: &Path) -> Result<()> {
 /// Lets the owner read, write and enter a folder and all below it; links are not followed.
 fn open_folders(folder: &Path) -> Result<()> {
     open_folder(folder)?;
-    for item in fs_err::read_dir(folder)? {
-        let item = item?;
-        if item.file_type()?.is_dir() {
-            open_folders(&item.path())?;
+    for name in names(folder)? {
+        let path = folder.join(name);
+        if facts(&path)?.is_some_and(|is| is.kind == Kind::Folder) {
+            open_folders(&path)?;
         }
     }
     Ok(())
@@ -398,7 +461,7 @@ pub fn open_folder(folder: &Path) -> Result<()> {
 }
 
 pub fn remove_own_file(path: &Path) -> Result<()> {
-    match fs_err::remove_file(path) {
+    match remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(Into::into),
     }

@@ -1,6 +1,7 @@
 //! What an install remembers of its updates: `status.json`, the last outcome, events and logs of the newest runs.
 //! Refuses to decide anything: none of these files is needed to mend an install.
 
+use crate::fsx;
 use crate::os::{self, ProcessId};
 use crate::report::ascii_json;
 use serde::{Deserialize, Serialize};
@@ -128,7 +129,7 @@ fn replace(own: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
 }
 
 fn read(own: &Path, name: &str) -> Option<Value> {
-    serde_json::from_slice(&fs_err::read(own.join(name)).ok()?).ok()
+    serde_json::from_slice(&fsx::read(&own.join(name), fsx::PROGRAM).ok()?).ok()
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use crate::context::Context;
 use crate::error::Failure;
 use crate::escape::unit_name;
 use crate::fsx;
-use crate::os::{BootPlan, SystemPart, Unit, boot, files, processes, service};
+use crate::os::{BootPlan, Owner, SystemPart, Unit, boot, files, processes, service, trust};
+use crate::owner;
 use crate::server;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -18,9 +19,9 @@ use std::path::Path;
 pub fn install_part(cx: &Context, part: SystemPart) -> Result<Value> {
     may_install(part, "")?;
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
-    let open = boot::writable_by_others(&exe).context("asking who may change this program")?;
-    if let Some(place) = open {
-        let message = format!("others than root may change {}, and root would run it", place.display());
+    let open = trust::distrust(&exe).context("asking who may change this program")?;
+    if let Some(found) = open {
+        let message = format!("others than root may change {}, and root would run it", found.place().display());
         return Err(Failure::failed("unsafe-program", message)
             .at(exe.display())
             .remedy("install the program for root alone, for example in /usr/local/bin, and run it from there")
@@ -106,9 +107,23 @@ fn may_install(part: SystemPart, more: &str) -> Result<()> {
 /// The unit of the settings, else the one that the running server belongs to.
 fn server_unit(cx: &Context) -> Result<Option<Unit>> {
     if let Some(name) = &cx.settings.server.service {
-        return Ok(Some(service::named(name)));
+        let unit = service::named(name);
+        if let Some(owner) = owner::other_than_root(&cx.root)? {
+            may_be_bound(&unit, owner).map_err(|failure| failure.at(cx.root.path().join("updater.toml").display()))?;
+        }
+        return Ok(Some(unit));
     }
     Ok(server::find(&cx.root)?.and_then(|running| running.managed_by))
+}
+
+/// Settings of another user tie nothing to a unit that is not his: a recovery that fails would keep it from starting.
+fn may_be_bound(unit: &Unit, owner: Owner) -> Result<(), Failure> {
+    let judged = service::runs_as(unit, owner.uid);
+    let judged = judged.map_err(|e| Failure::failed("no-unit", format!("asking for {unit}: {e}")))?;
+    let Err(user) = judged else { return Ok(()) };
+    let message =
+        format!("the settings name {unit}, which runs as {user}, and the install belongs to user {}", owner.uid);
+    Err(Failure::failed("other-user", message).remedy("name the unit of the server that runs as the install's owner"))
 }
 
 /// What `--boot-recovery` or `--systemd-helper` did, in words.

@@ -268,10 +268,12 @@ impl Journal {
     /// Reads the journal of an install; changes nothing.
     pub fn find(own: &Path) -> Result<Found> {
         if fsx::exists(&marker(own))? {
-            return Ok(Found::Unreadable(fs_err::read_to_string(marker(own))?.trim().to_string()));
+            return Ok(Found::Unreadable(
+                String::from_utf8_lossy(&fsx::read(&marker(own), fsx::SMALL)?).trim().to_string(),
+            ));
         }
         let path = place(own);
-        let bytes = match fs_err::read(&path) {
+        let bytes = match fsx::read(&path, fsx::RECORD) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(e) => return Ok(Found::Unreadable(format!("it cannot be read: {e}"))),
@@ -288,7 +290,7 @@ impl Journal {
             }
             _ => return Ok(Found::Unreadable("its first record is missing".into())),
         };
-        let mut file = fs_err::OpenOptions::new().read(true).write(true).open(&path)?.into_file();
+        let mut file = files::open_to_change(&path).with_context(|| format!("opening {}", path.display()))?;
         file.seek(SeekFrom::Start(good as u64))?;
         Ok(Found::Open(Box::new(Self { file, path, begin, records })))
     }

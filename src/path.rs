@@ -3,32 +3,61 @@
 
 use crate::error::Failure;
 use crate::os;
+use crate::os::files::Folder;
+use anyhow::Context;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The absolute, resolved folder of one install.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InstallRoot(PathBuf);
+/// The folder of one install: resolved once, and held from then on.
+#[derive(Debug, Clone)]
+pub struct InstallRoot {
+    /// Absolute, without links.
+    path: PathBuf,
+    /// Absolute, as it was named.
+    named: PathBuf,
+    held: Arc<Folder>,
+}
 
 impl InstallRoot {
-    /// Resolves `path`. Errors: the folder does not exist or cannot be read.
+    /// Resolves `path`, which is absolute. Errors: the folder does not exist or cannot be read.
     pub fn resolve(path: &Path) -> anyhow::Result<Self> {
         let full = fs_err::canonicalize(path)?;
         if !full.is_dir() {
             return Err(Failure::usage("no-root", format!("{} is not a folder", full.display())).into());
         }
-        Ok(Self(full))
+        let held = Folder::open(&full).with_context(|| format!("opening {}", full.display()))?;
+        Ok(Self { path: full, named: path.to_path_buf(), held: Arc::new(held) })
     }
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+    /// As it was named, links and all.
+    pub fn named(&self) -> &Path {
+        &self.named
     }
     pub fn join(&self, path: &RelPath) -> PathBuf {
-        self.0.join(path.to_path())
+        self.path.join(path.to_path())
     }
     /// The updater's own folder.
     pub fn own(&self) -> PathBuf {
-        self.0.join(".updater")
+        self.path.join(".updater")
+    }
+    /// Makes it the working folder.
+    pub fn enter(&self) -> std::io::Result<()> {
+        self.held.enter()
+    }
+    /// Errors (`root-moved`, exit 1): another folder, or none, stands at its path by now.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.held.is_at(&self.path).unwrap_or(false) {
+            return Ok(());
+        }
+        let message = "the folder that this command began with is no longer there: it was moved or replaced";
+        Err(Failure::failed("root-moved", message)
+            .at(self.path.display())
+            .remedy("see what moved it, put it back, then try again")
+            .into())
     }
 }
 

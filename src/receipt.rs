@@ -59,7 +59,7 @@ pub fn load(own: &Path) -> Result<Option<Receipt>> {
             .at(".updater/receipt.json")
             .remedy(format!("move it away: mv '{p}' '{p}.bad'", p = path.display()))
     };
-    let receipt: Receipt = serde_json::from_slice(&fs_err::read(&path)?).map_err(|e| bad(e.to_string()))?;
+    let receipt: Receipt = serde_json::from_slice(&fsx::read(&path, fsx::RECORD)?).map_err(|e| bad(e.to_string()))?;
     if !(1..=FORMAT).contains(&receipt.format) {
         return Err(bad(format!("its format is {}, this program knows those up to {FORMAT}", receipt.format)).into());
     }

@@ -27,14 +27,14 @@ pub fn is_legacy(cx: &Context) -> bool {
 
 /// True where our drop-in lies.
 pub fn is_installed(cx: &Context) -> bool {
-    let text = fs_err::read(cx.root.path().join(PLACE));
+    let text = fsx::read(&cx.root.path().join(PLACE), fsx::PROGRAM);
     text.is_ok_and(|text| String::from_utf8_lossy(&text).contains(MARK))
 }
 
 /// Whether it calls this very program for this very root.
 pub fn is_current(cx: &Context) -> Result<bool> {
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
-    Ok(fs_err::read(cx.root.path().join(PLACE))? == script(&exe, cx.root.path())?.as_bytes())
+    Ok(fsx::read(&cx.root.path().join(PLACE), fsx::PROGRAM)? == script(&exe, cx.root.path())?.as_bytes())
 }
 
 /// Writes the shim. Again: it is written anew, for a program that has moved.
@@ -60,14 +60,16 @@ pub fn remove(cx: &Context) -> Result<Value> {
     let place = cx.root.path().join(PLACE);
     refuse_foreign(&place, "it is not ours to remove")?;
     if fsx::exists(&place)? {
-        fs_err::remove_file(&place)?;
+        fsx::remove_file(&place)?;
         fsx::sync_parent(&place)?;
     }
     Ok(json!({"shim": place.display().to_string(), "program": null, "installed": false}))
 }
 
 fn refuse_foreign(place: &Path, remedy: &str) -> Result<()> {
-    if !fsx::exists(place)? || fs_err::read(place).is_ok_and(|text| String::from_utf8_lossy(&text).contains(MARK)) {
+    if !fsx::exists(place)?
+        || fsx::read(place, fsx::PROGRAM).is_ok_and(|text| String::from_utf8_lossy(&text).contains(MARK))
+    {
         return Ok(());
     }
     Err(Failure::failed("foreign-shim", "somebody else put this file there").at(place.display()).remedy(remedy).into())

@@ -10,6 +10,7 @@ use crate::ownership::Ownership;
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{self, Action, Plan, Planned};
 use anyhow::{Context, Result};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -124,14 +125,14 @@ fn stage(
     let sha256 = if let Some(target) = &entry.link {
         // A saved one byte for byte: its target need be no text.
         let target = match bundle.saved_file(index) {
-            Some(saved) => fs_err::read_link(saved)?,
+            Some(saved) => fsx::link_target(&saved)?,
             None => PathBuf::from(target),
         };
         files::make_link(&target, &to).with_context(|| format!("staging the link {}", entry.path))?;
         give_owner(&ownership.root, &entry, planned, &to)?;
         entry.sha256.clone()
     } else {
-        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).open(&to)?;
+        let mut file = fsx::create_new(&to)?;
         let sha256 = write_contents(bundle, planned, index, &mut file)?;
         give_owner(&ownership.root, &entry, planned, &to)?;
         let mode = plan::mode_of(&entry, planned.live.as_ref());
@@ -157,13 +158,13 @@ fn stage(
 }
 
 /// Writes the bytes; returns the hash that they must have.
-fn write_contents(bundle: &mut Bundle, planned: &Planned, index: usize, file: &mut fs_err::File) -> Result<String> {
+fn write_contents(bundle: &mut Bundle, planned: &Planned, index: usize, file: &mut File) -> Result<String> {
     if let Some(content) = &planned.content {
         file.write_all(content)?;
         return Ok(fsx::sha256(content));
     }
     match bundle.saved_file(index) {
-        Some(saved) => fsx::copy_contents(&saved, file.file_mut())?,
+        Some(saved) => fsx::copy_contents(&saved, file)?,
         None => bundle.copy_entry(index, file)?,
     }
     Ok(bundle.entries[index].sha256.clone())

@@ -158,7 +158,7 @@ pub fn carry_out(
     for (at, folder) in moves.remove.iter().enumerate() {
         let live = root.join(&folder.path);
         // What appeared in it meanwhile stays, and so does the folder.
-        if fs_err::read_dir(&live)?.next().is_none() {
+        if fsx::names(&live)?.is_empty() {
             rename(&live, &removed_folder(root, at))?;
         }
     }
@@ -189,7 +189,7 @@ pub fn carry_out(
 /// Makes a folder of the new version. It takes what the one above gives: owner, group, access list; one that was saved
 /// has its own owner and mode.
 fn make_folder(folder: &Path, saved: Option<&Folder>) -> Result<()> {
-    fs_err::create_dir(folder)?;
+    fsx::make_folder(folder)?;
     if let Some(saved) = saved {
         return fsx::dress_folder(folder, saved.owner, saved.mode);
     }
@@ -347,7 +347,7 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
             let facts = files::facts(live).with_context(|| format!("looking at {}", live.display()))?;
             fsx::copy(live, &to, &facts)?;
             fsx::sync_parent(&to)?;
-            fs_err::remove_file(live)?;
+            fsx::remove_file(live)?;
         }
         done => done.with_context(|| format!("moving {} to {}", live.display(), to.display()))?,
     }
@@ -385,7 +385,7 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Pa
         if fsx::exists(&original)? {
             rename(&original, &path)?;
         } else {
-            fs_err::create_dir(&path)?;
+            fsx::make_folder(&path)?;
             fsx::dress_folder(&path, folder.owner, folder.mode)?;
         }
     }
@@ -429,17 +429,16 @@ fn put_back(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
 
 /// Empties a folder that the swap made: what is in it now was written by the new version.
 fn empty_made_folder(path: &RelPath, folder: &Path, after: &Path) -> Result<()> {
-    for child in fs_err::read_dir(folder)? {
-        let child = child?;
-        if let Some(name) = path.child(&child.file_name()) {
+    for child in fsx::names(folder)? {
+        if let Some(name) = path.child(&child) {
             if name.name() == "__pycache__" {
-                fsx::remove_own_tree(&child.path())?;
+                fsx::remove_own_tree(&folder.join(&child))?;
             } else {
-                set_aside(&child.path(), after, &name)?;
+                set_aside(&folder.join(&child), after, &name)?;
             }
         }
     }
-    fs_err::remove_dir(folder)?;
+    fsx::remove_folder(folder)?;
     Ok(())
 }
 

@@ -198,7 +198,7 @@ fn differs_in_settings_alone(ownership: &Ownership, line: &Line, kept: &mut Opti
     }
     let (Some(names), Some(bundle)) = (ownership.rules.carry.get(&line.path), kept) else { return Ok(false) };
     let Some(index) = bundle.entries.iter().position(|e| e.path == line.path) else { return Ok(false) };
-    let live = fs_err::read(ownership.root.join(&line.path))?;
+    let live = fsx::read(&ownership.root.join(&line.path), fsx::PROGRAM)?;
     let shipped = bundle.read_entry(index)?;
     Ok(carry::differs_in_settings_alone(&shipped, &live, names))
 }

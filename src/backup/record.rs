@@ -161,8 +161,8 @@ impl<'a> From<&'a Line> for Saved<'a> {
 /// The record of a backup. Errors: there is none (the backup is not whole), or it cannot be read.
 pub fn load(dir: &Path) -> Result<Record> {
     let path = dir.join("backup.json");
-    let record: Record =
-        serde_json::from_slice(&fs_err::read(&path)?).with_context(|| format!("reading {}", path.display()))?;
+    let record: Record = serde_json::from_slice(&fsx::read(&path, fsx::RECORD)?)
+        .with_context(|| format!("reading {}", path.display()))?;
     anyhow::ensure!(
         (1..=FORMAT).contains(&record.format),
         "{} has format {}, this program knows those up to {FORMAT}",

@@ -89,8 +89,8 @@ pub fn list_all(backups: &Path, hash: bool) -> Result<Vec<Listed>> {
 fn folders(backups: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     if fsx::exists(backups)? {
-        for item in fs_err::read_dir(backups)? {
-            let dir = item?.path();
+        for name in fsx::names(backups)? {
+            let dir = backups.join(name);
             if fsx::facts(&dir)?.is_some_and(|facts| facts.kind == os::Kind::Folder) {
                 all.push(dir);
             }

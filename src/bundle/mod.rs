@@ -172,7 +172,7 @@ impl Bundle {
         };
         match &mut self.contents {
             Contents::Zip(archive) => copy(&mut archive.open_entry(&entry)?)?,
-            Contents::Folder(dir) => copy(&mut fs_err::File::open(entry.saved_in(dir))?)?,
+            Contents::Folder(dir) => copy(&mut fsx::open(&entry.saved_in(dir))?)?,
         }
         if fsx::hex(&sum.finalize()) != entry.sha256 {
             let message = format!("{} changed while the bundle was read", entry.path);

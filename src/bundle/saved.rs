@@ -32,7 +32,7 @@ impl Entry {
         let file = dir.join(place.to_path());
         // A damaged backup may hold something else here; the check says so.
         let link = match facts.kind {
-            Kind::Link => std::fs::read_link(&file).ok().map(|target| target.to_string_lossy().into_owned()),
+            Kind::Link => fsx::link_target(&file).ok().map(|target| target.to_string_lossy().into_owned()),
             _ => None,
         };
         let head = if facts.kind == Kind::File { fsx::head(&file).ok().flatten() } else { None };
@@ -93,7 +93,7 @@ pub(super) fn write_zip(dir: &Path, entries: &[Entry], version: &str, out: &mut 
             Some(target) => zip.add_symlink(entry.path.text(), target, options(entry)).context(name)?,
             None => {
                 zip.start_file(entry.path.text(), options(entry)).context(name)?;
-                let mut from = fs_err::File::open(entry.saved_in(dir))?;
+                let mut from = fsx::open(&entry.saved_in(dir))?;
                 std::io::copy(&mut from, &mut zip).context(name)?;
             }
         }

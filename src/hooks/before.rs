@@ -58,7 +58,7 @@ impl Before {
 
     /// Errors: it cannot be read, so that nothing is known of what hooks made.
     pub fn load(own: &Path) -> Result<Before> {
-        let bytes = fs_err::read(place(own))?;
+        let bytes = fsx::read(&place(own), fsx::RECORD)?;
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", place(own).display()))
     }
 
@@ -123,7 +123,7 @@ impl Before {
                 swap::set_aside(&live, after, path)?;
             }
             if is.is_none_or(|is| is.kind != Kind::Folder) {
-                fs_err::create_dir(&live)?;
+                fsx::make_folder(&live)?;
             }
             if is.is_none_or(|is| (is.kind, is.mode, is.owner) != (was.kind, was.mode, was.owner)) {
                 files::set_mode(&live, was.mode).with_context(|| format!("setting the mode of {path}"))?;
@@ -145,5 +145,7 @@ pub fn load_made(own: &Path) -> Result<Option<Vec<RelPath>>> {
     if !fsx::exists(&place)? {
         return Ok(None);
     }
-    serde_json::from_slice(&fs_err::read(&place)?).map(Some).with_context(|| format!("reading {}", place.display()))
+    serde_json::from_slice(&fsx::read(&place, fsx::RECORD)?)
+        .map(Some)
+        .with_context(|| format!("reading {}", place.display()))
 }

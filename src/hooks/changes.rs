@@ -351,9 +351,9 @@ fn place(top: &Path, path: &Path) -> PathBuf {
 /// Copies one thing, a folder without what it holds. Unflushed. False: it is gone, or nothing that can be copied.
 fn copy_one(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
     match facts.kind {
-        Kind::Folder => fs_err::create_dir(to)?,
+        Kind::Folder => fsx::make_folder(to)?,
         Kind::Link => {
-            let target = match fs_err::read_link(from) {
+            let target = match fsx::link_target(from) {
                 Ok(target) => target,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
                 Err(e) => return Err(e.into()),

@@ -10,6 +10,7 @@
 //! | `boot` | the units that mend an install at boot and prove its health after |
 //! | `monitor` | root's half, where root works for the install of another user |
 //! | `escape` | what ties this process to another one, and the ways out |
+//! | `trust` | who beside root has a say in a path; a way to a file that nobody can bend |
 
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +20,9 @@ mod linux;
 mod windows;
 
 #[cfg(unix)]
-pub use linux::{boot, escape, files, monitor, processes, service};
+pub use linux::{boot, escape, files, monitor, processes, service, trust};
 #[cfg(windows)]
-pub use windows::{boot, escape, files, monitor, processes, service};
+pub use windows::{boot, escape, files, monitor, processes, service, trust};
 
 /// What a directory entry is; links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,23 @@ pub enum Kind {
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,
+}
+
+/// Who beside root has a say in what lies at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Distrust {
+    /// This part of it is another user's.
+    OfAnother { place: std::path::PathBuf, owner: Owner },
+    /// This part of it is root's, and its group or others may write there.
+    Writable { place: std::path::PathBuf },
+}
+
+impl Distrust {
+    pub fn place(&self) -> &std::path::Path {
+        match self {
+            Distrust::OfAnother { place, .. } | Distrust::Writable { place } => place,
+        }
+    }
 }
 
 /// What the system says of one directory entry. Times in nanoseconds since 1970 (UTC).

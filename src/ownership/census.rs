@@ -204,8 +204,8 @@ impl Ownership {
 
 /// The names in a folder, sorted; a folder that vanished meanwhile holds none.
 fn names_in(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
-    let mut names: Vec<_> = match fs_err::read_dir(folder) {
-        Ok(read) => read.map(|item| item.map(|item| item.file_name())).collect::<std::io::Result<_>>()?,
+    let mut names = match fsx::names(folder) {
+        Ok(names) => names,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };

@@ -209,7 +209,7 @@ impl<'a> Planner<'a> {
         let entry = bundle.entries[index].clone();
         let rules = &self.order.ownership.rules;
         let Some(names) = rules.carry.get(&entry.path) else { return self.by_base(bundle, index, live) };
-        let old = fs_err::read(self.root().join(&entry.path))?;
+        let old = fsx::read(&self.root().join(&entry.path), fsx::PROGRAM)?;
         let new = bundle.read_entry(index)?;
         let is_target = rules.carry.keys().next() == Some(&entry.path);
         let set: &[(String, String)] = if is_target { &rules.set } else { &[] };
@@ -245,7 +245,7 @@ impl<'a> Planner<'a> {
         if entry.link.is_some() {
             return Ok(self.held_back(&entry, index, Some(live), "a file of the users' lies there"));
         }
-        let old = fs_err::read(self.root().join(&entry.path))?;
+        let old = fsx::read(&self.root().join(&entry.path), fsx::PROGRAM)?;
         let new = bundle.read_entry(index)?;
         let merged = merge::merge_json(&old, &new).map_err(|e| {
             Failure::failed("bad-json", format!("{} cannot be merged: {e}", entry.path))

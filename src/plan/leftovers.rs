@@ -171,8 +171,8 @@ fn emptied(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
     });
     for (folder, facts) in candidates {
         let (mut is_empty, mut found) = (true, Vec::new());
-        for child in fs_err::read_dir(ownership.root.join(folder))? {
-            let Some(child) = folder.child(&child?.file_name()) else {
+        for child in fsx::names(&ownership.root.join(folder))? {
+            let Some(child) = folder.child(&child) else {
                 is_empty = false;
                 continue;
             };

@@ -42,7 +42,7 @@ pub(super) fn mend(
         if is.is_some() {
             swap::set_aside(&live, &after, &folder.path)?;
         }
-        fs_err::create_dir(&live)?;
+        fsx::make_folder(&live)?;
         fsx::dress_folder(&live, folder.owner, folder.mode | 0o700)?;
     }
     Ok(())
@@ -71,7 +71,7 @@ fn relink(root: &InstallRoot, link: &backup::Linked, after: &Path) -> Result<()>
     let live = root.join(&link.path);
     let is = fsx::facts(&live)?;
     let wanted = link.target();
-    if is.is_some_and(|is| is.kind == Kind::Link) && fs_err::read_link(&live)? == wanted {
+    if is.is_some_and(|is| is.kind == Kind::Link) && fsx::link_target(&live)? == wanted {
         return Ok(());
     }
     if is.is_some() {

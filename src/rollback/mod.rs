@@ -165,8 +165,8 @@ pub fn sweep(own: &std::path::Path) -> Result<()> {
     if !fsx::exists(own)? {
         return Ok(());
     }
-    for item in fs_err::read_dir(own)? {
-        let path = item?.path();
+    for name in fsx::names(own)? {
+        let path = own.join(name);
         if path.extension().is_some_and(|ending| ending == "new" || ending == "tmp") {
             fsx::remove_own_file(&path)?;
         }

@@ -4,6 +4,7 @@
 use super::Running;
 use super::table::{Entry, Table};
 use crate::error::Failure;
+use crate::fsx;
 use std::path::Path;
 
 /// Programs that start again what ends, and how each is told not to.
@@ -69,7 +70,9 @@ fn loops_around(entry: &Entry, server: &[&str]) -> bool {
         entry.argv.iter().position(|word| word.starts_with('-') && !word.starts_with("--") && word.ends_with('c'));
     let text = match (inline, entry.script(), &entry.cwd) {
         (Some(at), _, _) => entry.argv.get(at + 1).cloned(),
-        (None, Some(script), Some(cwd)) => std::fs::read_to_string(cwd.join(script)).ok(),
+        (None, Some(script), Some(cwd)) => {
+            fsx::read(&cwd.join(script), fsx::PROGRAM).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        }
         _ => None,
     };
     text.is_some_and(|text| is_looped(&text, server))

@@ -4,6 +4,7 @@
 mod reader;
 
 use crate::error::Failure;
+use crate::fsx;
 use reader::{Problem, Reader};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -175,7 +176,7 @@ impl Settings {
     /// Otherwise (for `recover`) it is a warning, and the default counts. No file: the defaults.
     pub fn load(path: &Path, strict: bool) -> anyhow::Result<(Settings, Vec<String>)> {
         let mut reader = Reader::default();
-        match fs_err::read(path) {
+        match fsx::read(path, fsx::SMALL) {
             Ok(bytes) => reader.parse(&bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => reader.problems.push(Problem::bad(format!("the settings cannot be read: {error}"))),

@@ -178,7 +178,7 @@ impl Packages {
     fn sources(&self, work: &Path, missing: &[Missing]) -> Result<String> {
         let mut text = String::new();
         for path in self.files.keys() {
-            let bytes = fs_err::read(work.join("requirements").join(path.to_path()))?;
+            let bytes = fsx::read(&work.join("requirements").join(path.to_path()), fsx::SMALL)?;
             text.extend(lines(&bytes).iter().filter(|line| names_an_origin(line)).map(|line| format!("{line}\n")));
         }
         // With their hashes, so that the very files are brought that pip has chosen; pip takes them for all or none.

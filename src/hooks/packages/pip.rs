@@ -65,8 +65,8 @@ impl Pip<'_> {
         let words = [&["install", "--dry-run", "--report", &place][..], words].concat();
         Ok(match self.run(&words, Hook::TIMEOUT)? {
             Ok(_) => {
-                let report: Value =
-                    serde_json::from_slice(&fs_err::read(&report)?).context("reading what pip would install")?;
+                let report: Value = serde_json::from_slice(&fsx::read(&report, fsx::RECORD)?)
+                    .context("reading what pip would install")?;
                 Ok(report["install"].as_array().into_iter().flatten().filter_map(Missing::of).collect())
             }
             Err(said) => Err(said),

@@ -3,6 +3,7 @@
 
 use super::REQUIREMENTS;
 use crate::bundle::Bundle;
+use crate::fsx;
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
 use crate::server;
@@ -111,7 +112,7 @@ fn new_file(root: &InstallRoot, bundle: &mut Bundle, plan: &Plan, path: &RelPath
         Some(planned) if matches!(planned.action, Action::Add | Action::Replace) => {
             planned.entry.map(|at| bundle.read_entry(at)).transpose()
         }
-        _ if root.join(path).is_file() => Ok(Some(fs_err::read(root.join(path))?)),
+        _ if root.join(path).is_file() => Ok(Some(fsx::read(&root.join(path), fsx::SMALL)?)),
         _ => Ok(None),
     }
 }

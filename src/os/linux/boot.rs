@@ -6,7 +6,6 @@
 use super::service;
 use crate::os::{BootPlan, SystemPart};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const FOLDER: &str = "/etc/systemd/system";
@@ -15,20 +14,6 @@ const FOLDER: &str = "/etc/systemd/system";
 pub fn refusal() -> Option<String> {
     (!Path::new("/run/systemd/system").exists())
         .then(|| "systemd is not the service manager of this system".to_string())
-}
-
-/// The first of `path` and the folders above it that somebody beside root may change: what lies there must not
-/// be run by root at boot.
-pub fn writable_by_others(path: &Path) -> io::Result<Option<PathBuf>> {
-    for part in path.ancestors() {
-        let is = std::fs::symlink_metadata(part)?;
-        // In a sticky folder nobody can replace what is root's.
-        let open = is.mode() & 0o022 != 0 && is.mode() & 0o1000 == 0;
-        if is.uid() != 0 || open {
-            return Ok(Some(part.to_path_buf()));
-        }
-    }
-    Ok(None)
 }
 
 /// Where the units of this part lie.
@@ -214,14 +199,5 @@ mod tests {
         let user = Some(Unit { name: "w.service".into(), user: Some(7) });
         assert!(texts(SystemPart::Helper, &BootPlan { server: user, ..plan.clone() }).is_err());
         assert!(texts(SystemPart::Helper, &BootPlan { server: None, ..plan }).is_err());
-    }
-
-    #[test]
-    fn a_program_that_others_may_change_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("updater");
-        std::fs::write(&file, "").unwrap();
-        crate::os::files::set_mode(&file, 0o777).unwrap();
-        assert_eq!(writable_by_others(&file).unwrap(), Some(file));
     }
 }

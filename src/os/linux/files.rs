@@ -2,13 +2,14 @@
 //! room on the volume, renames that say whether they replace.
 //! Refuses to follow a link at the end of a path, except where its target is asked for by an open file.
 
+use super::trust::anchored;
 use crate::os::{Credentials, Facts, Kind, Owner};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
 };
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -36,12 +37,36 @@ pub fn bad_name(_part: &str) -> Option<&'static str> {
 
 /// What stands at `path`; a link is described, not followed.
 pub fn facts(path: &Path) -> io::Result<Facts> {
+    let path = &*anchored(path)?;
     std::fs::symlink_metadata(path).map(|data| facts_from(&data))
 }
 
 /// What this open file is.
 pub fn facts_of(file: &File) -> io::Result<Facts> {
     file.metadata().map(|data| facts_from(&data))
+}
+
+/// A folder that is held open, whatever becomes of its name.
+#[derive(Debug)]
+pub struct Folder(File);
+
+impl Folder {
+    /// Errors: there is no folder at `path`; a link is none.
+    pub fn open(path: &Path) -> io::Result<Folder> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Folder(rustix::fs::open(path, flags, Mode::empty())?.into()))
+    }
+
+    /// True when it still is what stands at `path`.
+    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let (is, there) = (self.0.metadata()?, std::fs::symlink_metadata(path)?);
+        Ok((is.dev(), is.ino()) == (there.dev(), there.ino()))
+    }
+
+    /// Makes it the working folder.
+    pub fn enter(&self) -> io::Result<()> {
+        std::env::set_current_dir(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
 }
 
 /// This program, and the files that are open as its standard output and error.
@@ -82,6 +107,7 @@ const DEFAULT_LIST: &str = "system.posix_acl_default";
 /// The extended attributes of an entry: access lists, capabilities, labels, those of users. Empty where the volume
 /// has none.
 fn attributes(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let path = &*anchored(path)?;
     let mut names = vec![0; MAX_ATTRIBUTES];
     let length = match rustix::fs::llistxattr(path, names.as_mut_slice()) {
         Ok(length) => length,
@@ -114,6 +140,7 @@ pub fn same_attributes(one: &Path, other: &Path) -> io::Result<bool> {
 /// capabilities with them. Returns the names of those that could not be given.
 pub fn copy_attributes(from: &Path, to: &Path) -> io::Result<Vec<String>> {
     let (wanted, is) = (attributes(from)?, attributes(to)?);
+    let to = &*anchored(to)?;
     let mut lost = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, value)| is.get(*name) != Some(value)) {
         match rustix::fs::lsetxattr(to, name.as_slice(), value, XattrFlags::empty()) {
@@ -143,6 +170,7 @@ pub fn has_default_list(folder: &Path) -> io::Result<bool> {
 pub fn inherit_list(folder: &Path, file: &Path) -> io::Result<()> {
     let Some(mut list) = attributes(folder)?.remove(DEFAULT_LIST.as_bytes()) else { return Ok(()) };
     let mode = facts(file)?.mode;
+    let file = &*anchored(file)?;
     // A header of 4 bytes, then entries of a tag and permissions (2 bytes each, little-endian) and an id of 4 bytes.
     let (owner, group, mask, other) = (0x01, 0x04, 0x10, 0x20);
     let entries = |list: &[u8]| list.get(4..).unwrap_or_default().chunks_exact(8).map(|e| e[0]).collect::<Vec<u8>>();
@@ -164,12 +192,14 @@ pub fn inherit_list(folder: &Path, file: &Path) -> io::Result<()> {
 
 /// Gives the entry (a link itself) to `owner`. The system may clear setuid bits: set the mode afterwards.
 pub fn set_owner(path: &Path, owner: Owner) -> io::Result<()> {
+    let path = &*anchored(path)?;
     let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
     Ok(rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Sets the permission bits. Errors: the entry is a link.
 pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    let path = &*anchored(path)?;
     let held = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let held = File::from(held);
     if held.metadata()?.file_type().is_symlink() {
@@ -182,6 +212,7 @@ pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 /// Sets the time of the last change of content (nanoseconds since 1970) of the entry, a link itself; the
 /// time of the last reading stays.
 pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
+    let path = &*anchored(path)?;
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec {
@@ -194,17 +225,97 @@ pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
 
 /// Flushes a folder, so that the names in it survive a power cut.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
+    let path = &*anchored(path)?;
     OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)?.sync_all()
 }
 
 /// Flushes one file.
 pub fn sync_file(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    open_plain(path)?.sync_all()
+}
+
+/// Opens an ordinary file for reading, without waiting for anybody. Errors: anything else stands there, also a link.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    open_ordinary(&*anchored(path)?, OFlags::NOFOLLOW)
+}
+
+/// The same, following a link at the end of the path, unless others could have made it where root works.
+pub fn open_to_read(path: &Path) -> io::Result<File> {
+    let path = anchored(path)?;
+    open_ordinary(&path, if path.may_follow()? { OFlags::empty() } else { OFlags::NOFOLLOW })
+}
+
+fn open_ordinary(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = (flags | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        // A socket, or a device that has no driver.
+        Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Err(no_file()),
+        opened => opened?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(no_file());
+    }
+    Ok(file)
+}
+
+fn no_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file")
+}
+
+/// Creates a file that nothing stands in the place of, for its owner alone to read and write.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&*anchored(path)?)
+}
+
+/// Opens an ordinary file for reading and writing; its contents stay. Errors: anything else stands there.
+pub fn open_to_change(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&*anchored(path)?)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
+}
+
+/// The target of a link.
+pub fn link_target(path: &Path) -> io::Result<PathBuf> {
+    std::fs::read_link(&*anchored(path)?)
+}
+
+/// Makes a folder.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    std::fs::create_dir(&*anchored(path)?)
+}
+
+/// Removes a file, or a link itself.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(&*anchored(path)?)
+}
+
+/// Removes an empty folder.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    std::fs::remove_dir(&*anchored(path)?)
+}
+
+/// Removes a folder and all below it; links are removed, never followed.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(&*anchored(path)?)
+}
+
+/// The names in a folder, in the order of the system. A link at the end of the path is followed, unless others could have
+/// made it where root works.
+pub fn names(folder: &Path) -> io::Result<Vec<OsString>> {
+    let folder = anchored(folder)?;
+    let names = |path: &Path| std::fs::read_dir(path)?.map(|item| Ok(item?.file_name())).collect();
+    if folder.may_follow()? {
+        return names(&folder);
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = rustix::fs::open(&*folder, flags, Mode::empty())?;
+    names(format!("/proc/self/fd/{}", held.as_raw_fd()).as_ref())
 }
 
 /// Flushes everything below `folder`: here by one call for its whole volume, which costs more where others write
 /// much, and far less than a flush of every file.
 pub fn sync_tree(folder: &Path) -> io::Result<()> {
+    let folder = &*anchored(folder)?;
     Ok(rustix::fs::syncfs(File::open(folder)?)?)
 }
 
@@ -229,6 +340,8 @@ pub fn may_clone(path: &Path) -> io::Result<bool> {
 
 /// Makes a second name for a file. Ok(false): the volume or the system does not allow it.
 pub fn link_file(from: &Path, to: &Path) -> io::Result<bool> {
+    let from = &*anchored(from)?;
+    let to = &*anchored(to)?;
     match rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty()) {
         Ok(()) => Ok(true),
         Err(Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
@@ -241,6 +354,7 @@ pub const MAX_PATH: usize = 4095;
 
 /// How many bytes the file takes on its volume: a sparse one takes less than its size.
 pub fn allocated(path: &Path) -> io::Result<u64> {
+    let path = &*anchored(path)?;
     use std::os::unix::fs::MetadataExt;
     // In units of 512 bytes, whatever the volume's blocks are (stat(3type)).
     Ok(std::fs::symlink_metadata(path)?.blocks() * 512)
@@ -248,6 +362,7 @@ pub fn allocated(path: &Path) -> io::Result<u64> {
 
 /// Why names in this folder, or this file itself, cannot be moved; None where nothing speaks against it.
 pub fn obstacle(path: &Path) -> io::Result<Option<&'static str>> {
+    let path = &*anchored(path)?;
     let kind = facts(path)?.kind;
     if kind == Kind::Folder {
         match rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
@@ -290,6 +405,8 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
 
 /// Renames. Errors: `AlreadyExists` when anything stands at `to`.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let from = &*anchored(from)?;
+    let to = &*anchored(to)?;
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // This volume does not know the flag: look first. Only the lock's holder writes here.
@@ -304,30 +421,44 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Renames, replacing what stands at `to` in one step.
 pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    let from = &*anchored(from)?;
+    let to = &*anchored(to)?;
     std::fs::rename(from, to)
 }
 
 /// Makes a symbolic link `at` that says `target`.
 pub fn make_link(target: &Path, at: &Path) -> io::Result<()> {
+    let at = &*anchored(at)?;
     std::os::unix::fs::symlink(target, at)
 }
 
 /// Makes a folder that only its owner may enter. Ok if a folder is there. Errors: something else is.
 pub fn private_folder(path: &Path) -> io::Result<()> {
+    let path = &*anchored(path)?;
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && facts(path)?.kind == Kind::Folder => Ok(()),
         done => done,
     }
 }
 
-/// Opens for reading and writing, creating with mode 0600; the contents stay. Errors: a link stands there.
+/// Opens for reading and writing, creating with mode 0600; the contents stay. Errors: a link, or no file, stands there.
 pub fn open_private(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW.bits() as i32;
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
+    let path = &*anchored(path)?;
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
 }
 
 /// Opens a log for appending, creating with mode 0640. Errors: a link stands there, or a pipe that nobody reads.
 pub fn open_log(path: &Path) -> io::Result<File> {
+    let path = &*anchored(path)?;
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }

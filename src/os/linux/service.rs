@@ -252,9 +252,12 @@ pub fn said_since(unit: &Unit, since: i64, count: usize) -> io::Result<Vec<Strin
     Ok(output(command).ok().and_then(Result::ok).unwrap_or_default().lines().map(str::to_string).collect())
 }
 
-/// As whom the unit's programs run, as its file says it; empty: as root.
-pub(super) fn user_of(unit: &Unit) -> io::Result<String> {
-    Ok(ask(unit, &["User"])?.into_iter().next().unwrap_or_default())
+/// Whether the unit's programs run as this user, as its file says it. The inner error: as whom they run.
+pub fn runs_as(unit: &Unit, uid: u32) -> io::Result<Result<(), String>> {
+    let user = ask(unit, &["User"])?.into_iter().next().filter(|user| !user.is_empty());
+    let user = user.unwrap_or_else(|| "root".to_string());
+    let is_he = user == uid.to_string() || super::processes::user_name(uid).is_some_and(|name| name == user);
+    Ok(if is_he { Ok(()) } else { Err(user) })
 }
 
 /// The main process of the unit; None: it has none now.

@@ -3,7 +3,7 @@
 
 use crate::os::{BootPlan, SystemPart};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const NOT_BUILT: &str = "recovery at boot is not built for Windows yet";
 
@@ -14,11 +14,6 @@ fn unsupported() -> io::Error {
 /// Why nothing can be installed here, in words.
 pub fn refusal() -> Option<String> {
     Some(NOT_BUILT.to_string())
-}
-
-/// Errors: always, `Unsupported`.
-pub fn writable_by_others(_path: &Path) -> io::Result<Option<PathBuf>> {
-    Err(unsupported())
 }
 
 /// Nothing lies anywhere.

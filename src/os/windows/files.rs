@@ -94,6 +94,35 @@ pub fn facts(path: &Path) -> io::Result<Facts> {
     facts_of(&open_entry(path, FILE_READ_ATTRIBUTES)?)
 }
 
+/// A folder that is known by its number on its volume, whatever becomes of its name.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl Folder {
+    /// Errors: there is no folder at `path`; a link is none.
+    pub fn open(path: &Path) -> io::Result<Folder> {
+        let is = facts(path)?;
+        if is.kind != Kind::Folder {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Folder { path: path.to_path_buf(), id: (is.volume, is.inode) })
+    }
+
+    /// True when it still is what stands at `path`.
+    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let there = facts(path)?;
+        Ok(self.id == (there.volume, there.inode))
+    }
+
+    /// Makes it the working folder.
+    pub fn enter(&self) -> io::Result<()> {
+        std::env::set_current_dir(&self.path)
+    }
+}
+
 /// This program, and the files that are open as its standard output and error.
 pub fn own_files() -> Vec<Facts> {
     use std::os::windows::io::AsHandle;
@@ -374,6 +403,63 @@ pub fn open_private(path: &Path) -> io::Result<File> {
 /// Whether the file can be opened for writing by us, who start the server as its own user or not at all.
 pub fn may_write(path: &Path, _user: &Credentials) -> bool {
     std::fs::OpenOptions::new().append(true).open(path).is_ok()
+}
+
+/// Opens an ordinary file for reading. Errors: anything else stands there, also a link.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    if facts(path)?.kind == Kind::File { File::open(path) } else { Err(no_file()) }
+}
+
+/// The same, following a link at the end of the path.
+pub fn open_to_read(path: &Path) -> io::Result<File> {
+    if std::fs::metadata(path)?.is_file() { File::open(path) } else { Err(no_file()) }
+}
+
+fn no_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file")
+}
+
+/// Creates a file that nothing stands in the place of.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
+/// Opens an ordinary file for reading and writing; its contents stay. Errors: anything else stands there.
+pub fn open_to_change(path: &Path) -> io::Result<File> {
+    if facts(path)?.kind != Kind::File {
+        return Err(no_file());
+    }
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// The target of a link.
+pub fn link_target(path: &Path) -> io::Result<PathBuf> {
+    std::fs::read_link(path)
+}
+
+/// Makes a folder.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    std::fs::create_dir(path)
+}
+
+/// Removes a file, or a link itself.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)
+}
+
+/// Removes an empty folder.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    std::fs::remove_dir(path)
+}
+
+/// Removes a folder and all below it; links are removed, never followed.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(path)
+}
+
+/// The names in a folder, in the order of the system.
+pub fn names(folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+    std::fs::read_dir(folder)?.map(|item| Ok(item?.file_name())).collect()
 }
 
 #[cfg(test)]

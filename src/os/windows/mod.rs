@@ -5,3 +5,4 @@ pub mod files;
 pub mod monitor;
 pub mod processes;
 pub mod service;
+pub mod trust;

@@ -261,12 +261,10 @@ impl Office {
             return Ok(Err(format!("this helper is bound to {bound}")));
         }
         let unit = Unit::system(name);
-        let user = service::user_of(&unit)?;
-        if user != self.who.user && user != self.who.uid.to_string() {
-            let user = if user.is_empty() { "root" } else { &user };
-            return Ok(Err(format!("it runs as {user}, and the install belongs to {}", self.who.user)));
-        }
-        Ok(Ok(unit))
+        let judged = service::runs_as(&unit, self.who.uid)?;
+        Ok(judged
+            .map(|()| unit)
+            .map_err(|user| format!("it runs as {user}, and the install belongs to {}", self.who.user)))
     }
 }
 
