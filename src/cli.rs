@@ -116,6 +116,16 @@ impl Command {
         }
     }
 
+    /// The port that `--port` says the server listens on.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Command::Apply(apply) | Command::Plan(apply) => apply.run.port,
+            Command::Restore(restore) => restore.run.port,
+            Command::Recover(recover) => recover.run.port,
+            _ => None,
+        }
+    }
+
     /// True when `--json` makes the command write events instead of one object.
     pub fn writes_events(&self) -> bool {
         match self {

@@ -136,7 +136,7 @@ fn elsewhere(
 /// The install that the command is for. Errors (exit 2): there is none.
 fn root(cli: &Cli, cwd: &Path) -> Result<InstallRoot> {
     let exe = std::env::current_exe().context("finding this program")?;
-    cli::find_root(cli.global.root.as_deref(), cwd, &exe)
+    Ok(cli::find_root(cli.global.root.as_deref(), cwd, &exe)?.claiming(cli.command.port()))
 }
 
 /// Has the work done outside of what would end with the server, where that is needed. None: it is done here.
@@ -192,6 +192,8 @@ fn context(
     }
     let (settings, warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
+    let claimed = root.claimed_port().or(settings.server.port);
+    let root = root.claiming(claimed);
     let cx = Context {
         root,
         settings,

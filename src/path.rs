@@ -18,6 +18,8 @@ pub struct InstallRoot {
     /// Absolute, as it was named.
     named: PathBuf,
     held: Arc<Folder>,
+    /// The port that the operator says its server listens on.
+    claimed_port: Option<u16>,
 }
 
 impl InstallRoot {
@@ -28,7 +30,7 @@ impl InstallRoot {
             return Err(Failure::usage("no-root", format!("{} is not a folder", full.display())).into());
         }
         let held = Folder::open(&full).with_context(|| format!("opening {}", full.display()))?;
-        Ok(Self { path: full, named: path.to_path_buf(), held: Arc::new(held) })
+        Ok(Self { path: full, named: path.to_path_buf(), held: Arc::new(held), claimed_port: None })
     }
     pub fn path(&self) -> &Path {
         &self.path
@@ -36,6 +38,13 @@ impl InstallRoot {
     /// As it was named, links and all.
     pub fn named(&self) -> &Path {
         &self.named
+    }
+    /// The install, with the port that the operator says its server listens on.
+    pub fn claiming(self, port: Option<u16>) -> Self {
+        Self { claimed_port: port, ..self }
+    }
+    pub fn claimed_port(&self) -> Option<u16> {
+        self.claimed_port
     }
     pub fn join(&self, path: &RelPath) -> PathBuf {
         self.path.join(path.to_path())

@@ -2,10 +2,8 @@
 //! Refuses what cannot end well: a stranger on the port, several servers.
 
 use super::Request;
-use crate::carry;
 use crate::context::Context;
 use crate::error::Failure;
-use crate::fsx;
 use crate::health::{self, Before};
 use crate::net::Protocol;
 use crate::os::{self, LaunchSpec, Unit};
@@ -135,14 +133,14 @@ pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {
 /// `run.py`, and what a legacy server calls its port.
 fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> Result<Option<(u16, &'static str)>> {
     let settings = &cx.settings.server;
-    let text = |name: &str| fsx::read(&cx.root.path().join(name), fsx::PROGRAM).ok();
+    let [of_env, of_program] = server::written_ports(&cx.root);
     let sources = [
         (request.port, "--port"),
         (settings.port, "[server] port"),
         (settings.env.get("PORT").and_then(|port| port.parse().ok()), "[server] env"),
         (receipt.and_then(|r| r.ports.first().copied()), "the last update"),
-        (text(".env").and_then(|bytes| port_of_env(&bytes)), ".env"),
-        (text("run.py").and_then(|bytes| carry::assignment(&bytes, "PORT")?.trim().parse().ok()), "run.py"),
+        of_env,
+        of_program,
         (request.legacy_port, "the caller's --port"),
     ];
     let port = sources.into_iter().find_map(|(port, source)| Some((port?, source)));
@@ -155,14 +153,6 @@ fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> R
         .into());
     }
     Ok(port)
-}
-
-/// The last `PORT=` of a `.env` file.
-fn port_of_env(bytes: &[u8]) -> Option<u16> {
-    let text = String::from_utf8_lossy(bytes);
-    let mut pairs = text.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
-    let (_, value) = pairs.rfind(|(name, _)| name.trim() == "PORT")?;
-    value.trim().trim_matches(['"', '\'']).parse().ok()
 }
 
 pub(super) fn stopped_launch(cx: &Context, port: Option<u16>) -> Result<LaunchSpec> {

@@ -5,7 +5,7 @@
 
 use super::record::{Damage, Kind, Record, damage, files_below, load, time};
 use crate::fsx;
-use crate::os::{self, files};
+use crate::os::{self, files, trust};
 use crate::path::RelPath;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -91,7 +91,9 @@ fn folders(backups: &Path) -> Result<Vec<PathBuf>> {
     if fsx::exists(backups)? {
         for name in fsx::names(backups)? {
             let dir = backups.join(name);
-            if fsx::facts(&dir)?.is_some_and(|facts| facts.kind == os::Kind::Folder) {
+            let is_folder = fsx::facts(&dir)?.is_some_and(|facts| facts.kind == os::Kind::Folder);
+            // Where root works and others may write on the shelf, what is not root's is no backup.
+            if is_folder && (!trust::is_guarded() || trust::of_one(&dir)?.is_none()) {
                 all.push(dir);
             }
         }

@@ -2,13 +2,15 @@
 //! Refuses to let one run on after its time or its end, and to believe that it wrote only what it named: that is
 //! looked at, and more than that is a failure.
 //!
-//! They run as the owner of the install, who we are, with the server's environment and no terminal. While those
+//! They run as the owner of the install, who we are, with the server's environment, if the server is ours, too, and no
+//! terminal. While those
 //! after the swap run, the start file is still away: whatever a cut leaves, nothing can start on it.
 
 mod before;
 mod changes;
 mod packages;
 mod task;
+mod trusted;
 
 pub use before::{Before, load_made, store_made};
 pub use changes::Changes;
@@ -18,7 +20,7 @@ use crate::bundle::Bundle;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
-use crate::os::{LaunchSpec, files};
+use crate::os::{LaunchSpec, files, is_passed_on, processes};
 use crate::ownership;
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
@@ -29,6 +31,7 @@ use anyhow::{Context as _, Result};
 use packages::{Need, Packages};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use task::{Ended, Task};
@@ -39,6 +42,9 @@ const TAIL: usize = 20;
 /// Variables by which a service manager knows the server, and nobody else.
 const OF_THE_SERVER: [&str; 6] =
     ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// Variables that tell a program who its own user is.
+const OF_OUR_USER: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
 
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -100,7 +106,7 @@ impl Hooks {
     /// changes what could not be put back.
     pub fn choose(cx: &Context, occasion: &Occasion, bundle: &mut Bundle, plan: &Plan) -> Result<Hooks> {
         let settings: &Settings = &cx.settings.hooks;
-        let env = environment(cx, occasion, &bundle.version);
+        let env = environment(cx, occasion, &bundle.version)?;
         let mut hooks = Hooks { env, is_restore: occasion.command == "restore", ..Hooks::default() };
         if settings.defaults {
             let scratch = tempfile::Builder::new().prefix("updater-check-").tempdir_in(cx.scratch()?);
@@ -131,6 +137,7 @@ impl Hooks {
                 if !is_there {
                     return Err(no_program(hook, name).into());
                 }
+                trusted::programs(cx, &hook.run, cx.root.path(), &hooks.env)?;
                 let due = due(hook, when)?;
                 if when == When::BeforeStop { hooks.before_stop.push(due) } else { hooks.after_swap.push(due) }
             }
@@ -233,6 +240,7 @@ impl Hooks {
         if let Some(first) = argv.first_mut() {
             *first = program(first, cwd, cx.root.path());
         }
+        trusted::programs(cx, &argv, cwd, &self.env)?;
         let mut env = self.env.clone();
         let word = if due.when == When::BeforeStop { "before_stop" } else { "after_swap" };
         env.push(("UPDATER_STAGE".to_string(), word.to_string()));
@@ -278,7 +286,7 @@ pub fn end_left(update_id: &str) -> Result<()> {
 /// bundle must bring them. Errors: one changes what could not be put back.
 pub fn foresee(cx: &Context, launch: Option<&LaunchSpec>, start_file: &RelPath) -> Result<Vec<String>> {
     let occasion = Occasion { command: "apply", running: None, launch, start_file, from_version: None, is_whole: true };
-    let env = environment(cx, &occasion, "");
+    let env = environment(cx, &occasion, "")?;
     let settings = &cx.settings.hooks;
     let mut named = BTreeSet::new();
     for hook in &settings.after_swap {
@@ -359,11 +367,17 @@ fn work(root: &InstallRoot) -> PathBuf {
     root.own().join("staging/hooks")
 }
 
-/// Ours, over it the server's, and what tells of the update.
-fn environment(cx: &Context, occasion: &Occasion, to_version: &str) -> Vec<(String, String)> {
+/// Ours, over it the server's, and what tells of the update. Where the server is another user's, nothing of his reaches
+/// a program that runs as us, and of ours only what is harmless: a variable can load code.
+fn environment(cx: &Context, occasion: &Occasion, to_version: &str) -> Result<Vec<(String, String)>> {
+    let uid = processes::own_credentials().context("finding out who we are")?.uid;
+    let server = occasion.launch.filter(|launch| launch.credentials.as_ref().is_none_or(|user| user.uid == uid));
+    let is_others = occasion.launch.is_some() && server.is_none();
     let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
-    let own: Vec<(String, String)> = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-    let server = occasion.launch.map(|launch| launch.env.clone()).unwrap_or_default();
+    let is_of_our_user = |name: &OsString| OF_OUR_USER.iter().any(|known| name == known);
+    let own = std::env::vars_os().filter(|(name, _)| !is_others || is_of_our_user(name) || is_passed_on(name));
+    let own: Vec<(String, String)> = own.map(|(name, value)| (text(name), text(value))).collect();
+    let server = server.map(|launch| launch.env.clone()).unwrap_or_default();
     let place = |path: PathBuf| path.to_string_lossy().into_owned();
     let waiting = staging::tree(&cx.own()).join(occasion.start_file.to_path());
     let told = [
@@ -388,7 +402,7 @@ fn environment(cx: &Context, occasion: &Occasion, to_version: &str) -> Vec<(Stri
             all.push((name, value));
         }
     }
-    all
+    Ok(all)
 }
 
 /// The error of a hook that wrote where it should not. Class and stage decide what follows.

@@ -41,6 +41,31 @@ pub struct Owner {
     pub gid: u32,
 }
 
+/// The variables of root's environment that a program gets which is another user's, or which works in an install that
+/// another user's server runs in: what is root's secret stays root's, and nothing loads code.
+const PASSED_ON: [&str; 13] = [
+    "PATH",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TERM",
+    "NO_COLOR",
+    "PORT",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+];
+const PASSED_ON_STARTS: [&str; 3] = ["LC_", "UPDATER_", "PIP_"];
+
+/// True for a variable that root passes on.
+pub fn is_passed_on(name: &std::ffi::OsStr) -> bool {
+    let is_one = |name: &str| PASSED_ON.contains(&name) || PASSED_ON_STARTS.iter().any(|start| name.starts_with(start));
+    name.to_str().is_some_and(is_one)
+}
+
 /// Who beside root has a say in what lies at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Distrust {

@@ -3,12 +3,14 @@
 //! Refuses to guess: a process that is not provably of the install is a bystander and is never signalled;
 //! neither are we, our children, or the processes above us (unless they are the server that started us).
 
+mod claim;
 mod launch;
 mod respawn;
 mod stop;
 mod table;
 mod unit;
 
+pub use claim::written as written_ports;
 pub use launch::guess_launch;
 pub use respawn::refuse_respawners;
 pub use stop::{may_stop, stop};
@@ -100,13 +102,13 @@ fn gather(table: &Table, listeners: Vec<Listener>, top: u32, root: &InstallRoot)
 /// in the folder.
 fn the_top(table: &Table, listeners: &[Listener], root: &InstallRoot) -> anyhow::Result<Option<u32>> {
     let owners = table.listening.iter().copied().filter(|pid| table.is_fair(*pid));
-    let tied: Vec<(u32, Tie)> = owners.map(|pid| (pid, table.tie_with_parents(pid, root.path()))).collect();
+    let tied: Vec<(u32, Tie)> = owners.map(|pid| (pid, table.tie_with_parents(pid, root))).collect();
     let best = tied.iter().map(|(_, tie)| *tie).max().unwrap_or(Tie::None);
     if best == Tie::None {
         return Ok(None);
     }
     let chosen = tied.iter().filter(|(_, tie)| *tie == best);
-    let tops: BTreeSet<u32> = chosen.map(|(pid, _)| table.top(*pid, root.path())).collect();
+    let tops: BTreeSet<u32> = chosen.map(|(pid, _)| table.top(*pid, root)).collect();
     let mut outer: Vec<u32> = tops.iter().copied().filter(|pid| !table.is_below_any(*pid, &tops)).collect();
     // One that left the tree and holds nothing but sockets of an older one is its heir, no server of its own.
     let sockets = |top: u32| -> BTreeSet<usize> {
@@ -143,7 +145,8 @@ pub fn elsewhere(root: &InstallRoot) -> anyhow::Result<Option<Failure>> {
     pids.sort_unstable();
     for pid in pids {
         let is_shell = table.all.get(&pid).is_none_or(Entry::is_shell);
-        let is_ours = table.tie(pid, root.path()) != Tie::None || !is_shell && processes::stands_in(pid, &folder);
+        let is_ours = table.tie(pid, root) != Tie::None
+            || !is_shell && processes::stands_in(pid, &folder) && !table::is_strangers(pid, root.path());
         if !is_ours {
             continue;
         }

@@ -1,10 +1,12 @@
 //! All processes, and which of them belong to an install.
 //! Refuses to guess: what is not provably of the install is a bystander.
 
-use crate::os::{ProcessId, processes};
+use super::claim;
+use crate::os::{ProcessId, files, processes};
 use crate::path::InstallRoot;
 use crate::ports::Listener;
 use anyhow::Context;
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
@@ -37,6 +39,10 @@ const RUNNERS: [&str; 14] = [
     "hypercorn",
     "waitress-serve",
 ];
+
+/// Programs, themselves scripts, that import the application of the folder which they stand in.
+const APPLICATION_RUNNERS: [&str; 7] =
+    ["gunicorn", "uvicorn", "hypercorn", "daphne", "flask", "waitress-serve", "uwsgi"];
 
 /// Interpreter options that take the next argument with them.
 const WITH_VALUE: [&str; 3] = ["-W", "-X", "--check-hash-based-pycs"];
@@ -79,6 +85,10 @@ pub struct Table {
     pub(super) all: HashMap<u32, Entry>,
     children: HashMap<u32, Vec<u32>>,
     pub(super) listening: BTreeSet<u32>,
+    /// Port and process of each listener.
+    ports: BTreeSet<(u16, u32)>,
+    /// The ports that are said to be those of the install's server, once they were asked for.
+    claimed: OnceCell<BTreeSet<u16>>,
     me: u32,
     above_us: BTreeSet<u32>,
 }
@@ -123,7 +133,9 @@ impl Table {
             }
         }
         let listening = listeners.iter().flat_map(|l| l.pids.iter().copied()).collect();
-        let mut table = Table { all, children, listening, me, above_us: BTreeSet::new() };
+        let ports = listeners.iter().flat_map(|l| l.pids.iter().map(|pid| (l.port, *pid))).collect();
+        let (claimed, above_us) = (OnceCell::new(), BTreeSet::new());
+        let mut table = Table { all, children, listening, ports, claimed, me, above_us };
         table.above_us = table.ancestors(me).into_iter().collect();
         table
     }
@@ -173,26 +185,37 @@ impl Table {
     }
 
     /// How `pid` itself is tied to the root, not looking at its parents' ties.
-    pub(super) fn tie(&self, pid: u32, root: &Path) -> Tie {
+    pub(super) fn tie(&self, pid: u32, root: &InstallRoot) -> Tie {
         let Some(entry) = self.all.get(&pid) else { return Tie::None };
-        if entry.programs().iter().any(|program| lies_in(program, root)) {
+        if entry.programs().iter().any(|program| lies_in(program, root.path())) {
             return Tie::Program;
         }
-        let stands = entry.cwd.as_deref().is_some_and(|cwd| lies_in(cwd, root));
-        if stands && entry.runs_module() {
+        let stands = entry.cwd.as_deref().is_some_and(|cwd| lies_in(cwd, root.path()));
+        if stands && (entry.runs_module() || entry.runs_application()) {
             return Tie::Program;
         }
         let foreign = || self.ancestors(pid).iter().any(|above| self.is_of_another(*above, root));
-        if stands && !entry.is_shell() && !foreign() { Tie::Place } else { Tie::None }
+        let is_known = || !is_strangers(pid, root.path()) || self.is_claimed(pid, root);
+        let counts = stands && !entry.is_shell() && !foreign() && is_known();
+        if counts { Tie::Place } else { Tie::None }
+    }
+
+    /// True where it listens on a port that is said to be the server's.
+    fn is_claimed(&self, pid: u32, root: &InstallRoot) -> bool {
+        let mut own = self.ports.iter().filter(|(_, of)| *of == pid).map(|(port, _)| port).peekable();
+        own.peek().is_some() && {
+            let claimed = self.claimed.get_or_init(|| claim::ports(root));
+            own.any(|port| claimed.contains(port))
+        }
     }
 
     /// True when the program of `pid` lies in an install that is not this one.
-    pub(super) fn is_of_another(&self, pid: u32, root: &Path) -> bool {
+    pub(super) fn is_of_another(&self, pid: u32, root: &InstallRoot) -> bool {
         let programs = self.all.get(&pid).map(Entry::programs).unwrap_or_default();
-        programs.iter().any(|p| !lies_in(p, root) && p.ancestors().skip(1).any(is_install))
+        programs.iter().any(|p| !lies_in(p, root.path()) && p.ancestors().skip(1).any(is_install))
     }
 
-    pub(super) fn tie_with_parents(&self, pid: u32, root: &Path) -> Tie {
+    pub(super) fn tie_with_parents(&self, pid: u32, root: &InstallRoot) -> Tie {
         let own = self.tie(pid, root);
         if own != Tie::None || !self.listening.contains(&pid) {
             return own;
@@ -204,7 +227,7 @@ impl Table {
     }
 
     /// The highest process of the unbroken line above `pid` that is of the install.
-    pub(super) fn top(&self, pid: u32, root: &Path) -> u32 {
+    pub(super) fn top(&self, pid: u32, root: &InstallRoot) -> u32 {
         let mut top = pid;
         for above in self.ancestors(pid) {
             let Some(entry) = self.all.get(&above) else { break };
@@ -322,6 +345,12 @@ impl Entry {
         self.is_interpreter() && options.any(|a| a.starts_with("-m") || (is_inline(a) && a.ends_with('m')))
     }
 
+    /// True for a runner that is given an application (`gunicorn app:app`): the code comes from where it stands.
+    fn runs_application(&self) -> bool {
+        let script = self.script().and_then(|script| script.rsplit(['/', '\\']).next());
+        script.is_some_and(|script| APPLICATION_RUNNERS.contains(&script.trim_end_matches(".exe")))
+    }
+
     /// Where its executable and its script lie: as started, resolved against its working folder.
     pub(super) fn programs(&self) -> Vec<PathBuf> {
         let mut found: Vec<PathBuf> = self.exe.iter().cloned().collect();
@@ -361,6 +390,12 @@ pub fn plain(path: &Path) -> PathBuf {
     out
 }
 
+/// True for a process of a user who neither owns the install nor runs us, and which no unit of the system started: that
+/// it stands in the folder makes it nobody's server.
+pub(super) fn is_strangers(pid: u32, root: &Path) -> bool {
+    files::facts(root).is_ok_and(|folder| processes::is_strangers(pid, folder.owner))
+}
+
 /// True when `path` is `root` or below it, and not in another install nested there.
 pub(super) fn lies_in(path: &Path, root: &Path) -> bool {
     let is_below = |path: &Path| {
@@ -384,5 +419,5 @@ pub(super) fn is_install(folder: &Path) -> bool {
 /// True when the process is of the install: its script or executable lies under the root, or it works
 /// there and descends from no other install, or it listens and is a child of such a process.
 pub fn belongs(table: &Table, pid: u32, root: &InstallRoot) -> bool {
-    table.is_fair(pid) && table.tie_with_parents(pid, root.path()) != Tie::None
+    table.is_fair(pid) && table.tie_with_parents(pid, root) != Tie::None
 }

@@ -11,7 +11,7 @@
 mod pip;
 mod requirements;
 
-use super::{Due, When};
+use super::{Due, When, trusted};
 use crate::bundle::Bundle;
 use crate::context::Context;
 use crate::error::Failure;
@@ -86,6 +86,7 @@ pub(super) fn need(
             return Ok(Need::LeftAlone("packages-outside", text));
         }
     };
+    trusted::environment(cx, &environment, &python)?;
     let pip = Pip { cx, python: &python, env, folder: scratch };
     let Some(version) = pip.version()? else {
         let text = format!("{REQUIREMENTS} changes, and {environment} has no pip: its packages are left as they are");

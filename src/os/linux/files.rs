@@ -236,7 +236,7 @@ pub fn sync_file(path: &Path) -> io::Result<()> {
 
 /// Opens an ordinary file for reading, without waiting for anybody. Errors: anything else stands there, also a link.
 pub fn open_plain(path: &Path) -> io::Result<File> {
-    open_ordinary(&*anchored(path)?, OFlags::NOFOLLOW)
+    open_ordinary(&anchored(path)?, OFlags::NOFOLLOW)
 }
 
 /// The same, following a link at the end of the path, unless others could have made it where root works.

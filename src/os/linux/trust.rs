@@ -99,6 +99,16 @@ pub fn guard(root: &Path, is_own: fn(&OsStr) -> bool) -> io::Result<()> {
     GUARDED.set(guard).map_err(|_| io::Error::other("an install is guarded already"))
 }
 
+/// True where root works while others may write in folders of the install.
+pub fn is_guarded() -> bool {
+    GUARDED.get().is_some()
+}
+
+/// Who beside root has a say in this one entry, not looking at the way to it.
+pub fn of_one(path: &Path) -> io::Result<Option<Distrust>> {
+    judge(path, true)
+}
+
 /// A folder whose entries are reached without following links of others.
 #[derive(Debug)]
 struct Guard {

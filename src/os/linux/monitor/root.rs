@@ -3,36 +3,36 @@
 
 use super::{Answer, Ask, Verb};
 use crate::os::linux::{processes, service};
-use crate::os::{Credentials, LaunchSpec, Owner, Unit};
+use crate::os::{Credentials, LaunchSpec, Owner, Unit, is_passed_on};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
-
-/// The variables of root's environment that the user's child gets: what is root's secret stays root's.
-const PASSED: [&str; 11] = [
-    "PATH",
-    "LANG",
-    "LANGUAGE",
-    "TZ",
-    "TERM",
-    "NO_COLOR",
-    "PORT",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "HTTPS_PROXY",
-];
-const PASSED_STARTS: [&str; 3] = ["LC_", "UPDATER_", "PIP_"];
+use std::time::Duration;
 
 /// The most lines of a journal that are handed out at once.
 const MOST_LINES: usize = 1000;
+
+/// The longest request, in bytes: a held start with the largest command line and environment that Linux takes (2 MiB,
+/// execve(2)), each byte of it written as six characters at worst.
+const LONGEST_REQUEST: usize = 12 << 20;
+
+/// How much of a request is read at once, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// How long the child may take to take an answer.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// The most programs that wait for their release at a time, and that are started for one update: it holds one server, and
+/// its hooks run one after the other, pip some ten times at most.
+const MOST_HELD: usize = 8;
+const MOST_STARTED: usize = 256;
 
 /// The longest wait between two looks.
 const POLL_MS: i64 = 50;
@@ -81,11 +81,7 @@ fn inherit(numbers: &[i32], flags: FdFlags) -> io::Result<()> {
 }
 
 fn environment(who: &Credentials) -> Vec<(OsString, OsString)> {
-    let passes = |name: &OsStr| {
-        name.to_str()
-            .is_some_and(|name| PASSED.contains(&name) || PASSED_STARTS.iter().any(|start| name.starts_with(start)))
-    };
-    let mut all: Vec<_> = std::env::vars_os().filter(|(name, _)| passes(name)).collect();
+    let mut all: Vec<_> = std::env::vars_os().filter(|(name, _)| is_passed_on(name)).collect();
     let home = processes::home_of(who.uid).unwrap_or_else(|| "/".to_string());
     for (name, value) in [("HOME", &home), ("USER", &who.user), ("LOGNAME", &who.user)] {
         all.push((name.into(), value.into()));
@@ -143,7 +139,8 @@ struct Office {
 impl Office {
     /// Answers until the child has gone.
     fn serve(&mut self, line: &UnixStream, child: &mut Child, signals: &processes::Signals) -> io::Result<()> {
-        let mut reader = BufReader::new(line.try_clone()?);
+        line.set_nonblocking(true)?;
+        let mut open: Vec<u8> = Vec::new();
         let id = processes::identity(child.id())?;
         let handle = id.map(processes::Handle::open).transpose()?.flatten();
         let mut passed = 0;
@@ -165,26 +162,50 @@ impl Office {
                 Ok(_) => {}
                 Err(error) => return Err(error.into()),
             }
-            let mut text = String::new();
-            // Its end, or a way of ending that we are told by its status.
-            if reader.read_line(&mut text).unwrap_or(0) == 0 {
-                return Ok(());
+            let mut more = vec![0; CHUNK];
+            match (&*line).read(&mut more) {
+                // Its end, or a way of ending that we are told by its status.
+                Ok(0) => return Ok(()),
+                Ok(count) => open.extend(more.iter().take(count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_) => return Ok(()),
             }
-            let answer = match serde_json::from_str(&text) {
-                Ok(ask) => self.answer(ask).unwrap_or_else(|error| Answer::Failed(error.to_string())),
-                Err(error) => Answer::Failed(format!("root does not understand this request: {error}")),
-            };
-            let mut text = serde_json::to_vec(&answer)?;
-            text.push(b'\n');
-            // A child that has gone meanwhile is seen above.
-            let _ = (&*line).write_all(&text);
+            while let Some(end) = open.iter().position(|byte| *byte == b'\n') {
+                let text: Vec<u8> = open.drain(..=end).collect();
+                if !self.reply(line, &text)? {
+                    return Ok(());
+                }
+            }
+            if open.len() > LONGEST_REQUEST {
+                let why = format!("a request to root's half was longer than {LONGEST_REQUEST} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
         }
+    }
+
+    /// Answers one request. False: the child does not take the answer, so nothing more is done for it.
+    fn reply(&mut self, line: &UnixStream, text: &[u8]) -> io::Result<bool> {
+        let answer = match serde_json::from_slice(text) {
+            Ok(ask) => self.answer(ask).unwrap_or_else(|error| Answer::Failed(error.to_string())),
+            Err(error) => Answer::Failed(format!("root does not understand this request: {error}")),
+        };
+        let mut text = serde_json::to_vec(&answer)?;
+        text.push(b'\n');
+        line.set_nonblocking(false)?;
+        line.set_write_timeout(Some(ANSWER_TIME))?;
+        // A child that has gone meanwhile is seen by its end.
+        let is_told = (&*line).write_all(&text).is_ok();
+        line.set_nonblocking(true)?;
+        Ok(is_told)
     }
 
     fn answer(&mut self, ask: Ask) -> io::Result<Answer> {
         let unknown = || io::Error::other("root has nothing under this number");
         Ok(match ask {
             Ask::Hold(spec) => {
+                if self.held.len() >= MOST_HELD || self.running.len() >= MOST_STARTED {
+                    return Err(io::Error::other("root's half starts no more programs for this update"));
+                }
                 let held = processes::hold(&self.checked(*spec)?)?;
                 let (number, id) = (self.number(), held.id());
                 self.held.insert(number, held);
@@ -205,6 +226,9 @@ impl Office {
                 Err(why) => Answer::Refusal(Some(why)),
             },
             Ask::Begin(unit, verb) => {
+                if self.jobs.len() >= MOST_HELD {
+                    return Err(io::Error::other("root's half has too many requests to the service manager under way"));
+                }
                 let unit = self.unit(&unit)?.map_err(io::Error::other)?;
                 let job = match verb {
                     Verb::Stop => service::stop(&unit)?,

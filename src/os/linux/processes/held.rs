@@ -7,15 +7,18 @@
 use super::{identity, own_credentials};
 use crate::os::linux::monitor::{self, Answer, Ask};
 use crate::os::{Credentials, LaunchSpec, ProcessId};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 /// The hidden argument by which our own executable becomes a held server.
 const LAUNCH: &str = "__launch";
@@ -72,15 +75,43 @@ fn hold_with(program: &Path, args: &[&str], spec: &LaunchSpec) -> io::Result<Hel
     };
     // A child that ended already has said why; a broken pipe would only hide that.
     let written = go.write_all(&line);
-    let mut answer = String::new();
-    status.read_line(&mut answer)?;
+    let answer = answer(status)?;
     if answer != "ready\n" {
-        status.read_to_string(&mut answer)?;
         written?;
         return Err(launch_error(&answer));
     }
     held.id = identity(pid)?.ok_or_else(|| launch_error(""))?;
     Ok(held)
+}
+
+/// How long the preparation may take: it opens two logs and looks for a program.
+const PREPARATION: Duration = Duration::from_secs(60);
+
+/// The longest answer of a held process that is read, in bytes.
+const LONGEST_ANSWER: u64 = 64 << 10;
+
+/// The one line that it says. Errors: it says nothing in time.
+fn answer(status: &mut BufReader<ChildStdout>) -> io::Result<String> {
+    let begun = Instant::now();
+    loop {
+        let left = PREPARATION.saturating_sub(begun.elapsed());
+        let time =
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        let mut fds = [PollFd::new(status.get_ref(), PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&time)) {
+            Ok(0) if left.is_zero() => {
+                let text = format!("the server could not be prepared within {} s", PREPARATION.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // It writes its line whole, then waits, or ends.
+    let mut line = String::new();
+    status.take(LONGEST_ANSWER).read_line(&mut line)?;
+    Ok(line)
 }
 
 fn launch_error(answer: &str) -> io::Error {
@@ -208,7 +239,7 @@ fn launch(mut orders: BufReader<File>, status: &mut File) -> io::Result<Infallib
         move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"))
     };
     std::env::set_current_dir(&spec.cwd).map_err(said(&spec.cwd))?;
-    let log = |path: &Path| OpenOptions::new().append(true).create(true).mode(0o644).open(path).map_err(said(path));
+    let log = |path: &Path| open_log(path).map_err(said(path));
     let (stdout, stderr) = (log(&spec.stdout)?, log(&spec.stderr)?);
     let null = File::open("/dev/null")?;
     let program = find_program(name, &spec).map_err(said(Path::new(name)))?;
@@ -227,6 +258,20 @@ fn launch(mut orders: BufReader<File>, status: &mut File) -> io::Result<Infallib
     rustix::stdio::dup2_stderr(&stderr)?;
     // All other handles of ours are close-on-exec, the pipes too.
     Err(command.exec())
+}
+
+/// Opens the target of a server's output without waiting for a reader. Errors: it is a pipe, a socket or a folder.
+fn open_log(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let file = OpenOptions::new().append(true).create(true).mode(0o644).custom_flags(flags).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_char_device() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
+    // The server must not find its output non-blocking.
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 /// Takes on the identity of the server. Errors: we may not.
@@ -294,7 +339,6 @@ mod tests {
     use super::*;
     use crate::os::linux::processes::Handle;
     use std::os::fd::BorrowedFd;
-    use std::time::Duration;
 
     /// Not a test: what `held` starts, with its status pipe as handle 3 (stdout belongs to the test harness).
     #[test]

@@ -8,7 +8,7 @@ pub(super) use held::become_user;
 pub use held::{Held, Running, hold, run_held};
 pub use network::{ports_elsewhere, stands_in, users_listening};
 
-use crate::os::{CommandLine, Credentials, ProcessId};
+use crate::os::{CommandLine, Credentials, Owner, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::io;
@@ -158,7 +158,11 @@ impl Handle {
 /// Under which identity a process runs (the effective one).
 pub fn credentials(pid: u32) -> io::Result<Credentials> {
     let text = std::fs::read(format!("/proc/{pid}/status"))?;
-    let text = String::from_utf8_lossy(&text);
+    credentials_in(pid, &String::from_utf8_lossy(&text))
+}
+
+/// The same, from the text of `/proc/PID/status`.
+fn credentials_in(pid: u32, text: &str) -> io::Result<Credentials> {
     let odd = |key: &str| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/status: no usable {key}"));
     let line = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
     let number = |key: &str| {
@@ -198,13 +202,31 @@ pub(super) fn home_of(uid: u32) -> Option<String> {
     account_line(uid)?.into_iter().nth(5)
 }
 
-/// The identity of a process all of whose user ids are `uid`. None: another's, or gone.
+/// The identity of a process all of whose user ids are `uid`, and which got none of its groups from a program: all its
+/// group ids are the same, and the system lets its user look into it, as it does not with a process that a set-id
+/// program was (proc(5), `/proc/pid`: the files belong to root then). None: another's, or gone.
 pub(super) fn credentials_if_wholly(pid: u32, uid: u32) -> io::Result<Option<Credentials>> {
+    // Read once: the pid may be given to another process meanwhile.
     let text = std::fs::read(format!("/proc/{pid}/status"))?;
     let text = String::from_utf8_lossy(&text);
-    let ids = text.lines().find_map(|line| line.strip_prefix("Uid:"));
-    let wholly = ids.is_some_and(|ids| ids.split_ascii_whitespace().all(|id| id.parse() == Ok(uid)));
-    if wholly { credentials(pid).map(Some) } else { Ok(None) }
+    let ids = |key: &str| -> Vec<u32> {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        line.into_iter().flat_map(str::split_ascii_whitespace).filter_map(|id| id.parse().ok()).collect()
+    };
+    let (uids, gids) = (ids("Uid:"), ids("Gid:"));
+    let is_plain = gids.len() == 4 && gids.iter().all(|gid| gids.first() == Some(gid));
+    let is_his = uids.len() == 4 && uids.iter().all(|id| *id == uid);
+    let may_look = std::fs::metadata(format!("/proc/{pid}/environ")).is_ok_and(|is| is.uid() == uid);
+    if is_his && is_plain && may_look { credentials_in(pid, &text).map(Some) } else { Ok(None) }
+}
+
+/// True for a process of neither `owner` nor our own user, which no unit of the system started. False where that cannot
+/// be told.
+pub fn is_strangers(pid: u32, owner: Owner) -> bool {
+    let Ok(is) = credentials(pid) else { return false };
+    let is_known = is.uid == owner.uid || is.uid == rustix::process::geteuid().as_raw();
+    let of_the_system = || super::service::unit_of(pid).is_ok_and(|unit| unit.is_some_and(|unit| unit.user.is_none()));
+    !is_known && !of_the_system()
 }
 
 /// Its command line and environment. Errors: they may not be read, or a part is no UTF-8 and could not be
