@@ -269,6 +269,11 @@ fn links_that_the_owner_made_lead_root_nowhere() {
 
 /// A journal of an update that was interrupted before it moved anything, as its owner could write it.
 fn forge(install: &Install, argv: &[&str], uid: u32, started: Option<updater::os::ProcessId>) {
+    forge_as(install, argv, (uid, uid), started);
+}
+
+/// The same, for a user and a group.
+fn forge_as(install: &Install, argv: &[&str], (uid, gid): (u32, u32), started: Option<updater::os::ProcessId>) {
     use updater::journal::{Begin, Journal, Measure, Moves, Record};
     use updater::os::{Credentials, LaunchSpec, processes};
     use updater::path::RelPath;
@@ -292,7 +297,7 @@ fn forge(install: &Install, argv: &[&str], uid: u32, started: Option<updater::os
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             stdout: null.clone(),
             stderr: null,
-            credentials: Some(Credentials { uid, gid: uid, groups: vec![uid], umask: 0o022, user: uid.to_string() }),
+            credentials: Some(Credentials { uid, gid, groups: vec![gid], umask: 0o022, user: uid.to_string() }),
         }),
         was_running: true,
         service: None,
@@ -329,6 +334,42 @@ fn a_forged_journal_makes_root_start_nothing_as_somebody_else() {
     } else {
         assert_ne!(ran.trim(), "0");
     }
+}
+
+/// A set-group-id program that the attacker lets run gives him no group, in whatever order its ids come.
+#[test]
+fn a_set_group_id_program_of_his_gives_the_owner_no_group() {
+    if uid() != 0 {
+        eprintln!("only root can make a set-group-id program of another group: not tried");
+        return;
+    }
+    const SHADOW: u32 = 4714;
+    let install = Install::new();
+    fs::set_permissions(install.scratch(), fs::Permissions::from_mode(0o755)).unwrap();
+    let proof = install.scratch().join("proof");
+    fs::create_dir(&proof).unwrap();
+    fs::set_permissions(&proof, fs::Permissions::from_mode(0o777)).unwrap();
+    let program = install.scratch().join("sleep");
+    fs::copy("/bin/sleep", &program).unwrap();
+    lchown(&program, Some(0), Some(SHADOW)).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o2755)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups"]);
+    let mut running = command.arg(&program).arg("60").spawn().unwrap();
+    let is_set =
+        || identity(running.id().into()).iter().any(|line| line == &format!("Gid: {USER} {SHADOW} {SHADOW} {SHADOW}"));
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !is_set() {
+        assert!(std::time::Instant::now() < until, "the program never got its group");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let line = format!("id -g >'{}/gid'; exec sleep 1", proof.display());
+    forge_as(&install, &["sh", "-c", &line], (USER, SHADOW), None);
+    let output = install.updater(&["recover", "--json"]).expect(4);
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert_eq!(fs::read_to_string(proof.join("gid")).unwrap_or_default(), "", "it was started: {output:?}");
+    assert!(output.stdout.contains(&format!("is not in the group {SHADOW}")), "{output:?}");
 }
 
 #[test]

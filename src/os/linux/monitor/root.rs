@@ -324,6 +324,56 @@ mod tests {
         }
     }
 
+    /// Serves what `write` sends from the child's side, until its end.
+    fn serve(write: impl FnOnce(UnixStream) + Send + 'static) -> (io::Result<()>, Office) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || write(theirs));
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let signals = processes::Signals::install().unwrap();
+        let mut office = office();
+        let served = office.serve(&ours, &mut child, &signals);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(ours);
+        writer.join().unwrap();
+        (served, office)
+    }
+
+    #[test]
+    fn a_request_may_come_in_pieces_and_has_an_end() {
+        let (served, _) = serve(|mut line| {
+            for piece in ["\"IsShutt", "ingDown\"\n\"IsShuttingDown\"\n"] {
+                line.write_all(piece.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            line.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answers = String::new();
+            line.read_to_string(&mut answers).unwrap();
+            assert_eq!(answers.matches("IsShuttingDown").count(), 2, "{answers}");
+        });
+        served.unwrap();
+        let (served, _) = serve(|mut line| {
+            // The other end stops listening in the middle.
+            let _ = (0..20).try_for_each(|_| line.write_all(&vec![b'x'; 1 << 20]));
+        });
+        assert_eq!(served.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn held_starts_have_a_bound() {
+        let mut office = office();
+        office.running.clear();
+        let (first, more) = (spec(4711, 4712, &[4713]), MOST_HELD);
+        office.next = 0;
+        for _ in 0..more {
+            // What is held needs root to become the user: only the count matters here.
+            let number = office.number();
+            office.held.insert(number, processes::Held::nobody());
+        }
+        let refused = office.answer(Ask::Hold(Box::new(first))).unwrap_err();
+        assert!(refused.to_string().contains("no more programs"), "{refused}");
+    }
+
     #[test]
     fn an_owner_without_an_account_never_gets_the_group_of_root() {
         let of = |gid| account(Owner { uid: 4_000_111, gid }).unwrap().groups;

@@ -121,6 +121,12 @@ fn launch_error(answer: &str) -> io::Error {
 }
 
 impl Held {
+    /// Nothing that is held, for tests of who holds it.
+    #[cfg(test)]
+    pub(in crate::os::linux) fn nobody() -> Held {
+        Held { id: ProcessId { pid: 0, start: 0 }, parts: None }
+    }
+
     /// Who the server will be: pid and start time stay when it is released.
     pub fn id(&self) -> ProcessId {
         self.id
