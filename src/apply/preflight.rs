@@ -272,12 +272,14 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
         let is = fsx::sha256_of(&path)?;
         if !is.eq_ignore_ascii_case(wanted) {
             return Err(Failure::refused("bad-checksum", format!("the bundle's SHA-256 is {is}, not {wanted}"))
-                .at(path.display())
+                .at(request.shown())
                 .into());
         }
     }
     let is_installed = |name: &RelPath| cx.root.join(name).exists();
+    let named = request.shown();
     let expected = Expected {
+        named: Some(&named),
         start_file: &survey.start_file,
         must_start: must_start(survey),
         is_installed: &is_installed,
@@ -314,7 +316,7 @@ pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bun
             "other-app",
             format!("the bundle is of the program {is}, and this install is of {wanted}"),
         )
-        .at(request.bundle.display())
+        .at(request.shown())
         .remedy("check that this is the right bundle")
         .into());
     }
@@ -327,7 +329,7 @@ pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bun
             "downgrade",
             format!("the bundle is version {}, and {from} is installed", bundle.version),
         )
-        .at(request.bundle.display())
+        .at(request.shown())
         .remedy("to go back on purpose, add --allow-downgrade")
         .into());
     }
@@ -379,6 +381,7 @@ pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
     let path = cx.own().join("bundle.zip");
     let limits = Limits { max_size: u64::MAX, max_files: u64::MAX };
     let expected = Expected {
+        named: None,
         start_file: &receipt.start_file,
         must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
         is_installed: &|name| cx.root.join(name).exists(),
