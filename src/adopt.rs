@@ -90,6 +90,7 @@ pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<
 fn open(cx: &Context, bundle: &Path, start_file: &RelPath) -> Result<Bundle> {
     let limits = Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
     let expected = Expected {
+        named: None,
         start_file,
         must_start: false,
         is_installed: &|name| cx.root.join(name).exists(),

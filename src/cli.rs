@@ -3,6 +3,7 @@
 
 use crate::error::{ErrorRecord, Failure};
 use crate::fsx;
+use crate::net::url::masked;
 use crate::path::InstallRoot;
 use crate::report::{self, Color, ascii};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -394,7 +395,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
     if !error.use_stderr() {
         return Err(Ended::Text(text));
     }
-    let message = text.trim().strip_prefix("error: ").unwrap_or(text.trim()).to_string();
+    let message = masked(text.trim().strip_prefix("error: ").unwrap_or(text.trim()));
     let before_dashes = || args.iter().skip(1).take_while(|arg| *arg != "--");
     let has = |word: &str| before_dashes().any(|arg| arg == word);
     let command = before_dashes().filter_map(|arg| arg.to_str()).find(|arg| {

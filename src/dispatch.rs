@@ -13,6 +13,7 @@ use crate::follow;
 use crate::history;
 use crate::init;
 use crate::inspect;
+use crate::net::{Url, url};
 use crate::os::{self, SystemPart, monitor, processes};
 use crate::owner;
 use crate::path::InstallRoot;
@@ -23,7 +24,7 @@ use crate::settings::Settings;
 use crate::shim;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -234,8 +235,8 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             Ok(0)
         }
         Command::Verify(args) if args.repair => {
+            let from = args.from.as_ref().map(|from| local(from, cwd)).transpose()?;
             cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
-            let from = args.from.as_ref().map(|f| cwd.join(f));
             let finished = inspect::repair(cx, from.as_deref(), args.no_restart, args.wait);
             Ok(end(cx, &finished))
         }
@@ -299,7 +300,7 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
             Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })
         }
         Command::Adopt(args) => {
-            let done = adopt::adopt(cx, &cwd.join(&args.bundle), args.wait);
+            let done = adopt::adopt(cx, &local(args.bundle.as_os_str(), cwd)?, args.wait);
             adopt::closed(cx);
             show(cx, &done?, adopt::text);
             Ok(0)
@@ -345,19 +346,23 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
             .into());
     };
     let path = cwd.join(bundle);
-    let origin = match bundle.to_str().filter(|text| fetch::is_url(text)) {
-        Some(url) if is_http(url) => Origin::Url(url.to_string()),
-        Some(url) => {
-            return Err(Failure::usage("unsupported-source", format!("a bundle cannot be taken from {url}"))
-                .remedy("give a path, or an http:// or https:// URL")
-                .into());
-        }
-        None if std::fs::File::open(&path).is_err() && monitor::handed_bundle().is_some() => Origin::Handed,
-        None => Origin::File,
+    let typed = bundle.to_string_lossy();
+    let origin = if fetch::is_url(&typed) {
+        Origin::Url(source_url(&typed)?)
+    } else if std::fs::File::open(&path).is_err() && monitor::handed_bundle().is_some() {
+        Origin::Handed
+    } else {
+        Origin::File
+    };
+    let named = match &origin {
+        Origin::File => None,
+        Origin::Url(url) => Some(url.to_string()),
+        Origin::Handed => Some(path.display().to_string()),
     };
     Ok(Request {
         bundle: path,
         origin,
+        named,
         insecure: args.insecure,
         legacy_port: args.legacy_port,
         set: args.set.clone(),
@@ -370,9 +375,33 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     })
 }
 
-fn is_http(url: &str) -> bool {
-    let lower = url.to_ascii_lowercase();
-    lower.starts_with("http://") || lower.starts_with("https://")
+/// A bundle that must lie on this machine. Errors (exit 2): it is an address.
+fn local(typed: &OsStr, cwd: &Path) -> Result<PathBuf> {
+    let text = typed.to_string_lossy();
+    if fetch::is_url(&text) {
+        let message = format!("this command does not download: {}", url::shown(&text));
+        return Err(Failure::usage("unsupported-source", message)
+            .remedy("save the bundle to a file and give its path")
+            .into());
+    }
+    Ok(cwd.join(typed))
+}
+
+/// The address of a bundle. Errors (exit 2): none that a bundle can be taken from.
+fn source_url(typed: &str) -> Result<Url> {
+    let shown = url::shown(typed);
+    let is_web = ["http://", "https://"].iter().any(|scheme| typed.to_ascii_lowercase().starts_with(scheme));
+    if !is_web {
+        return Err(Failure::usage("unsupported-source", format!("a bundle cannot be taken from {shown}"))
+            .remedy("give a path, or an http:// or https:// URL")
+            .into());
+    }
+    Url::parse(typed).map_err(|why| {
+        Failure::usage("bad-url", format!("{shown} cannot be asked: {why}"))
+            .at(&shown)
+            .remedy("write it like https://example.org/site.zip")
+            .into()
+    })
 }
 
 fn run_of(run: &cli::Run) -> Request {

@@ -3,7 +3,7 @@
 //! the same protocol and as well as before, and keep doing so. It starts and ends nothing.
 
 use crate::error::Failure;
-use crate::net::{self, Answer, PING, Protocol};
+use crate::net::{self, Answer, PING, Protocol, url};
 use crate::os::{ProcessId, processes};
 use crate::path::InstallRoot;
 use crate::ports::{self, Listener};
@@ -88,8 +88,11 @@ impl Target {
             return Ok(Target { path: text.to_string(), port: None });
         }
         let bad = || {
-            Failure::usage("bad-health-url", format!("'{text}' is neither a path nor an http or https URL"))
-                .remedy("write it as /path or as http://127.0.0.1:8081/path")
+            Failure::usage(
+                "bad-health-url",
+                format!("'{}' is neither a path nor an http or https URL", url::shown(text)),
+            )
+            .remedy("write it as /path or as http://127.0.0.1:8081/path")
         };
         let url: ureq::http::Uri = text.parse().map_err(|_| bad())?;
         let usual = match url.scheme_str() {
@@ -358,7 +361,9 @@ fn expectation(before: &Before, port: u16) -> String {
         Some(status) => format!("a status as good as {status} (the answer before)"),
         None => "a 2xx or 3xx status".to_string(),
     };
-    format!("{status} at {scheme}://{}:{port}{}", Ipv4Addr::LOCALHOST, before.path)
+    // A query may hold a key.
+    let path = before.path.split('?').next().unwrap_or_default();
+    format!("{status} at {scheme}://{}:{port}{path}", Ipv4Addr::LOCALHOST)
 }
 
 fn failed(code: &'static str, before: &Before, port: u16, seen: &str) -> anyhow::Error {

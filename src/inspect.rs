@@ -298,6 +298,7 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
     let limits =
         crate::bundle::Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
     let expected = crate::bundle::Expected {
+        named: None,
         start_file: &receipt.start_file,
         must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
         is_installed: &|name| cx.root.join(name).exists(),

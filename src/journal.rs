@@ -16,8 +16,9 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The version of this format. Those before it are read: 2 brought what hooks may write, 3 what gives way.
-pub const FORMAT: u32 = 3;
+/// The version of this format. Those before it are read: 2 brought what hooks may write, 3 what gives way,
+/// 4 annexes.
+pub const FORMAT: u32 = 4;
 
 /// All that an undo needs and cannot find out later.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -105,6 +106,22 @@ pub struct Exchange {
     pub disposable: bool,
 }
 
+/// A private folder on another volume of the install, for what is exchanged there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Annex {
+    /// The folder of the install that leads to that volume.
+    pub top: RelPath,
+    /// By its full name, so that it is found whatever becomes of a link.
+    pub folder: PathBuf,
+}
+
+impl Annex {
+    /// The one of these for `path`: that of the volume nearest to it.
+    pub fn among<'a>(all: &'a [Annex], path: &RelPath) -> Option<&'a Annex> {
+        all.iter().filter(|annex| path.is_within(&annex.top)).max_by_key(|annex| annex.top.ancestors().len())
+    }
+}
+
 /// A folder that the swap makes or removes, with what is needed to make it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folder {
@@ -142,6 +159,15 @@ pub struct Moves {
     /// Folders of a saved version, which are made with their own owner and mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub saved_folders: Vec<Folder>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub annexes: Vec<Annex>,
+}
+
+impl Moves {
+    /// The annex through which `path` is exchanged, where it lies on another volume.
+    pub fn annex(&self, path: &RelPath) -> Option<&Annex> {
+        Annex::among(&self.annexes, path)
+    }
 }
 
 /// What a way back does with the data of the users.

@@ -11,12 +11,12 @@ use crate::os::{Kind, files};
 use crate::ownership::{MEMBERS, Rules, member};
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
-use crate::staging::{self, Staged};
+use crate::staging::{self, Staged, annex};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Names every move. Called after the stop: what the old version compiled meanwhile is found too.
+/// Names every move, and has a place for each on its volume. Called after the stop: what the old version compiled meanwhile is found too.
 pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules) -> Result<Moves> {
     let mut moves = Moves::default();
     let give_way: BTreeSet<&RelPath> = plan.changes().filter(|p| p.aside).map(|p| &p.path).collect();
@@ -66,6 +66,10 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules)
     for (path, f) in &plan.emptied {
         moves.remove.push(Folder::of(path, f));
     }
+    // Only those that are used: an undo needs every one that is named.
+    let used: BTreeSet<&RelPath> = moves.moves.iter().filter_map(|m| Some(&plan.annex(&m.path)?.top)).collect();
+    moves.annexes = plan.annexes.iter().filter(|annex| used.contains(&annex.top)).cloned().collect();
+    moves.annexes.iter().try_for_each(|annex| annex::make(&root.own(), annex))?;
     Ok(moves)
 }
 
@@ -115,8 +119,11 @@ pub fn aside(backup: &Path) -> PathBuf {
     backup.join("aside")
 }
 
-/// Where an original goes.
-fn original_place(root: &InstallRoot, intent: &Intent, backup: &Path) -> PathBuf {
+/// Where an original goes. From an annex it goes on to its place in the backup after the end.
+fn original_place(root: &InstallRoot, moves: &Moves, intent: &Intent, backup: &Path) -> PathBuf {
+    if let Some(annex) = moves.annex(&intent.path) {
+        return annex::originals(annex).join(intent.path.to_path());
+    }
     let folder = match intent.away {
         Away::Trash => staging::trash(&root.own()),
         Away::Aside => aside(backup),
@@ -140,20 +147,19 @@ pub fn carry_out(
     backup: &Path,
     saved: Option<&Path>,
 ) -> Result<()> {
-    let tree = staging::tree(&root.own());
     let mut order: Vec<&Intent> = moves.moves.iter().collect();
     order.sort_by_key(|m| m.path != *start_file);
     let (first, rest): (Vec<&Intent>, Vec<&Intent>) =
         order.iter().filter(|m| m.old).partition(|m| m.path == *start_file);
     for intent in first {
-        take_away(root, intent, backup)?;
+        take_away(root, moves, intent, backup)?;
         fsx::sync_parent(&root.join(start_file))?;
-        fsx::sync_parent(&original_place(root, intent, backup))?;
+        fsx::sync_parent(&original_place(root, moves, intent, backup))?;
     }
     // Before the rest, which may lie in what is exchanged.
     exchange(root, &moves.exchanges)?;
     for intent in rest {
-        take_away(root, intent, backup)?;
+        take_away(root, moves, intent, backup)?;
     }
     for (at, folder) in moves.remove.iter().enumerate() {
         let live = root.join(&folder.path);
@@ -173,11 +179,12 @@ pub fn carry_out(
     }
     order.reverse();
     for intent in order.iter().filter(|m| m.new.is_some() && m.path != *start_file) {
-        rename(&tree.join(intent.path.to_path()), &root.join(&intent.path))?;
+        rename(&staging::waiting(root, &moves.annexes, &intent.path), &root.join(&intent.path))?;
     }
     flush(root, moves)?;
+    flush_annexes(moves)?;
     for (away, folder) in [(Away::Aside, aside(backup)), (Away::After, after(backup))] {
-        if moves.moves.iter().any(|m| m.old && m.away == away) {
+        if moves.moves.iter().any(|m| m.old && m.away == away && moves.annex(&m.path).is_none()) {
             flush_tree(&folder)?;
             fsx::sync_parent(&folder)?;
         }
@@ -205,7 +212,7 @@ fn make_folder(folder: &Path, saved: Option<&Folder>) -> Result<()> {
 /// The end of the swap: the start file arrives, and the tree can start.
 pub fn complete(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Result<()> {
     if moves.moves.iter().any(|m| m.path == *start_file && m.new.is_some()) {
-        rename(&staging::waiting(root, start_file), &root.join(start_file))?;
+        rename(&staging::waiting(root, &moves.annexes, start_file), &root.join(start_file))?;
         fsx::sync_parent(&root.join(start_file))?;
     }
     Ok(())
@@ -259,8 +266,8 @@ fn exchange_back(root: &InstallRoot, exchanges: &[Exchange], after: &Path) -> Re
 }
 
 /// Moves an original out of the tree.
-fn take_away(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
-    let to = original_place(root, intent, backup);
+fn take_away(root: &InstallRoot, moves: &Moves, intent: &Intent, backup: &Path) -> Result<()> {
+    let to = original_place(root, moves, intent, backup);
     if let Some(parent) = to.parent() {
         fsx::make_folders(parent)?;
     }
@@ -275,11 +282,11 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Path) -> Result<()> {
     match moves.moves.iter().find(|m| m.path == *start_file) {
         Some(intent) => {
-            remove_arrival(root, intent, backup)?;
+            remove_arrival(root, moves, intent, backup)?;
             let live = root.join(start_file);
-            let is_away = !intent.old || fsx::exists(&original_place(root, intent, backup))?;
+            let is_away = !intent.old || fsx::exists(&original_place(root, moves, intent, backup))?;
             // One that waits has not arrived, so what stands there is somebody's own.
-            if is_away && fsx::exists(&staging::waiting(root, start_file))? && fsx::exists(&live)? {
+            if is_away && fsx::exists(&staging::waiting(root, &moves.annexes, start_file))? && fsx::exists(&live)? {
                 set_aside(&live, &after(backup), start_file)?;
             }
             Ok(())
@@ -290,9 +297,9 @@ pub fn hide_start_file(root: &InstallRoot, moves: &Moves, start_file: &RelPath, 
 
 /// Moves an arrival out of the tree: back to staging when it is as it was shipped, else to `after`,
 /// so that nothing that somebody wrote is lost.
-fn remove_arrival(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
-    let (live, slot) = (root.join(&intent.path), staging::waiting(root, &intent.path));
-    let original_is_away = !intent.old || fsx::exists(&original_place(root, intent, backup))?;
+fn remove_arrival(root: &InstallRoot, moves: &Moves, intent: &Intent, backup: &Path) -> Result<()> {
+    let (live, slot) = (root.join(&intent.path), staging::waiting(root, &moves.annexes, &intent.path));
+    let original_is_away = !intent.old || fsx::exists(&original_place(root, moves, intent, backup))?;
     if !original_is_away || fsx::exists(&slot)? || !fsx::exists(&live)? {
         return Ok(());
     }
@@ -344,14 +351,34 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
     match files::rename_new(live, &to) {
         // A preserved folder may be a link or a mount that leads to another volume.
         Err(e) if e.kind() == std::io::ErrorKind::CrossesDevices => {
+            // Under its name only once it is whole.
+            let part = after.join(PART);
+            fsx::remove_own_file(&part)?;
             let facts = files::facts(live).with_context(|| format!("looking at {}", live.display()))?;
-            fsx::copy(live, &to, &facts)?;
+            fsx::copy(live, &part, &facts)?;
+            rename(&part, &to)?;
             fsx::sync_parent(&to)?;
             fsx::remove_file(live)?;
         }
         done => done.with_context(|| format!("moving {} to {}", live.display(), to.display()))?,
     }
     fsx::sync_parent(&to)
+}
+
+/// The name under which a copy is made in `after/`.
+const PART: &str = ".updater-part";
+
+/// After the end of an update: what gave way on another volume goes to the backup's `after/`, as on this one.
+pub fn bring_home(own: &Path, moves: &Moves, backup: &Path) -> Result<()> {
+    let after = after(backup);
+    annex::bring_home(own, moves, &|from, path| {
+        // Cut off when it was there already: the copy is whole, and goes under no second name.
+        if fsx::holds(&after.join(path.to_path()), &fsx::sha256_of(from)?)? {
+            return fsx::remove_own_file(from);
+        }
+        set_aside(from, &after, path)
+    })?;
+    fsx::remove_own_file(&after.join(PART))
 }
 
 /// Undoes the moves, however far they came: arrivals out, originals back, all but the start file.
@@ -369,7 +396,7 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Pa
         }
     }
     for intent in &moves.moves {
-        remove_arrival(root, intent, backup)?;
+        remove_arrival(root, moves, intent, backup)?;
     }
     for path in moves.make.iter().rev() {
         let folder = root.join(path);
@@ -390,17 +417,18 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Pa
         }
     }
     for intent in moves.moves.iter().filter(|m| m.old && m.path != *start_file) {
-        put_back(root, intent, backup)?;
+        put_back(root, moves, intent, backup)?;
     }
     // Moves within what hooks may write were undone in the copy: it goes as it came.
     exchange_back(root, &moves.exchanges, after)?;
+    flush_annexes(moves)?;
     flush(root, moves)
 }
 
 /// The end of an undo: the old start file is back, and the tree can start; the folders get their times back.
 pub fn undo_start(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Path) -> Result<()> {
     if let Some(start) = moves.moves.iter().find(|m| m.old && m.path == *start_file) {
-        put_back(root, start, backup)?;
+        put_back(root, moves, start, backup)?;
     }
     flush(root, moves)?;
     for folder in moves.touched.iter().chain(&moves.remove) {
@@ -413,8 +441,8 @@ pub fn undo_start(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backu
 }
 
 /// Moves an original back; what stands in its place is set aside.
-fn put_back(root: &InstallRoot, intent: &Intent, backup: &Path) -> Result<()> {
-    let (saved, live) = (original_place(root, intent, backup), root.join(&intent.path));
+fn put_back(root: &InstallRoot, moves: &Moves, intent: &Intent, backup: &Path) -> Result<()> {
+    let (saved, live) = (original_place(root, moves, intent, backup), root.join(&intent.path));
     if !fsx::exists(&saved)? {
         return Ok(());
     }
@@ -455,6 +483,10 @@ fn flush(root: &InstallRoot, moves: &Moves) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn flush_annexes(moves: &Moves) -> Result<()> {
+    moves.annexes.iter().try_for_each(|annex| flush_tree(&annex.folder))
 }
 
 fn flush_tree(tree: &Path) -> Result<()> {

@@ -38,7 +38,7 @@ impl Findings {
 
 /// Where a file of the new version lies after the swap: the start file still waits for the rest to be proven.
 fn place(root: &InstallRoot, path: &RelPath, start_file: &RelPath) -> Result<PathBuf> {
-    let waiting = staging::waiting(root, path);
+    let waiting = staging::waiting(root, &[], path);
     Ok(if path == start_file && fsx::exists(&waiting)? { waiting } else { root.join(path) })
 }
 

@@ -23,7 +23,7 @@ pub(super) fn stage_again(
     let noted = prepared.plan.changed_here.len();
     let (again, mut positions) = prepared.rejudge(cx, survey)?;
     for path in &again {
-        fsx::remove_own_file(&staging::waiting(&cx.root, path))?;
+        fsx::remove_own_file(&staging::waiting(&cx.root, &prepared.plan.annexes, path))?;
         staged.retain(|one| one.path != *path);
     }
     let arrives = |action: Action| !matches!(action, Action::Keep | Action::Unchanged | Action::Remove);
@@ -61,7 +61,7 @@ fn start_file_again(cx: &Context, survey: &Survey, staged: &mut [Staged]) -> Res
     else {
         return Ok(());
     };
-    let to = staging::waiting(&cx.root, &survey.start_file);
+    let to = staging::waiting(&cx.root, &[], &survey.start_file);
     fsx::remove_own_file(&to)?;
     one.sha256 = fsx::copy(&live, &to, &facts)?;
     one.facts = files::facts(&to)?;

@@ -25,7 +25,6 @@ use crate::backup::{self, Backup};
 use crate::context::{self, Context};
 use crate::error::Failure;
 use crate::escape;
-use crate::fetch;
 use crate::fsx;
 use crate::health::{self, Before};
 use crate::history;
@@ -54,6 +53,8 @@ pub struct Request {
     /// A zip; not looked at when a saved version is given.
     pub bundle: PathBuf,
     pub origin: Origin,
+    /// What the bundle is called where it was fetched to another place than the one that was named.
+    pub named: Option<String>,
     /// The certificate of that server is not verified.
     pub insecure: bool,
     /// The backup to go back to (`restore`).
@@ -97,6 +98,11 @@ impl Request {
         if self.saved.is_some() { "restore" } else { "apply" }
     }
 
+    /// The bundle as it was named, for errors.
+    fn shown(&self) -> String {
+        self.named.clone().unwrap_or_else(|| self.bundle.display().to_string())
+    }
+
     /// Only a part of a version is put back: the installed version keeps its name.
     fn is_partly(&self) -> bool {
         self.saved.as_ref().is_some_and(|s| !s.only.is_empty())
@@ -132,7 +138,7 @@ pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) ->
         (Some(saved), _) => format!("the backup {}", saved.record.id),
         (None, Origin::File) => "the bundle is a local file".to_string(),
         (None, Origin::Handed) => "the bundle is a local file of root's".to_string(),
-        (None, Origin::Url(url)) => format!("downloaded from {}", fetch::without_user(url)),
+        (None, Origin::Url(url)) => format!("downloaded from {url}"),
     };
     fetched.bundle = fetch_to(cx, request, &downloads)?;
     cx.done(Stage::Fetch, &told);

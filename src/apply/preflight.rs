@@ -8,15 +8,17 @@ use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
 use crate::hooks::{self, Hooks};
+use crate::journal::Annex;
 use crate::os::{files, processes};
 use crate::ownership::{Census, Ownership, Rules};
 use crate::path::RelPath;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Action, Plan};
 use crate::receipt::Receipt;
+use crate::staging::annex;
 use crate::verify;
 use crate::version;
 use anyhow::{Context as _, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -93,6 +95,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     if let Some(saved) = request.saved.as_ref().filter(|s| !s.only.is_empty()) {
         plan.keep_all_but(&saved.only);
     }
+    plan.annexes = annexes(cx, &bundle, &plan)?;
     movable(cx, &plan)?;
     short_enough(cx, &census)?;
     let hooks = hooks(cx, request, survey, &mut bundle, &plan)?;
@@ -161,7 +164,11 @@ fn needed(cx: &Context, prepared: &Prepared) -> Result<u64> {
     let known = census.items.len() as u64;
     // What is written down of each thing before hooks begin, and in the record of the backup.
     let records = known * if hooks.run_after_swap() { 1024 } else { 512 };
+    // What gives way on another volume goes to the backup in the end.
+    let elsewhere = plan.changes().filter(|p| plan.annex(&p.path).is_some());
+    let coming_home: u64 = elsewhere.filter_map(|p| Some(p.live?.size)).sum();
     Ok(arriving
+        + coming_home
         + selection.bytes
         + bundle.kept_size()?
         + journal_size(plan)
@@ -171,12 +178,15 @@ fn needed(cx: &Context, prepared: &Prepared) -> Result<u64> {
 }
 
 fn no_space(cx: &Context, needed: u64, free: u64) -> Failure {
-    let volume = cx.root.path().display();
+    no_space_at(&cx.root.path().display().to_string(), needed, free)
+}
+
+fn no_space_at(volume: &str, needed: u64, free: u64) -> Failure {
     let missing = needed - free;
     let message =
         format!("on the volume of {volume} {needed} bytes are needed and {free} are free: {missing} are missing");
     Failure::failed("no-space", message).at(volume).remedy(
-        "free space on the volume of the install, take old backups away (updater backups prune --keep 1), or leave \
+        "free space on that volume, take old backups away (updater backups prune --keep 1), or leave \
          folders of the users' in place unsaved ([backup] skip)",
     )
 }
@@ -197,12 +207,46 @@ fn hooks(cx: &Context, request: &Request, survey: &Survey, bundle: &mut Bundle, 
     Hooks::choose(cx, &occasion, bundle, plan)
 }
 
+/// Where saved data lies on other volumes: also what is the same now and may no longer be after the stop. Errors: there is
+/// no room for it there, or nothing can be made there.
+fn annexes(cx: &Context, bundle: &Bundle, plan: &Plan) -> Result<Vec<Annex>> {
+    let mut all: BTreeMap<Option<RelPath>, Option<(Annex, u64)>> = BTreeMap::new();
+    for planned in plan.actions.iter().filter(|planned| planned.saved_data && planned.action != Action::Keep) {
+        let folder = planned.path.parent();
+        if !all.contains_key(&folder) {
+            let found = annex::of(&cx.root, &cx.update_id, &planned.path)?;
+            all.insert(folder.clone(), found.map(|annex| (annex, 0)));
+        }
+        let arrives = if planned.action == Action::Unchanged { None } else { planned.entry };
+        let size = arrives.and_then(|at| bundle.entries.get(at)).map_or(0, |entry| entry.size);
+        if let Some(Some((_, needed))) = all.get_mut(&folder) {
+            *needed += size;
+        }
+    }
+    let mut needed: BTreeMap<RelPath, (Annex, u64)> = BTreeMap::new();
+    for (annex, size) in all.into_values().flatten() {
+        needed.entry(annex.top.clone()).or_insert((annex, 0)).1 += size;
+    }
+    for (annex, needed) in needed.values() {
+        let volume = annex.folder.parent().context("an annex lies in a folder")?;
+        refuse_obstacle(cx, volume)?;
+        let free = files::free_space(volume).context("asking for free space")?;
+        if free < *needed {
+            return Err(no_space_at(&volume.display().to_string(), *needed, free).into());
+        }
+    }
+    Ok(needed.into_values().map(|(annex, _)| annex).collect())
+}
+
 /// Whether all that the swap moves can be moved: by this user, within one volume, and at all.
 fn movable(cx: &Context, plan: &Plan) -> Result<()> {
-    let volume = files::facts(cx.root.path()).context("looking at the install")?.volume;
+    let volume = files::mount(cx.root.path()).context("looking at the install")?;
     let mut folders: BTreeSet<PathBuf> = BTreeSet::from([cx.root.path().to_path_buf()]);
     for planned in plan.changes() {
-        folders.extend(existing_parent(&cx.root.join(&planned.path)));
+        // Saved data of other volumes is exchanged there.
+        if !planned.saved_data || plan.annex(&planned.path).is_none() {
+            folders.extend(existing_parent(&cx.root.join(&planned.path)));
+        }
         if planned.live.is_some() {
             refuse_obstacle(cx, &cx.root.join(&planned.path))?;
         }
@@ -214,7 +258,7 @@ fn movable(cx: &Context, plan: &Plan) -> Result<()> {
     for folder in folders {
         // Through a link: what counts is where the files would lie.
         let full = fs_err::canonicalize(&folder)?;
-        if files::facts(&full).with_context(|| format!("looking at {}", full.display()))?.volume != volume {
+        if files::mount(&full).with_context(|| format!("looking at {}", full.display()))? != volume {
             let message =
                 format!("{} lies on another volume than the install, so nothing can be moved there", folder.display());
             return Err(Failure::failed("other-volume", message)
@@ -272,12 +316,14 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
         let is = fsx::sha256_of(&path)?;
         if !is.eq_ignore_ascii_case(wanted) {
             return Err(Failure::refused("bad-checksum", format!("the bundle's SHA-256 is {is}, not {wanted}"))
-                .at(path.display())
+                .at(request.shown())
                 .into());
         }
     }
     let is_installed = |name: &RelPath| cx.root.join(name).exists();
+    let named = request.shown();
     let expected = Expected {
+        named: Some(&named),
         start_file: &survey.start_file,
         must_start: must_start(survey),
         is_installed: &is_installed,
@@ -314,7 +360,7 @@ pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bun
             "other-app",
             format!("the bundle is of the program {is}, and this install is of {wanted}"),
         )
-        .at(request.bundle.display())
+        .at(request.shown())
         .remedy("check that this is the right bundle")
         .into());
     }
@@ -327,7 +373,7 @@ pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bun
             "downgrade",
             format!("the bundle is version {}, and {from} is installed", bundle.version),
         )
-        .at(request.bundle.display())
+        .at(request.shown())
         .remedy("to go back on purpose, add --allow-downgrade")
         .into());
     }
@@ -379,6 +425,7 @@ pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
     let path = cx.own().join("bundle.zip");
     let limits = Limits { max_size: u64::MAX, max_files: u64::MAX };
     let expected = Expected {
+        named: None,
         start_file: &receipt.start_file,
         must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
         is_installed: &|name| cx.root.join(name).exists(),

@@ -2,8 +2,9 @@
 //! Refuses to open it: that is preflight's.
 
 use super::Request;
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::fetch;
+use crate::net::Url;
 use crate::os::monitor;
 use crate::report::Stage;
 use anyhow::{Context as _, Result};
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub enum Origin {
     #[default]
     File,
-    Url(String),
+    Url(Url),
     /// Root opened it for us.
     Handed,
 }
@@ -22,20 +23,21 @@ pub enum Origin {
 /// Where the bundle lies, downloaded or copied into `folder` where it is no file that we can read.
 pub fn fetch_to(cx: &mut Context, request: &Request, folder: &Path) -> Result<PathBuf> {
     let most = cx.settings.bundle.max_size;
-    let mut progress = |done, total| {
-        cx.report.progress(Stage::Fetch, done, total, "bytes");
-        cx.check_signals()
+    let (report, signals) = (&mut cx.report, &cx.signals);
+    let mut watch = fetch::Watch {
+        progress: &mut |done, total| report.progress(Stage::Fetch, done, total, "bytes"),
+        check: &mut || context::check(signals),
     };
     match &request.origin {
         Origin::File => Ok(request.bundle.clone()),
         Origin::Url(url) => {
             let order = fetch::Order { url, insecure: request.insecure, most, patience: fetch::Patience::default() };
-            fetch::download(&order, folder, &mut progress)
+            fetch::download(&order, folder, &mut watch)
         }
         Origin::Handed => {
             let mut handed = monitor::handed_bundle().context("the bundle that root opened is gone")?;
             let total = handed.metadata().context("looking at the bundle")?.len();
-            fetch::keep(&mut handed, total, folder, &mut progress)
+            fetch::keep(&mut handed, total, folder, &mut watch)
         }
     }
 }

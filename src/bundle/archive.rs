@@ -27,7 +27,7 @@ pub(super) struct Archive {
 impl Archive {
     /// Opens a zip and reads all of it once. Returns its entries, and how many files were passed over.
     pub(super) fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<(Self, Vec<Entry>, usize)> {
-        let name = path.display().to_string();
+        let name = expected.named.map_or_else(|| path.display().to_string(), str::to_string);
         let file = fs_err::File::open(path).map_err(|e| {
             Failure::failed("no-bundle", format!("the bundle cannot be opened: {e}"))
                 .at(&name)

@@ -65,6 +65,8 @@ impl Entry {
 
 /// What a zip is held against before it is taken for a bundle of this install.
 pub struct Expected<'a> {
+    /// What the bundle is called in errors; None: by its path.
+    pub named: Option<&'a str>,
     pub start_file: &'a RelPath,
     /// Without the start file it is none.
     pub must_start: bool,
@@ -245,8 +247,13 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let start_file = RelPath::parse("run.py").unwrap();
         let is_installed = |path: &RelPath| path.as_bytes() == b"installed";
-        let expected =
-            Expected { start_file: &start_file, must_start: true, is_installed: &is_installed, folds_case: true };
+        let expected = Expected {
+            named: None,
+            start_file: &start_file,
+            must_start: true,
+            is_installed: &is_installed,
+            folds_case: true,
+        };
         Bundle::open(&path, &expected, &LIMITS)
     }
 

@@ -195,7 +195,7 @@ impl Hooks {
             self.run(cx, due, &tree)?;
         }
         for one in staged {
-            let is = fsx::facts(&tree.join(one.path.to_path()))?;
+            let is = fsx::facts(&staging::waiting(&cx.root, &plan.annexes, &one.path))?;
             if !is.is_some_and(|is| fsx::is_unchanged(&one.facts, &is)) {
                 let message = format!("a hook before the stop altered {}, which waits to arrive", one.path);
                 return Err(Failure::failed("hook-changed-staging", message)

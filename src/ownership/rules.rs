@@ -12,7 +12,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use std::collections::BTreeMap;
 
 /// The updater's own places beside its backups, and what must outlive every update.
-const OWN: [&str; 3] = ["/.updater", "/updater.toml", "/app/remote_updater.py"];
+const OWN: [&str; 4] = ["/.updater", "/updater.toml", "/app/remote_updater.py", ".updater-annex-*"];
 /// Our own logs. A release that ships some brings those of its developer.
 const OWN_LOGS: [&str; 4] = [
     "/instance/update_log.txt",
@@ -222,6 +222,7 @@ mod tests {
             "app/instance/update_log.txt",
             "instance/server_update_stdout.log",
             "app/remote_updater.py",
+            "instance/deep/.updater-annex-20260101T000000Z-1a2b/new/a",
         ] {
             assert!(rules.is_own(&path(name)), "{name}");
         }

@@ -11,6 +11,7 @@ mod leftovers;
 
 use crate::bundle::{Bundle, Entry};
 use crate::fsx;
+use crate::journal::Annex;
 use crate::os::{Facts, Kind};
 use crate::ownership::{Census, Databases, MEMBERS, Ownership, member};
 use crate::path::{InstallRoot, RelPath};
@@ -136,6 +137,8 @@ pub struct Plan {
     pub set_changes: bool,
     /// Databases that are put back whole: what their saved set lacks leaves.
     pub sets: BTreeSet<RelPath>,
+    /// Where saved data lies on other volumes: the private folders in which it is exchanged there.
+    pub annexes: Vec<Annex>,
     /// Nobody knows what the version before shipped: how many program files stay though the bundle lacks them.
     pub unknown_stay: Option<usize>,
 }
@@ -152,6 +155,10 @@ enum Look {
 }
 
 impl Plan {
+    /// The annex through which `path` is exchanged, where it lies on another volume.
+    pub fn annex(&self, path: &RelPath) -> Option<&Annex> {
+        Annex::among(&self.annexes, path)
+    }
     pub fn changes(&self) -> impl Iterator<Item = &Planned> {
         self.actions.iter().filter(|p| !matches!(p.action, Action::Keep | Action::Unchanged))
     }

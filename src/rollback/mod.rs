@@ -14,7 +14,7 @@ use crate::journal::{Journal, Moves, Record};
 use crate::os::files;
 use crate::ownership::{Databases, MEMBERS, member};
 use crate::path::{InstallRoot, RelPath};
-use crate::staging;
+use crate::staging::{self, annex};
 use crate::swap;
 use crate::verify;
 use anyhow::{Context, Result};
@@ -33,6 +33,7 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
     staging::release_reserve(&root.own())?;
     let mut altered = Vec::new();
     if let Some(mut moves) = journal.moves().cloned() {
+        annex::require(&moves)?;
         let restored = journal.has(|r| matches!(r, Record::DataRestored));
         let before = journal.hooking().map(|_| Before::load(&root.own())).transpose()?;
         // From here on the tree of a version that was started is no longer whole.
@@ -140,6 +141,9 @@ pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
 pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
     let own = root.own();
     let committed = journal.has(|r| matches!(r, Record::Committed));
+    if let Some(moves) = journal.moves().filter(|moves| !moves.annexes.is_empty()) {
+        swap::bring_home(&own, moves, &backup_dir(root, journal))?;
+    }
     if committed {
         for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
             if fsx::exists(&own.join(from))? {
@@ -158,6 +162,7 @@ pub fn sweep(own: &std::path::Path) -> Result<()> {
     fsx::remove_own_tree(&staging::trash(own))?;
     fsx::remove_own_tree(&staging::originals(own))?;
     staging::clear(own)?;
+    annex::clear(own)?;
     backup::clear_discarded(own)?;
     fsx::remove_own_tree(&own.join("downloads"))?;
     // Files that were never renamed into their places.

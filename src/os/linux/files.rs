@@ -5,7 +5,7 @@
 use super::trust::anchored;
 use crate::os::{Credentials, Facts, Kind, Owner};
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
+    AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
 };
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -39,6 +39,14 @@ pub fn bad_name(_part: &str) -> Option<&'static str> {
 pub fn facts(path: &Path) -> io::Result<Facts> {
     let path = &*anchored(path)?;
     std::fs::symlink_metadata(path).map(|data| facts_from(&data))
+}
+
+/// The volume on which a folder lies, and the mount by which it is reached: renames stay within both. (Before Linux 5.8
+/// no mount is told, and one that binds a folder of the same volume is not noticed.)
+pub fn mount(path: &Path) -> io::Result<(u64, u64)> {
+    let seen = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
+    let told = seen.ok().filter(|seen| seen.stx_mask & StatxFlags::MNT_ID.bits() != 0);
+    Ok((facts(path)?.volume, told.map_or(0, |seen| seen.stx_mnt_id)))
 }
 
 /// What this open file is.

@@ -123,6 +123,11 @@ impl Folder {
     }
 }
 
+/// The volume on which a folder lies; the second number is of other systems.
+pub fn mount(path: &Path) -> io::Result<(u64, u64)> {
+    Ok((facts(path)?.volume, 0))
+}
+
 /// This program, and the files that are open as its standard output and error.
 pub fn own_files() -> Vec<Facts> {
     use std::os::windows::io::AsHandle;

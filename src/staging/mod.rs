@@ -1,10 +1,13 @@
 //! Staging: everything that will arrive, written, dressed, flushed and hashed again on the target's
 //! volume while the server still serves.
-//! Refuses to touch anything outside `.updater/staging`.
+//! Refuses to touch anything outside `.updater/staging`, and, on other volumes, outside of annexes.
+
+pub mod annex;
 
 use crate::bundle::{Bundle, Entry};
 use crate::error::Failure;
 use crate::fsx;
+use crate::journal::Annex;
 use crate::os::{Facts, Kind, Owner, files};
 use crate::ownership::Ownership;
 use crate::path::{InstallRoot, RelPath};
@@ -29,9 +32,10 @@ pub fn tree(own: &Path) -> PathBuf {
     own.join("staging/tree")
 }
 
-/// Where an arrival waits.
-pub fn waiting(root: &InstallRoot, path: &RelPath) -> PathBuf {
-    tree(&root.own()).join(path.to_path())
+/// Where an arrival waits: on the volume where it will lie.
+pub fn waiting(root: &InstallRoot, annexes: &[Annex], path: &RelPath) -> PathBuf {
+    let annex = Annex::among(annexes, path);
+    annex.map_or_else(|| tree(&root.own()), annex::waiting).join(path.to_path())
 }
 
 /// Where the originals go.
@@ -83,7 +87,7 @@ pub fn write(
     let todo: Vec<&Planned> = plan.changes().filter(|p| p.action != Action::Remove).collect();
     let mut written = Written::default();
     for (n, planned) in todo.iter().enumerate() {
-        stage(ownership, bundle, planned, &tree, &mut written)?;
+        stage(ownership, bundle, planned, &slot(root, plan, &planned.path)?, &mut written)?;
         progress(n as u64 + 1, todo.len() as u64)?;
     }
     if !written.staged.iter().any(|s| s.path == *start_file)
@@ -93,7 +97,7 @@ pub fn write(
         let sha256 = fsx::copy(&root.join(start_file), &to, &facts)?;
         written.staged.push(Staged { path: start_file.clone(), sha256, facts: files::facts(&to)?, is_copy: true });
     }
-    sync_folders(&tree)?;
+    sync_all(&tree, plan)?;
     Ok(written)
 }
 
@@ -102,10 +106,19 @@ pub fn write_late(ownership: &Ownership, bundle: &mut Bundle, plan: &Plan, late:
     let tree = tree(&ownership.root.own());
     let mut written = Written::default();
     for at in late {
-        stage(ownership, bundle, &plan.actions[*at], &tree, &mut written)?;
+        let planned = &plan.actions[*at];
+        stage(ownership, bundle, planned, &slot(&ownership.root, plan, &planned.path)?, &mut written)?;
     }
-    sync_folders(&tree)?;
+    sync_all(&tree, plan)?;
     Ok(written.staged)
+}
+
+/// Where one arrival is written; its annex is made first, where it has one.
+fn slot(root: &InstallRoot, plan: &Plan, path: &RelPath) -> Result<PathBuf> {
+    if let Some(annex) = plan.annex(path) {
+        annex::make(&root.own(), annex)?;
+    }
+    Ok(waiting(root, &plan.annexes, path))
 }
 
 /// Writes one arrival with its metadata, flushes it and hashes it again.
@@ -113,12 +126,11 @@ fn stage(
     ownership: &Ownership,
     bundle: &mut Bundle,
     planned: &Planned,
-    tree: &Path,
+    to: &Path,
     written: &mut Written,
 ) -> Result<()> {
     let index = planned.entry.context("an arrival has an entry")?;
     let entry = bundle.entries[index].clone();
-    let to = tree.join(planned.path.to_path());
     if let Some(parent) = to.parent() {
         fs_err::create_dir_all(parent)?;
     }
@@ -128,32 +140,32 @@ fn stage(
             Some(saved) => fsx::link_target(&saved)?,
             None => PathBuf::from(target),
         };
-        files::make_link(&target, &to).with_context(|| format!("staging the link {}", entry.path))?;
-        give_owner(&ownership.root, &entry, planned, &to)?;
+        files::make_link(&target, to).with_context(|| format!("staging the link {}", entry.path))?;
+        give_owner(&ownership.root, &entry, planned, to)?;
         entry.sha256.clone()
     } else {
-        let mut file = fsx::create_new(&to)?;
+        let mut file = fsx::create_new(to)?;
         let sha256 = write_contents(bundle, planned, index, &mut file)?;
-        give_owner(&ownership.root, &entry, planned, &to)?;
+        give_owner(&ownership.root, &entry, planned, to)?;
         let mode = plan::mode_of(&entry, planned.live.as_ref());
-        files::set_mode(&to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
-        let lost = give_attributes(&ownership.root, bundle, planned, index, &to)?;
+        files::set_mode(to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
+        let lost = give_attributes(&ownership.root, bundle, planned, index, to)?;
         written.lost.extend(lost.into_iter().map(|attribute| Lost { path: planned.path.clone(), attribute }));
         // An access list brings the old file's mode with it.
-        if files::facts(&to)?.mode != mode {
-            files::set_mode(&to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
+        if files::facts(to)?.mode != mode {
+            files::set_mode(to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
         }
-        give_time(&entry, planned.live.as_ref(), &to)?;
+        give_time(&entry, planned.live.as_ref(), to)?;
         file.sync_all()?;
         sha256
     };
-    if fsx::sha256_of(&to)? != sha256 {
+    if fsx::sha256_of(to)? != sha256 {
         return Err(Failure::failed("bad-write", format!("{} was not written as it should be", entry.path))
             .at(&entry.path)
             .remedy("check the disk, then try again")
             .into());
     }
-    written.staged.push(Staged { path: planned.path.clone(), sha256, facts: files::facts(&to)?, is_copy: false });
+    written.staged.push(Staged { path: planned.path.clone(), sha256, facts: files::facts(to)?, is_copy: false });
     Ok(())
 }
 
@@ -241,6 +253,11 @@ fn nearest_folder(root: &InstallRoot, path: &RelPath) -> Result<(PathBuf, Facts)
         }
     }
     Ok((root.path().to_path_buf(), files::facts(root.path()).context("looking at the install")?))
+}
+
+fn sync_all(tree: &Path, plan: &Plan) -> Result<()> {
+    sync_folders(tree)?;
+    plan.annexes.iter().filter(|annex| annex.folder.is_dir()).try_for_each(|annex| sync_folders(&annex.folder))
 }
 
 fn sync_folders(tree: &Path) -> Result<()> {

@@ -1,7 +1,13 @@
-//! HTTP and HTTPS: one question to a server on this machine, whose connection is closed at once; and one file
-//! from anywhere.
+//! HTTP and HTTPS: one question to a server on this machine, whose connection is closed at once; and, in the rooms
+//! below, one file from anywhere (`transfer`) and addresses (`url`).
 //! Refuses, for the question, proxies, redirects, pooling and any check of the certificate (the server signs its
-//! own; what is asked is whether it answers, never what to trust). Refuses to follow redirects by itself.
+//! own; what is asked is whether it answers, never what to trust).
+
+pub mod transfer;
+pub mod url;
+
+pub use transfer::{Answered, Came, Request, Transfer};
+pub use url::Url;
 
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -80,7 +86,9 @@ pub fn get(protocol: Protocol, addr: IpAddr, port: u16, path: &str, timeout: Dur
         .tls_config(TlsConfig::builder().disable_verification(true).build())
         .build()
         .new_agent();
-    let refused = |cause: String| ProbeError { protocol, host: addr, port, path: path.to_string(), cause };
+    // A query may hold a key.
+    let shown = path.split('?').next().unwrap_or_default();
+    let refused = |cause: String| ProbeError { protocol, host: addr, port, path: shown.to_string(), cause };
     let mut response = agent
         .get(format!("{protocol}://{host}:{port}{path}"))
         .header("Connection", "close")
@@ -107,75 +115,6 @@ pub fn ask_protocol_at(addr: IpAddr, port: u16, path: &str, timeout: Duration) -
     }
     let secure = get(Protocol::Https, addr, port, path, timeout).ok().map(|answer| (Protocol::Https, answer));
     secure.or(plain.map(|answer| (Protocol::Http, answer)))
-}
-
-/// A file to be downloaded. Proxies of the environment are used; no limit lies on the whole.
-#[derive(Debug)]
-pub struct Download<'a> {
-    pub url: &'a str,
-    /// The certificate is not verified.
-    pub insecure: bool,
-    pub connect: Duration,
-    /// The longest that nothing may come.
-    pub stall: Duration,
-}
-
-/// The beginning of a download.
-pub struct Answered {
-    pub status: u16,
-    pub location: Option<String>,
-    /// As announced; None where it was not.
-    pub length: Option<u64>,
-    pub body: Box<dyn Read>,
-}
-
-/// Why there is no file.
-#[derive(Debug)]
-pub struct Refused {
-    pub cause: String,
-    /// The certificate could not be verified.
-    pub is_certificate: bool,
-}
-
-impl Download<'_> {
-    /// Asks for the file. Errors: no connection, no trust, no HTTP answer, or not in time.
-    pub fn get(&self) -> Result<Answered, Refused> {
-        let agent = ureq::Agent::config_builder()
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .http_status_as_error(false)
-            .timeout_connect(Some(self.connect))
-            .timeout_recv_response(Some(self.stall))
-            .timeout_per_read(Some(self.stall))
-            .tls_config(TlsConfig::builder().disable_verification(self.insecure).build())
-            .user_agent(concat!("updater/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent();
-        let response = agent.get(self.url).call().map_err(|error| {
-            let cause = error.to_string();
-            Refused { is_certificate: cause.to_lowercase().contains("certificate"), cause }
-        })?;
-        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_string());
-        let (location, length) = (header("location"), header("content-length").and_then(|text| text.parse().ok()));
-        let status = response.status().as_u16();
-        let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-        Ok(Answered { status, location, length, body: Box::new(body) })
-    }
-}
-
-/// Where a `Location` leads. Errors: neither a URL nor an absolute path.
-pub fn joined(url: &str, location: &str) -> anyhow::Result<String> {
-    let lower = location.to_ascii_lowercase();
-    if lower.starts_with("http://") || lower.starts_with("https://") {
-        return Ok(location.to_string());
-    }
-    let (scheme, rest) = url.split_once("://").ok_or_else(|| anyhow::anyhow!("{url} is no URL"))?;
-    if let Some(host) = location.strip_prefix("//") {
-        return Ok(format!("{scheme}://{host}"));
-    }
-    anyhow::ensure!(location.starts_with('/'), "it leads to no address that can be asked");
-    let host = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    Ok(format!("{scheme}://{host}{location}"))
 }
 
 #[cfg(test)]
@@ -225,15 +164,6 @@ mod tests {
         let server = TcpListener::bind((HERE, 0)).unwrap();
         let port = server.local_addr().unwrap().port();
         assert!(get(Protocol::Https, HERE, port, "/", Duration::from_millis(200)).is_err());
-    }
-
-    #[test]
-    fn a_redirect_leads_to_an_address_or_a_path() {
-        let at = |location| joined("https://a:1/x?y", location).ok();
-        assert_eq!(at("http://b/z").as_deref(), Some("http://b/z"));
-        assert_eq!(at("/z").as_deref(), Some("https://a:1/z"));
-        assert_eq!(at("//b/z").as_deref(), Some("https://b/z"));
-        assert_eq!(at("ftp://b/z"), None);
     }
 
     const TLS: &str = "import http.server,ssl,sys\n\
