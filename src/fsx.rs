@@ -86,6 +86,33 @@ pub fn folds_case(folder: &Path) -> Result<bool> {
     Ok(false)
 }
 
+/// True when the volume of `folder` takes composed and decomposed characters for one. Told by a name that is there; where
+/// none tells, by whether it folds case: a folder of ext4 that folds case does both, and no release needs twins.
+pub fn merges_forms(folder: &Path) -> Result<bool> {
+    use unicode_normalization::UnicodeNormalization;
+    for item in fs_err::read_dir(folder)? {
+        let name = item?.file_name();
+        let Some(text) = name.to_str().filter(|text| !text.is_ascii()) else { continue };
+        let (composed, apart): (String, String) = (text.nfc().collect(), text.nfd().collect());
+        let Some(other) = [composed, apart].into_iter().find(|form| form != text) else { continue };
+        let (is, twin) = (facts(&folder.join(&name))?, facts(&folder.join(other))?);
+        // Another name of the same file is no proof.
+        if is.is_some_and(|is| is.kind != Kind::File || is.links == 1) {
+            let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
+            return Ok(same);
+        }
+    }
+    folds_case(folder)
+}
+
+/// The bytes of a file, whole. None: it has more than `most`.
+pub fn read_at_most(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let file = fs_err::File::open(path)?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
+    Ok((bytes.len() as u64 <= most).then_some(bytes))
+}
+
 /// SHA-256 of a file's contents; of a link, of its target's text. Errors: it is anything else; a pipe without a writer
 /// would be waited for.
 pub fn sha256_of(path: &Path) -> Result<String> {

@@ -5,6 +5,7 @@ use super::Request;
 use crate::carry;
 use crate::context::Context;
 use crate::error::Failure;
+use crate::fsx;
 use crate::health::{self, Before};
 use crate::net::Protocol;
 use crate::os::{self, LaunchSpec, Unit};
@@ -134,7 +135,7 @@ pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {
 /// `run.py`, and what a legacy server calls its port.
 fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> Result<Option<(u16, &'static str)>> {
     let settings = &cx.settings.server;
-    let text = |name: &str| std::fs::read(cx.root.path().join(name)).ok();
+    let text = |name: &str| fsx::read_at_most(&cx.root.path().join(name), carry::MAX_SIZE).ok().flatten();
     let sources = [
         (request.port, "--port"),
         (settings.port, "[server] port"),
