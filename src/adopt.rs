@@ -4,7 +4,7 @@
 
 use crate::app::Head;
 use crate::apply::{self, Request};
-use crate::bundle::{Bundle, Entry, Expected, Limits};
+use crate::bundle::{self, Bundle, Entry, Expected, Limits};
 use crate::carry;
 use crate::context::Context;
 use crate::error::Failure;
@@ -48,7 +48,8 @@ pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<
     let (mut lines, mut same, mut differs, mut missing) = (Vec::new(), 0, Vec::new(), Vec::new());
     for index in 0..opened.entries.len() {
         let entry = opened.entries[index].clone();
-        if ownership.is_own(&entry.path, None) || ownership.is_in_users_environment(&entry.path)? {
+        let is_own = ownership.is_own(&entry.path, None) || ownership.rules.is_alias_of_own(&entry.path);
+        if is_own || ownership.is_in_users_environment(&entry.path)? {
             continue;
         }
         let found = compare(&ownership, &mut opened, index)?;
@@ -95,6 +96,8 @@ fn open(cx: &Context, bundle: &Path, start_file: &RelPath) -> Result<Bundle> {
         must_start: false,
         is_installed: &|name| cx.root.join(name).exists(),
         folds_case: fsx::folds_case(cx.root.path())?,
+        merges_forms: fsx::merges_forms(cx.root.path())?,
+        live_link: &|path| bundle::live_link(&cx.root, path),
     };
     Bundle::open(bundle, &expected, &limits)
 }
@@ -110,8 +113,10 @@ fn compare(ownership: &Ownership, bundle: &mut Bundle, index: usize) -> Result<F
         return Ok(Found::Same(entry.sha256));
     }
     if let Some(names) = ownership.rules.carry.get(&entry.path).filter(|_| facts.kind == Kind::File) {
-        let live = fsx::read(&path, fsx::PROGRAM)?;
-        if carry::differs_in_settings_alone(&bundle.read_entry(index)?, &live, names) {
+        let live = fsx::read_at_most(&path, carry::MAX_SIZE)?.filter(|_| entry.size <= carry::MAX_SIZE);
+        if let Some(live) = live
+            && carry::differs_in_settings_alone(&bundle.read_entry(index, carry::MAX_SIZE)?, &live, names)
+        {
             return Ok(Found::Same(fsx::sha256(&live)));
         }
     }

@@ -149,6 +149,33 @@ pub fn folds_case(folder: &Path) -> Result<bool> {
     Ok(false)
 }
 
+/// True when the volume of `folder` takes composed and decomposed characters for one. Told by a name that is there; where
+/// none tells, by whether it folds case: a folder of ext4 that folds case does both, and no release needs twins.
+pub fn merges_forms(folder: &Path) -> Result<bool> {
+    use unicode_normalization::UnicodeNormalization;
+    for item in fs_err::read_dir(folder)? {
+        let name = item?.file_name();
+        let Some(text) = name.to_str().filter(|text| !text.is_ascii()) else { continue };
+        let (composed, apart): (String, String) = (text.nfc().collect(), text.nfd().collect());
+        let Some(other) = [composed, apart].into_iter().find(|form| form != text) else { continue };
+        let (is, twin) = (facts(&folder.join(&name))?, facts(&folder.join(other))?);
+        // Another name of the same file is no proof.
+        if is.is_some_and(|is| is.kind != Kind::File || is.links == 1) {
+            let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
+            return Ok(same);
+        }
+    }
+    folds_case(folder)
+}
+
+/// The same. None: it has more than `most`.
+pub fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    match read(path, most) {
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// SHA-256 of a file's contents; of a link, of its target's text. Errors: it is anything else; a pipe without a writer
 /// would be waited for.
 pub fn sha256_of(path: &Path) -> Result<String> {

@@ -302,7 +302,10 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
         start_file: &receipt.start_file,
         must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
         is_installed: &|name| cx.root.join(name).exists(),
+        // The run itself judges it for this install.
         folds_case: false,
+        merges_forms: false,
+        live_link: &|_| None,
     };
     let opened = crate::bundle::Bundle::open(&bundle, &expected, &limits);
     let opened = match from {

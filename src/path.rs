@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use unicode_normalization::UnicodeNormalization;
 
 /// The folder of one install: resolved once, and held from then on.
 #[derive(Debug, Clone)]
@@ -183,11 +184,29 @@ impl RelPath {
         let rest = self.0.get(..self.0.len().checked_sub(length)?)?;
         (!rest.is_empty() && !rest.ends_with(b"/")).then(|| RelPath(rest.to_vec()))
     }
-    /// The name in lower case, for volumes that take both for one; a name that is no text stays.
+    /// The name in one case, for volumes that take all for one; a name that is no text stays. By the upper case first,
+    /// so that letters of several lower forms meet (the two sigmas, the long s, the sign for kelvin).
     pub fn folded(&self) -> RelPath {
         match std::str::from_utf8(&self.0) {
-            Ok(text) => RelPath(text.to_lowercase().into_bytes()),
+            Ok(text) => {
+                let folded: String = text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
+                RelPath(folded.into_bytes())
+            }
             Err(_) => self.clone(),
+        }
+    }
+    /// The name in composed characters (Unicode's NFC), for volumes that take all forms for one.
+    pub fn composed(&self) -> RelPath {
+        match std::str::from_utf8(&self.0) {
+            Ok(text) if !text.is_ascii() => RelPath(text.nfc().collect::<String>().into_bytes()),
+            _ => self.clone(),
+        }
+    }
+    /// The path of what is called `name` in a folder; None: in the root. `name` is one part that is no `.` or `..`.
+    pub(crate) fn below(folder: Option<&RelPath>, name: &[u8]) -> RelPath {
+        match folder {
+            Some(folder) => RelPath([&folder.0, &b"/"[..], name].concat()),
+            None => RelPath(name.to_vec()),
         }
     }
     /// A path below this one.

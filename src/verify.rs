@@ -198,8 +198,11 @@ fn differs_in_settings_alone(ownership: &Ownership, line: &Line, kept: &mut Opti
     }
     let (Some(names), Some(bundle)) = (ownership.rules.carry.get(&line.path), kept) else { return Ok(false) };
     let Some(index) = bundle.entries.iter().position(|e| e.path == line.path) else { return Ok(false) };
-    let live = fsx::read(&ownership.root.join(&line.path), fsx::PROGRAM)?;
-    let shipped = bundle.read_entry(index)?;
+    let Some(live) = fsx::read_at_most(&ownership.root.join(&line.path), carry::MAX_SIZE)? else { return Ok(false) };
+    if bundle.entries.get(index).is_none_or(|entry| entry.size > carry::MAX_SIZE) {
+        return Ok(false);
+    }
+    let shipped = bundle.read_entry(index, carry::MAX_SIZE)?;
     Ok(carry::differs_in_settings_alone(&shipped, &live, names))
 }
 

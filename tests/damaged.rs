@@ -229,7 +229,9 @@ fn a_journal_that_cannot_be_read_is_never_taken_for_none() {
     let good = journal(&template, &[Record::Stopping, Record::BackupWhole]);
     let mut middle = good.clone();
     middle[40] ^= 1;
-    let newer = String::from_utf8(good.clone()).unwrap().replacen("\"format\":3", "\"format\":99", 1);
+    let own = format!("\"format\":{FORMAT}");
+    let newer = String::from_utf8(good.clone()).unwrap().replacen(&own, "\"format\":99", 1);
+    assert_ne!(newer.as_bytes(), good, "the journal names its format");
     let json = newer.lines().next().unwrap().split_once(' ').unwrap().1.to_string();
     let sum: String = {
         use sha2::{Digest, Sha256};

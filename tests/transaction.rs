@@ -212,8 +212,15 @@ impl Case {
         let root = InstallRoot::resolve(&site).unwrap();
         let start = RelPath::parse("run.py").unwrap();
         let limits = Limits { max_size: 1 << 20, max_files: 1000 };
-        let expected =
-            Expected { named: None, start_file: &start, must_start: true, is_installed: &|_| true, folds_case: false };
+        let expected = Expected {
+            named: None,
+            start_file: &start,
+            must_start: true,
+            is_installed: &|_| true,
+            folds_case: false,
+            merges_forms: false,
+            live_link: &|_| None,
+        };
         let mut bundle = Bundle::open(&zip, &expected, &limits).unwrap();
         let mut settings = Settings::default();
         settings.preserve.carry.clear();

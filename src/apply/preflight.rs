@@ -3,7 +3,7 @@
 
 use super::{Request, Saved, Survey, databases};
 use crate::backup::{self, Selection};
-use crate::bundle::{Bundle, Expected, Limits};
+use crate::bundle::{self, Bundle, Expected, Limits};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
@@ -328,6 +328,8 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
         must_start: must_start(survey),
         is_installed: &is_installed,
         folds_case: fsx::folds_case(cx.root.path())?,
+        merges_forms: fsx::merges_forms(cx.root.path())?,
+        live_link: &|path| bundle::live_link(&cx.root, path),
     };
     let bundle = Bundle::open(&path, &expected, &limits)?;
     judge_origin(cx, request, survey, &bundle)?;
@@ -429,7 +431,10 @@ pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
         start_file: &receipt.start_file,
         must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
         is_installed: &|name| cx.root.join(name).exists(),
+        // It was judged for this install when it was applied.
         folds_case: false,
+        merges_forms: false,
+        live_link: &|_| None,
     };
     Ok(Bundle::open(&path, &expected, &limits).ok().filter(|b| b.content_id == receipt.content_id))
 }

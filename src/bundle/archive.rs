@@ -1,166 +1,203 @@
-//! The zip of a bundle: opened once, every entry read through and held against its limits.
-//! Refuses encrypted, special and lying entries.
+//! The zip of a bundle: opened once, judged as an archive, then every entry unpacked and held against what it says.
+//! Refuses special and lying entries, and what unpacks to more than the limits.
 
-use super::names::{self, MAX_TARGET, Named};
+use super::contents::{Broken, Contents};
+use super::directory::{self, Stored};
+use super::links::{self, MAX_TARGET};
+use super::names::{self, Named};
 use super::{Entry, Expected, Limits, refused};
 use crate::app::{HEAD_BYTES, Head};
 use crate::error::Failure;
 use crate::fsx;
+use crate::os::files;
 use crate::path::RelPath;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// The file type bits of a Unix mode, and those of a link and a plain file (POSIX `sys/stat.h`).
+/// The file type bits of a Unix mode, and those of a link, a plain file and a folder (POSIX `sys/stat.h`).
 const TYPE: u32 = 0o170_000;
 const LINK: u32 = 0o120_000;
 const PLAIN: u32 = 0o100_000;
+const FOLDER: u32 = 0o040_000;
+/// Set-user-id, set-group-id and sticky.
+const SET_ID: u32 = 0o7_000;
+
+/// A zip may unpack to this many times its size, and to this many bytes whatever its size. Releases unpack to three to ten
+/// times of theirs; deflate can do 1,032, and a bomb needs most of that to be small.
+const MAX_RATIO: u64 = 100;
+const ANY_SIZE: u64 = 64 << 20;
+
+/// How much is unpacked at once, in bytes.
+const BUFFER: usize = 128 << 10;
 
 pub(super) struct Archive {
-    archive: zip::ZipArchive<BufReader<File>>,
-    /// The same open file, for the copy that is kept.
-    raw: File,
+    file: File,
+}
+
+/// What the contents of an entry turned out to be.
+struct Judged {
+    head: Head,
+    sha256: [u8; 32],
 }
 
 impl Archive {
     /// Opens a zip and reads all of it once. Returns its entries, and how many files were passed over.
     pub(super) fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<(Self, Vec<Entry>, usize)> {
-        let name = expected.named.map_or_else(|| path.display().to_string(), str::to_string);
-        let file = fs_err::File::open(path).map_err(|e| {
+        let bundle = expected.named.map_or_else(|| path.display().to_string(), str::to_string);
+        let file = files::open_to_read(path).map_err(|e| {
             Failure::failed("no-bundle", format!("the bundle cannot be opened: {e}"))
-                .at(&name)
+                .at(&bundle)
                 .remedy("give the path of a bundle that you may read")
         })?;
-        let file = file.into_file();
-        let raw = file.try_clone().context("keeping the bundle open")?;
-        let mut archive = zip::ZipArchive::new(BufReader::new(file))
-            .map_err(|e| refused("bad-zip", &name, format!("{name} is not a whole zip file: {e}")))?;
-        if archive.is_empty() {
-            return Err(refused("empty-bundle", &name, format!("{name} holds nothing")));
-        }
-        if archive.len() as u64 > limits.max_files.saturating_mul(2) {
-            return Err(refused(
-                "too-many-files",
-                &name,
-                format!("{name} holds {} entries, more than [bundle] max_files", archive.len()),
-            ));
-        }
-        let (kept, skipped) = names::layout(&names::read(&mut archive)?, expected, &name)?;
-        names::check_conflicts(&kept, expected.folds_case)?;
-        let mut this = Self { archive, raw };
-        let entries = this.read_all(&kept, limits)?;
+        let this = Self { file };
+        let size = this.size()?;
+        let records = directory::walk(&this.file, size, &bundle, limits)?;
+        let (kept, skipped) = names::layout(names::read(records)?, expected, &bundle)?;
+        names::check_conflicts(&kept, expected, limits)?;
+        hold_limits(&kept, size, limits)?;
+        let entries = this.read_all(kept, expected)?;
         Ok((this, entries, skipped))
     }
 
     /// The contents of an entry.
-    pub(super) fn open_entry(&mut self, entry: &Entry) -> Result<impl Read> {
-        self.archive.by_index(entry.index).with_context(|| format!("unpacking {}", entry.path))
+    pub(super) fn open_entry(&self, entry: &Entry) -> impl Read + '_ {
+        Contents::new(&self.file, &entry.stored)
     }
 
-    fn read_all(&mut self, kept: &[Named], limits: &Limits) -> Result<Vec<Entry>> {
-        let (mut total, mut entries) = (0u64, Vec::new());
-        for (index, path, folder) in kept {
-            if *folder {
-                continue;
-            }
-            if entries.len() as u64 >= limits.max_files {
-                return Err(refused(
-                    "too-many-files",
-                    &path.to_string(),
-                    "the bundle holds more files than [bundle] max_files",
-                ));
-            }
-            let entry = self.read_one(*index, path, limits.max_size.saturating_sub(total))?;
-            total += entry.size;
-            entries.push(entry);
+    /// Unpacks everything once. Only when all is judged are the entries made, so that a refusal has cost no memory.
+    fn read_all(&self, mut kept: Vec<Named>, expected: &Expected) -> Result<Vec<Entry>> {
+        let mut buffer = vec![0; BUFFER];
+        for folder in kept.iter().filter(|named| named.is_folder) {
+            self.read_one(folder, &mut buffer)?;
         }
-        if entries.is_empty() {
-            return Err(refused("empty-bundle", "", "the bundle holds no file"));
+        kept.retain(|named| !named.is_folder);
+        kept.shrink_to_fit();
+        let (mut judged, mut links) = (Vec::with_capacity(kept.len()), BTreeMap::new());
+        for named in &kept {
+            let (one, target) = self.read_one(named, &mut buffer)?;
+            judged.push(one);
+            links.extend(target.map(|target| (named.path.clone(), target)));
         }
-        Ok(entries)
+        links::check(&links, expected)?;
+        let all = kept.into_iter().zip(judged);
+        Ok(all.map(|(named, judged)| entry(named, &judged, &mut links)).collect())
     }
 
-    fn read_one(&mut self, index: usize, path: &RelPath, room: u64) -> Result<Entry> {
-        let name = path.to_string();
-        let (mode, has_mode) = {
-            let raw = self
-                .archive
-                .by_index_raw(index)
-                .map_err(|e| refused("bad-zip", &name, format!("{path} cannot be read: {e}")))?;
-            if raw.encrypted() {
-                return Err(refused("encrypted", &name, format!("{path} is encrypted")));
-            }
-            // Others than Unix have no such modes; what the library makes of their attributes says nothing.
-            let own = raw.unix_mode().filter(|mode| raw.system() == zip::System::Unix && mode & 0o777 != 0);
-            (raw.unix_mode().unwrap_or(0o644), own.is_some())
-        };
-        let is_link = mode & TYPE == LINK;
-        if !is_link && mode & TYPE != 0 && mode & TYPE != PLAIN {
-            return Err(refused("special-file", &name, format!("{path} is no ordinary file")));
+    /// Reads one entry. The second: where it leads, if it is a link.
+    fn read_one(&self, named: &Named, buffer: &mut [u8]) -> Result<(Judged, Option<String>)> {
+        let name = named.path.to_string();
+        let is_link = judge_mode(named)?;
+        let most = if is_link { MAX_TARGET } else { u64::MAX };
+        if named.stored.size > most {
+            return Err(refused("bad-link", &name, format!("the link {name} leads nowhere that can be")));
         }
-        let mut file = self
-            .archive
-            .by_index(index)
-            .map_err(|e| refused("bad-zip", &name, format!("{path} cannot be unpacked: {e}")))?;
-        let declared = file.size();
-        if declared > room {
-            return Err(refused("too-large", &name, "the bundle is larger than [bundle] max_size"));
-        }
-        let mut sum = Sha256::new();
-        let (mut target, mut head) = (Vec::new(), Vec::new());
-        let (mut size, mut buffer) = (0u64, vec![0; 128 * 1024]);
+        let mut contents = Contents::new(&self.file, &named.stored);
+        let (mut sum, mut target, mut head) = (Sha256::new(), Vec::new(), Vec::new());
         loop {
-            let n = file.read(&mut buffer).map_err(|e| refused("bad-zip", &name, format!("{path} is damaged: {e}")))?;
-            if n == 0 {
+            let count =
+                contents.next(buffer).map_err(|broken| refused(code(&broken), &name, format!("{name} {broken}")))?;
+            let piece = buffer.get(..count).unwrap_or_default();
+            if piece.is_empty() {
                 break;
             }
-            size += n as u64;
-            if size > declared || size > room {
-                return Err(refused("lying-size", &name, format!("{path} is larger than the zip says")));
-            }
-            sum.update(&buffer[..n]);
-            head.extend_from_slice(&buffer[..n.min(HEAD_BYTES.saturating_sub(head.len()))]);
-            if is_link && size <= MAX_TARGET {
-                target.extend_from_slice(&buffer[..n]);
+            sum.update(piece);
+            head.extend(piece.iter().take(HEAD_BYTES.saturating_sub(head.len())));
+            if is_link {
+                target.extend_from_slice(piece);
             }
         }
-        if size != declared {
-            return Err(refused("lying-size", &name, format!("{path} has {size} bytes, the zip says {declared}")));
-        }
-        let link = if is_link { Some(names::link_target(path, &target, size)?) } else { None };
-        let sha256 = fsx::hex(&sum.finalize());
-        Ok(Entry {
-            path: path.clone(),
-            mode: fsx::reduced_mode(mode),
-            has_mode,
-            head: Head::of(&head),
-            size,
-            sha256,
-            link,
-            owner: None,
-            data: false,
-            base: None,
-            mtime: None,
-            place: None,
-            index,
-        })
+        let link = if is_link { Some(links::target(&named.path, &target, named.stored.size)?) } else { None };
+        Ok((Judged { head: Head::of(&head), sha256: sum.finalize().into() }, link))
     }
 
     /// Of the zip file itself, in bytes.
     pub(super) fn size(&self) -> Result<u64> {
-        Ok(self.raw.metadata().context("looking at the bundle")?.len())
+        Ok(self.file.metadata().context("looking at the bundle")?.len())
     }
 
     /// Copies the zip file itself, through the same handle.
     pub(super) fn copy_raw(&mut self, out: &mut File) -> Result<()> {
-        // Both handles share one position, so it is put back.
         let name = "copying the bundle";
-        let at = self.raw.stream_position().context(name)?;
-        self.raw.seek(SeekFrom::Start(0)).context(name)?;
-        std::io::copy(&mut self.raw, out).context(name)?;
-        self.raw.seek(SeekFrom::Start(at)).context(name)?;
+        self.file.seek(SeekFrom::Start(0)).context(name)?;
+        std::io::copy(&mut self.file, out).context(name)?;
         Ok(())
+    }
+}
+
+fn code(broken: &Broken) -> &'static str {
+    match broken {
+        Broken::Larger | Broken::Smaller { .. } => "lying-size",
+        Broken::Damaged(_) | Broken::Io(_) => "bad-zip",
+    }
+}
+
+/// What the entries say of their sizes, held against the limits before anything is unpacked.
+fn hold_limits(kept: &[Named], packed: u64, limits: &Limits) -> Result<()> {
+    let (mut files, mut total) = (0_u64, 0_u64);
+    for named in kept {
+        let name = || named.path.to_string();
+        if named.is_folder && named.stored.size > 0 {
+            return Err(refused("bad-zip", &name(), format!("{} is a folder and holds bytes", named.path)));
+        }
+        files = files.saturating_add(u64::from(!named.is_folder));
+        if files > limits.max_files {
+            return Err(refused("too-many-files", &name(), "the bundle holds more files than [bundle] max_files"));
+        }
+        total = total.saturating_add(named.stored.size);
+        if total > limits.max_size {
+            return Err(refused("too-large", &name(), "the bundle is larger than [bundle] max_size"));
+        }
+        if total > ANY_SIZE && total > packed.saturating_mul(MAX_RATIO) {
+            let message = format!("with {} the bundle unpacks to more than {MAX_RATIO} times its size", named.path);
+            return Err(refused("too-large", &name(), message));
+        }
+    }
+    if files == 0 {
+        return Err(refused("empty-bundle", "", "the bundle holds no file"));
+    }
+    Ok(())
+}
+
+/// What the mode makes of an entry: true for a link. Errors (exit 6): neither a file, a link nor a folder, or more than
+/// the right to read, write and execute. Modes of folders are never used, and shared folders often carry set-group-id.
+fn judge_mode(named: &Named) -> Result<bool> {
+    let name = named.path.to_string();
+    let kind = named.mode & TYPE;
+    let is_known = if named.is_folder { matches!(kind, 0 | FOLDER | PLAIN) } else { matches!(kind, 0 | PLAIN | LINK) };
+    // Windows has other bits there, but none that look like a link or a device.
+    if !is_known || (kind == LINK && !named.is_unix) {
+        return Err(refused("special-file", &name, format!("{name} is no ordinary file")));
+    }
+    if named.is_unix && !named.is_folder && named.mode & SET_ID != 0 {
+        let message = format!("{name} would run with the rights of others (set-user-id, set-group-id or sticky)");
+        return Err(refused("set-id", &name, message));
+    }
+    Ok(kind == LINK)
+}
+
+fn entry(named: Named, judged: &Judged, links: &mut BTreeMap<RelPath, String>) -> Entry {
+    // Others than Unix have no such modes, and some archivers of Unix write none.
+    let has_mode = named.is_unix && named.mode & 0o777 != 0;
+    let mode = if has_mode { named.mode } else { 0o644 };
+    let Stored { size, .. } = named.stored;
+    let link = links.remove(&named.path);
+    Entry {
+        path: named.path,
+        mode: fsx::reduced_mode(mode),
+        has_mode,
+        head: judged.head,
+        size,
+        sha256: fsx::hex(&judged.sha256),
+        link,
+        owner: None,
+        data: false,
+        base: None,
+        mtime: None,
+        place: None,
+        stored: named.stored,
     }
 }

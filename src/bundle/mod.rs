@@ -1,11 +1,29 @@
 //! Bundles: what a version consists of, judged whole before anything is written, read entry by entry.
 //! A zip is opened once and read through the one kept handle; a saved version is read from its backup.
 //! Refuses whole (exit 6) what is malformed, hostile, damaged or not what was asked for; never extracts by itself.
+//!
+//! `directory` judges the zip as an archive, `names` and `links` where its entries lie and lead, `contents` unpacks them
+//! (docs/bundles.md has the rules and their reasons). The `zip` crate only writes: an archive that two readers understand
+//! differently is just what is refused, so there is one reader. What is read was written by anybody, so nothing here may
+//! index, add or take away without a bound.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 mod archive;
+mod contents;
+mod directory;
+mod encoding;
+mod links;
 mod names;
 mod saved;
 
+pub use links::{Target, live_link};
 pub use saved::Saved;
 
 use crate::app::Head;
@@ -52,8 +70,8 @@ pub struct Entry {
     pub mtime: Option<i64>,
     /// Where it lies in a backup, where that is not its own path.
     pub(crate) place: Option<RelPath>,
-    /// Its position in the zip.
-    index: usize,
+    /// Where its contents lie in the zip.
+    stored: directory::Stored,
 }
 
 impl Entry {
@@ -74,6 +92,10 @@ pub struct Expected<'a> {
     pub is_installed: &'a dyn Fn(&RelPath) -> bool,
     /// The volume takes names that differ in case alone for one.
     pub folds_case: bool,
+    /// It takes composed and decomposed characters for one.
+    pub merges_forms: bool,
+    /// The link that lies at a path of the install, if one does.
+    pub live_link: &'a dyn Fn(&RelPath) -> Option<Target>,
 }
 
 pub struct Bundle {
@@ -102,6 +124,10 @@ struct Manifest {
 }
 
 const MANIFEST: &str = "updater-manifest.json";
+/// The largest manifest, in bytes: it is read whole. One line for each of 100,000 files has about 160.
+const MAX_MANIFEST: u64 = 16 << 20;
+/// The longest version and name of a program, in characters: both are printed, recorded and compared.
+const MAX_WORD: usize = 64;
 
 fn refused(code: &'static str, name: &str, message: impl Into<String>) -> anyhow::Error {
     Failure::refused(code, message).at(name).remedy("get the bundle again from its source, or make it again").into()
@@ -137,22 +163,33 @@ impl Bundle {
         bundle.entries.retain(|e| e.path.as_bytes() != MANIFEST.as_bytes());
         bundle.content_id = content_id_of(&bundle.entries);
         if bundle.version.is_empty() {
-            bundle.version = bundle.content_id[..12].to_string();
+            bundle.version = bundle.content_id.chars().take(12).collect();
         }
         Ok(bundle)
     }
 
     fn version_of(&mut self) -> Result<String> {
-        if let Some(at) = self.entries.iter().position(|e| e.path.as_bytes() == MANIFEST.as_bytes()) {
-            let bytes = self.read_entry(at)?;
+        let find = |name: &str| self.entries.iter().position(|e| e.path.as_bytes() == name.as_bytes());
+        let is_zip = matches!(self.contents, Contents::Zip(_));
+        if let Some(at) = find(MANIFEST) {
+            let bytes = self.read_entry(at, MAX_MANIFEST)?;
             let manifest: Manifest = serde_json::from_slice(&bytes)
                 .map_err(|e| refused("bad-manifest", MANIFEST, format!("the manifest cannot be read: {e}")))?;
+            let version = manifest.version.unwrap_or_default();
+            if is_zip {
+                word("version", &version, MANIFEST)?;
+                word("app", manifest.app.as_deref().unwrap_or_default(), MANIFEST)?;
+            }
             self.app = manifest.app;
-            return Ok(manifest.version.unwrap_or_default());
+            return Ok(version);
         }
-        if let Some(at) = self.entries.iter().position(|e| e.path.as_bytes() == b"VERSION" && e.size < 256) {
-            let text = String::from_utf8_lossy(&self.read_entry(at)?).into_owned();
-            return Ok(text.lines().next().unwrap_or_default().trim().to_string());
+        if let Some(at) = find("VERSION").filter(|at| self.entries.get(*at).is_some_and(|e| e.size < 256)) {
+            let text = String::from_utf8_lossy(&self.read_entry(at, 256)?).into_owned();
+            let version = text.lines().next().unwrap_or_default().trim();
+            if is_zip {
+                word("version", version, "VERSION")?;
+            }
+            return Ok(version.to_string());
         }
         Ok(String::new())
     }
@@ -160,7 +197,11 @@ impl Bundle {
     /// Writes the bytes of the entry at `position` of `entries`; they are hashed again on the way.
     pub fn copy_entry(&mut self, position: usize, out: &mut dyn Write) -> Result<()> {
         let entry = self.entries.get(position).context("an entry of this bundle")?.clone();
-        let mut sum = Sha256::new();
+        let changed = || {
+            let message = format!("{} changed while the bundle was read", entry.path);
+            refused("bundle-changed", &entry.path.to_string(), message)
+        };
+        let (mut sum, mut left) = (Sha256::new(), entry.size);
         let mut copy = |from: &mut dyn Read| -> Result<()> {
             let mut buffer = vec![0; 128 * 1024];
             loop {
@@ -168,19 +209,17 @@ impl Bundle {
                 if n == 0 {
                     return Ok(());
                 }
-                sum.update(&buffer[..n]);
-                out.write_all(&buffer[..n]).with_context(|| format!("writing {}", entry.path))?;
+                let piece = buffer.get(..n).unwrap_or_default();
+                left = left.checked_sub(n as u64).ok_or_else(changed)?;
+                sum.update(piece);
+                out.write_all(piece).with_context(|| format!("writing {}", entry.path))?;
             }
         };
         match &mut self.contents {
-            Contents::Zip(archive) => copy(&mut archive.open_entry(&entry)?)?,
+            Contents::Zip(archive) => copy(&mut archive.open_entry(&entry))?,
             Contents::Folder(dir) => copy(&mut fsx::open(&entry.saved_in(dir))?)?,
         }
-        if fsx::hex(&sum.finalize()) != entry.sha256 {
-            let message = format!("{} changed while the bundle was read", entry.path);
-            return Err(refused("bundle-changed", &entry.path.to_string(), message));
-        }
-        Ok(())
+        if fsx::hex(&sum.finalize()) != entry.sha256 { Err(changed()) } else { Ok(()) }
     }
 
     /// The very file, where the bundle is a saved version.
@@ -191,9 +230,14 @@ impl Bundle {
         }
     }
 
-    /// The bytes of the entry at `position` of `entries`.
-    pub fn read_entry(&mut self, position: usize) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
+    /// The bytes of the entry at `position` of `entries`, whole. Errors (exit 6): there are more than `most`.
+    pub fn read_entry(&mut self, position: usize, most: u64) -> Result<Vec<u8>> {
+        let entry = self.entries.get(position).context("an entry of this bundle")?;
+        if entry.size > most {
+            let message = format!("{} has {} bytes, more than the {most} that are read of it", entry.path, entry.size);
+            return Err(refused("too-large", &entry.path.to_string(), message));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or_default());
         self.copy_entry(position, &mut bytes)?;
         Ok(bytes)
     }
@@ -215,6 +259,15 @@ impl Bundle {
     }
 }
 
+/// Refuses what is no version or name of a program: it is printed and recorded wherever this one is named.
+fn word(what: &str, text: &str, place: &str) -> Result<()> {
+    if text.chars().count() <= MAX_WORD && !text.chars().any(names::is_forbidden) {
+        return Ok(());
+    }
+    let message = format!("the {what} in {place} has more than {MAX_WORD} characters, or a control character");
+    Err(refused("bad-manifest", place, message))
+}
+
 /// The content id of these entries; data is no part of it.
 pub fn content_id_of(entries: &[Entry]) -> String {
     let mut sum = Sha256::new();
@@ -226,6 +279,7 @@ pub fn content_id_of(entries: &[Entry]) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use zip::write::SimpleFileOptions;
@@ -253,6 +307,8 @@ mod tests {
             must_start: true,
             is_installed: &is_installed,
             folds_case: true,
+            merges_forms: true,
+            live_link: &|_| None,
         };
         Bundle::open(&path, &expected, &LIMITS)
     }

@@ -49,7 +49,7 @@ impl Entry {
             base: base.map(str::to_string),
             mtime: Some(facts.mtime),
             place: (place != path).then(|| place.clone()),
-            index: 0,
+            stored: super::directory::Stored::default(),
         }
     }
 }
@@ -83,7 +83,8 @@ pub(super) fn write_zip(dir: &Path, entries: &[Entry], version: &str, out: &mut 
     let options = |entry: &Entry| {
         let plain = zip::write::SimpleFileOptions::default();
         // Above 4 GiB a zip needs the longer form of its sizes (APPNOTE.TXT 4.3.9.2).
-        plain.unix_permissions(entry.mode).large_file(entry.size >= u64::from(u32::MAX))
+        // A set-id bit of an installed file is no part of a bundle.
+        plain.unix_permissions(entry.mode & 0o777).large_file(entry.size >= u64::from(u32::MAX))
     };
     zip.start_file(MANIFEST, zip::write::SimpleFileOptions::default()).context(name)?;
     let manifest = Manifest { version: Some(version.to_string()), app: None };

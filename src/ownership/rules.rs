@@ -27,14 +27,18 @@ const VOLATILE: [&str; 3] = ["*.pid", "*.log", "*.log.*"];
 pub struct OwnPlaces {
     places: Gitignore,
     logs: Gitignore,
+    /// The parts of all of them, folded; a star at the end stands for any ending.
+    names: Vec<Vec<String>>,
 }
 
 impl OwnPlaces {
     /// Those of every install, and these more patterns.
     pub fn new(more: &[&str]) -> Result<OwnPlaces> {
         let places = OWN.into_iter().chain(["/backups/update_backup_*"]).chain(more.iter().copied());
+        let parts = |place: &str| place.trim_matches('/').to_lowercase().split('/').map(str::to_string).collect();
+        let names = places.clone().chain(OWN_LOGS).map(parts).collect();
         // Whoever ships `.Updater` means the same folder on some volume.
-        Ok(OwnPlaces { places: matcher(places, true)?, logs: matcher(OWN_LOGS.into_iter(), true)? })
+        Ok(OwnPlaces { places: matcher(places, true)?, logs: matcher(OWN_LOGS.into_iter(), true)?, names })
     }
 
     /// True for one of them, and for what lies in it.
@@ -45,6 +49,55 @@ impl OwnPlaces {
     fn is_log(&self, path: &RelPath) -> bool {
         hits(&self.logs, path, false)
     }
+
+    /// True for a name that some volume would take for one of them, though it is spelled otherwise: in other letters of
+    /// the same case folding, with dots or blanks at its end, or by the short name of eight and three characters that
+    /// FAT and NTFS give (`UPDATE~1.TOM`). What lies below a folder that is named so is meant, too, whatever its name.
+    pub fn are_meant_by(&self, path: &RelPath) -> bool {
+        let plain: Vec<String> = path.folded().text().split('/').map(without_end).collect();
+        RelPath::parse(&plain.join("/")).is_ok_and(|plain| self.hold(&plain))
+            || self.names.iter().any(|names| is_short_for(&plain, names))
+    }
+}
+
+/// What Windows makes of a part of a path: dots and blanks at its end, and a stream behind a colon, are no part of it.
+fn without_end(part: &str) -> String {
+    let name = part.split(':').next().unwrap_or(part).trim_end_matches(['.', ' ']);
+    if name.is_empty() { part.to_string() } else { name.to_string() }
+}
+
+/// True when the folded parts of a path name `own` by a short name at least once, and all of it, or lie below a folder that
+/// they name so.
+fn is_short_for(parts: &[String], own: &[String]) -> bool {
+    let is_same = |part: &str, name: &str| match name.strip_suffix('*') {
+        Some(start) => part.starts_with(start),
+        None => part == name,
+    };
+    for (part, name) in parts.iter().zip(own) {
+        if is_short_name(part, name) {
+            return true;
+        }
+        if !is_same(part, name) {
+            return false;
+        }
+    }
+    false
+}
+
+/// True when `part` may be the short name of `name`, both folded: up to six characters of it or, after some collisions,
+/// two of it and four hexadecimal digits, then `~` and a number, and three characters of its ending ("How Windows
+/// Generates 8.3 File Names from Long File Names", Microsoft).
+fn is_short_name(part: &str, name: &str) -> bool {
+    let (stem, ending) = part.split_once('.').unwrap_or((part, ""));
+    let Some((start, number)) = stem.split_once('~') else { return false };
+    let name = name.trim_start_matches('.');
+    let (long, long_ending) = name.rsplit_once('.').unwrap_or((name, ""));
+    let long: String = long.trim_end_matches('*').chars().filter(|c| !matches!(c, '.' | ' ')).collect();
+    let hashed = start.len() == 6 && start.get(2..).is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    let is_start = long.starts_with(start) || (hashed && start.get(..2).is_some_and(|two| long.starts_with(two)));
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    let short_ending: String = long_ending.chars().take(3).collect();
+    is_start && !start.is_empty() && start.len() <= 6 && is_number && stem.len() <= 8 && ending == short_ending
 }
 
 /// What decides over the files of one install.
@@ -113,6 +166,11 @@ impl Rules {
     /// True for a place of the updater's own.
     pub fn is_own(&self, path: &RelPath) -> bool {
         self.own.hold(path)
+    }
+
+    /// True for a name of a bundle that a place of the updater's own may have on some volume.
+    pub fn is_alias_of_own(&self, path: &RelPath) -> bool {
+        self.own.are_meant_by(path)
     }
 
     /// True for a log of the updater's own.
@@ -228,6 +286,43 @@ mod tests {
         }
         for name in ["backups/dump.sql", "app/instance/plugins/a.py", "app/utils/remote_updater.py", "run.py"] {
             assert!(!rules.is_own(&path(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn other_spellings_of_own_places_are_known_and_stay_the_users_on_disk() {
+        let rules = rules(&Settings::default(), true);
+        for name in [
+            "UPDATE~1.TOM",
+            "update~1.tom",
+            "UPDATE~1/journal",
+            "UPDA~123/x",
+            "UP1A2B~1.TOM",
+            "BACKUP~1/x",
+            "backups/UPDATE~1/run.py",
+            "Backups/update~2",
+            "app/REMOTE~1.PY",
+            "instance/SERVER~1.LOG",
+            ".updater./lock",
+            "updater.toml ",
+            "updater.toml::$DATA",
+            "bac\u{212a}up\u{17f}/update_backup_1/x",
+        ] {
+            assert!(rules.is_alias_of_own(&path(name)), "{name}");
+            assert!(!rules.is_own(&path(name)), "{name}");
+        }
+        for name in [
+            "app/UPDATE~1.TOM",
+            "UPDATE~1.TXT",
+            "UPDATE~X.TOM",
+            "~1.TOM",
+            "backups/dump~1.sql",
+            "backup~1.sql",
+            "updates/x",
+            "run.py.~1~",
+            "instance/update~1.json",
+        ] {
+            assert!(!rules.is_alias_of_own(&path(name)), "{name}");
         }
     }
 

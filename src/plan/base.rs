@@ -97,7 +97,10 @@ impl Planner<'_> {
         }
         let Some(mut kept) = (self.order.kept)()? else { return Ok(true) };
         let Some(index) = kept.entries.iter().position(|e| e.path == line.path) else { return Ok(true) };
-        let shipped = kept.read_entry(index)?;
+        if kept.entries.get(index).is_none_or(|entry| entry.size > carry::MAX_SIZE) {
+            return Ok(true);
+        }
+        let shipped = kept.read_entry(index, carry::MAX_SIZE)?;
         Ok(!carry::differs_in_settings_alone(&shipped, live, names))
     }
 }

@@ -82,7 +82,7 @@ impl<'a> Planner<'a> {
         let ownership = self.order.ownership;
         let found = look(self.root(), &entry.path)?;
         let facts = if let Look::There(facts) = &found { Some(*facts) } else { None };
-        if ownership.is_own(&entry.path, facts.as_ref()) {
+        if ownership.is_own(&entry.path, facts.as_ref()) || ownership.rules.is_alias_of_own(&entry.path) {
             if !ownership.rules.is_own_log(&entry.path) {
                 self.plan.left_out.push(entry.path.clone());
             }
@@ -204,13 +204,23 @@ impl<'a> Planner<'a> {
         names.is_some() && live.kind == Kind::File && entry.link.is_none()
     }
 
+    /// The settings file that lies at the place of `entry`. Errors: it is too large for one.
+    fn live_settings(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let bytes = fsx::read_at_most(&self.root().join(&entry.path), carry::MAX_SIZE)?;
+        let message = || format!("{} has more than {} bytes: it is no settings file", entry.path, carry::MAX_SIZE);
+        Ok(bytes.ok_or_else(|| {
+            Failure::failed("cannot-carry", message())
+                .at(&entry.path)
+                .remedy("take it out of [preserve] carry and merge_json, or make it smaller")
+        })?)
+    }
+
     /// The bundle's settings file with the settings of this install.
     fn carried(&mut self, bundle: &mut Bundle, index: usize, live: Facts) -> Result<Planned> {
         let entry = bundle.entries[index].clone();
         let rules = &self.order.ownership.rules;
         let Some(names) = rules.carry.get(&entry.path) else { return self.by_base(bundle, index, live) };
-        let old = fsx::read(&self.root().join(&entry.path), fsx::PROGRAM)?;
-        let new = bundle.read_entry(index)?;
+        let (old, new) = (self.live_settings(&entry)?, bundle.read_entry(index, carry::MAX_SIZE)?);
         let is_target = rules.carry.keys().next() == Some(&entry.path);
         let set: &[(String, String)] = if is_target { &rules.set } else { &[] };
         let done = carry::carry(&new, &old, names, set).map_err(|e| {
@@ -245,8 +255,7 @@ impl<'a> Planner<'a> {
         if entry.link.is_some() {
             return Ok(self.held_back(&entry, index, Some(live), "a file of the users' lies there"));
         }
-        let old = fsx::read(&self.root().join(&entry.path), fsx::PROGRAM)?;
-        let new = bundle.read_entry(index)?;
+        let (old, new) = (self.live_settings(&entry)?, bundle.read_entry(index, carry::MAX_SIZE)?);
         let merged = merge::merge_json(&old, &new).map_err(|e| {
             Failure::failed("bad-json", format!("{} cannot be merged: {e}", entry.path))
                 .at(&entry.path)

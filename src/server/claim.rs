@@ -26,7 +26,7 @@ pub(super) fn ports(root: &InstallRoot) -> BTreeSet<u16> {
 
 /// The port by the settings of the server's own, and where each stands.
 pub fn written(root: &InstallRoot) -> [(Option<u16>, &'static str); 2] {
-    let text = |name: &str| fsx::read(&root.path().join(name), fsx::PROGRAM).ok();
+    let text = |name: &str| fsx::read_at_most(&root.path().join(name), carry::MAX_SIZE).ok().flatten();
     let of_program = |bytes: Vec<u8>| carry::assignment(&bytes, "PORT")?.trim().parse().ok();
     [(text(".env").and_then(|bytes| port_of_env(&bytes)), ".env"), (text("run.py").and_then(of_program), "run.py")]
 }

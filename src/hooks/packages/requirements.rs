@@ -3,6 +3,7 @@
 
 use super::REQUIREMENTS;
 use crate::bundle::Bundle;
+use crate::error::Failure;
 use crate::fsx;
 use crate::path::{InstallRoot, RelPath};
 use crate::plan::{Action, Plan};
@@ -27,6 +28,10 @@ pub(super) fn names_an_origin(line: &str) -> bool {
     ];
     line.split([' ', '=']).next().is_some_and(|first| ORIGINS.contains(&first))
 }
+
+/// The most that `requirements.txt` and all that it includes may have, in bytes: they are held whole. A locked list of a
+/// thousand packages with their hashes has about 300,000.
+const MAX_SIZE: u64 = 1 << 20;
 
 /// The lines that mean something, continued ones joined.
 pub(super) fn lines(bytes: &[u8]) -> Vec<String> {
@@ -87,11 +92,13 @@ pub(super) fn of_new_version(
 ) -> Result<BTreeMap<RelPath, Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut open: Vec<RelPath> = RelPath::parse(REQUIREMENTS).into_iter().collect();
+    let mut left = MAX_SIZE;
     while let Some(path) = open.pop() {
         if found.contains_key(&path) {
             continue;
         }
-        let Some(bytes) = new_file(root, bundle, plan, &path)? else { continue };
+        let Some(bytes) = new_file(root, bundle, plan, (&path, left))? else { continue };
+        left = left.saturating_sub(bytes.len() as u64);
         for line in lines(&bytes) {
             let Some(name) = included(&line) else { continue };
             // What lies outside of the install is pip's to find or to miss.
@@ -103,16 +110,29 @@ pub(super) fn of_new_version(
     Ok(found)
 }
 
-/// A file as it will be; None: there will be none.
-fn new_file(root: &InstallRoot, bundle: &mut Bundle, plan: &Plan, path: &RelPath) -> Result<Option<Vec<u8>>> {
+/// A file as it will be; None: there will be none. Errors: it has more than `most` bytes.
+fn new_file(
+    root: &InstallRoot,
+    bundle: &mut Bundle,
+    plan: &Plan,
+    (path, most): (&RelPath, u64),
+) -> Result<Option<Vec<u8>>> {
     let planned = plan.actions.iter().find(|planned| planned.path == *path);
     match planned {
         Some(planned) if planned.action == Action::Remove => Ok(None),
         Some(planned) if planned.content.is_some() => Ok(planned.content.clone()),
         Some(planned) if matches!(planned.action, Action::Add | Action::Replace) => {
-            planned.entry.map(|at| bundle.read_entry(at)).transpose()
+            planned.entry.map(|at| bundle.read_entry(at, most)).transpose()
         }
-        _ if root.join(path).is_file() => Ok(Some(fsx::read(&root.join(path), fsx::SMALL)?)),
+        _ if root.join(path).is_file() => {
+            let bytes = fsx::read_at_most(&root.join(path), most)?;
+            let message = || format!("{path} and what includes it have more than {MAX_SIZE} bytes");
+            Ok(Some(bytes.ok_or_else(|| {
+                Failure::failed("too-large", message())
+                    .at(path)
+                    .remedy("make it smaller, or set [hooks] defaults = false in updater.toml")
+            })?))
+        }
         _ => Ok(None),
     }
 }
