@@ -68,7 +68,7 @@ pub(super) fn check(links: &BTreeMap<RelPath, String>, expected: &Expected) -> R
     let keyed = links.iter().map(|(path, target)| (key(path, expected), target.as_str()));
     let mut way = Way { links: &keyed.collect(), expected, steps: 0 };
     for (path, target) in links {
-        let from = Point { at: path.parent(), to_go: Vec::new(), hops: 0 };
+        let from = Point { at: path.parent(), to_go: Vec::new(), hops: 1 };
         way.follow(from.then(target)).map_err(|why| bad_link(path, why))?;
     }
     Ok(())
@@ -81,7 +81,7 @@ struct Point {
     at: Option<RelPath>,
     /// The parts that are still to be gone, the last first.
     to_go: Vec<Vec<u8>>,
-    /// How many links were passed.
+    /// How many links were passed, the first one too.
     hops: usize,
 }
 

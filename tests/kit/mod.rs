@@ -3,6 +3,8 @@
 //! Nothing here knows how the updater works; it is run as users run it.
 #![allow(dead_code)]
 
+pub mod zips;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
