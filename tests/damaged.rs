@@ -229,7 +229,9 @@ fn a_journal_that_cannot_be_read_is_never_taken_for_none() {
     let good = journal(&template, &[Record::Stopping, Record::BackupWhole]);
     let mut middle = good.clone();
     middle[40] ^= 1;
-    let newer = String::from_utf8(good.clone()).unwrap().replacen("\"format\":3", "\"format\":99", 1);
+    let known = format!("\"format\":{}", updater::journal::FORMAT);
+    let newer = String::from_utf8(good.clone()).unwrap().replacen(&known, "\"format\":99", 1);
+    assert!(newer.contains("\"format\":99"));
     let json = newer.lines().next().unwrap().split_once(' ').unwrap().1.to_string();
     let sum: String = {
         use sha2::{Digest, Sha256};
