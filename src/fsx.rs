@@ -2,6 +2,7 @@
 //! Refuses decisions: which file is copied where is the caller's.
 
 use crate::app::{HEAD_BYTES, Head};
+use crate::error::Failure;
 use crate::os::{self, Facts, Kind, files};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -14,6 +15,7 @@ pub fn facts(path: &Path) -> Result<Option<Facts>> {
     match files::facts(path) {
         Ok(facts) => Ok(Some(facts)),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(closed(path.parent().unwrap_or(path), e)),
         Err(e) => Err(e).with_context(|| format!("looking at {}", path.display())),
     }
 }
@@ -80,6 +82,19 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// Creates a file that nothing stands in the place of, for its owner alone to read and write.
 pub fn create_new(path: &Path) -> io::Result<File> {
     named("create", path, files::create_new(path))
+}
+
+/// The failure of looking into a folder that we may not enter or read; those above it may be closed, too.
+pub fn closed(folder: &Path, e: io::Error) -> anyhow::Error {
+    let may_not = |folder: &&Path| files::facts(folder).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+    let folder = folder.ancestors().find(|folder| !may_not(folder)).unwrap_or(folder);
+    let failure = Failure::failed("unreadable-data", format!("the folder {} is closed to us", folder.display()))
+        .at(folder.display())
+        .remedy(format!(
+            "let its owner in (chmod u+rwx '{0}'), or give it to the owner of the install (chown)",
+            folder.display()
+        ));
+    anyhow::Error::new(e).context(failure)
 }
 
 pub fn exists(path: &Path) -> Result<bool> {

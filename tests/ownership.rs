@@ -402,6 +402,20 @@ fn before_the_first_receipt_what_would_shadow_new_code_gives_way_and_the_rest_st
 }
 
 #[test]
+fn one_file_that_stays_is_told_as_one_and_two_as_two() {
+    for (more, words) in [
+        (None, "so 1 program file that the bundle lacks stays; `updater verify` lists it"),
+        (Some("app/other.py"), "so 2 program files that the bundle lacks stay; `updater verify` lists them"),
+    ] {
+        let install = running("");
+        more.iter().for_each(|path| install.write(path, "# other\n"));
+        let bundle = install.save(&install.bundle("2.0"));
+        let plan = install.updater(&["plan", bundle.to_str().unwrap(), "--json"]).expect(0).object();
+        assert!(plan["warnings"].to_string().contains(words), "{plan}");
+    }
+}
+
+#[test]
 fn the_backup_from_before_the_first_receipt_is_never_pruned_by_an_update_and_brings_that_state_back() {
     let install = running("[backup]\nkeep = 1\n");
     install.write("app/notes.txt", "edited\n");

@@ -463,3 +463,30 @@ fn a_kill_of_either_half_is_recovered_from_and_leaves_nothing_of_roots() {
         assert_owned(&install, owner);
     }
 }
+
+#[test]
+fn a_folder_of_the_program_that_its_owner_may_not_enter_is_named_with_its_remedy() {
+    let install = Install::new();
+    install.write("app/closed/part.py", "# part\n");
+    start(&install);
+    let closed = install.root.join("app/closed");
+    let bundle = install.save(&Bundle::first().file("app/closed/part.py", "# part\n").file("app/closed/b/c.py", ""));
+    // Neither to be entered nor read; to be read alone.
+    for mode in [0o000, 0o600] {
+        fs::set_permissions(&closed, fs::Permissions::from_mode(mode)).unwrap();
+        let adopted = install.updater(&["adopt", bundle.to_str().unwrap(), "--json"]);
+        let planned = install.updater(&["plan", bundle.to_str().unwrap(), "--json"]);
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
+        let adopted = adopted.expect(1).object()["error"].clone();
+        let planned = planned.expect(1).object()["problems"][0].clone();
+        for error in [adopted, planned] {
+            assert_eq!(
+                (error["code"].as_str(), error["path"].as_str()),
+                (Some("unreadable-data"), closed.to_str()),
+                "{error}"
+            );
+            assert!(error["remedy"].as_str().unwrap().contains("chmod u+rwx"), "{error}");
+        }
+    }
+    install.updater(&["adopt", bundle.to_str().unwrap()]).expect(0);
+}

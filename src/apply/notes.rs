@@ -71,10 +71,12 @@ pub fn notes(cx: &Context, prepared: &Prepared) -> Result<Vec<Note>> {
     let text = of(&unsaved, "stays in place and is not saved", "stay in place and are not saved");
     say("not-saved", unsaved, format!("{text} ({bytes} bytes): a rollback could only tell that they changed"));
     if let Some(count) = plan.unknown_stay.filter(|count| *count > 0) {
+        let (files, stay, them) =
+            if count == 1 { ("program file", "stays", "it") } else { ("program files", "stay", "them") };
         let message = format!(
-            "nobody knows what the version before shipped, so {count} program files that the bundle lacks stay; \
-             `updater verify` lists them afterwards, and `updater adopt BUNDLE` of the installed version's bundle, typed \
-             before an update, tells them apart"
+            "nobody knows what the version before shipped, so {count} {files} that the bundle lacks {stay}; \
+             `updater verify` lists {them} afterwards, and `updater adopt BUNDLE` of the installed version's bundle, typed \
+             before an update, tells whose each file is"
         );
         all.push(Note { code: "before-receipt", message, paths: Vec::new() });
     }

@@ -67,6 +67,7 @@ impl Ownership {
                     census.unreadable.extend(at.map(|at| (at, e.to_string())));
                     continue;
                 }
+                Err(e) if may_not(&e) => return Err(fsx::closed(&folder, e)),
                 Err(e) => return Err(e).with_context(|| format!("reading {}", folder.display())),
             };
             for name in names {
