@@ -3,6 +3,9 @@
 //! Nothing here knows how the updater works; it is run as users run it.
 #![allow(dead_code)]
 
+#[cfg(unix)]
+pub mod owner;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
