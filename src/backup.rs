@@ -9,7 +9,7 @@ mod selection;
 mod shelf;
 
 pub use record::{Damage, FORMAT, Kind, Line, Linked, Record, Watched, damage, files_below, legacy, load};
-pub use selection::{How, Previous, Selected, Selection};
+pub use selection::{How, Previous, Selected, Selection, refuse_unreadable};
 pub use shelf::{Listed, Pruned, Spare, clear_discarded, list, list_all, mark_failed, next_number, prune};
 
 use crate::error::Failure;
@@ -243,7 +243,7 @@ impl Backup {
             files: self.lines.values().cloned().collect(),
             folders,
             linked,
-            watched: self.watched.iter().map(|(path, facts)| Watched { path: path.clone(), facts: *facts }).collect(),
+            watched: self.watched.iter().map(|(path, facts)| Watched::new(path, *facts, &root.join(path))).collect(),
             ..record
         };
         record.store(&self.dir)?;

@@ -349,7 +349,7 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     let typed = bundle.to_string_lossy();
     let origin = if fetch::is_url(&typed) {
         Origin::Url(source_url(&typed)?)
-    } else if std::fs::File::open(&path).is_err() && monitor::handed_bundle().is_some() {
+    } else if os::files::open_to_read(&path).is_err() && monitor::handed_bundle().is_some() {
         Origin::Handed
     } else {
         Origin::File

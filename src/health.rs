@@ -3,6 +3,7 @@
 //! the same protocol and as well as before, and keep doing so. It starts and ends nothing.
 
 use crate::error::Failure;
+use crate::fsx;
 use crate::net::{self, Answer, PING, Protocol, url};
 use crate::os::{ProcessId, processes};
 use crate::path::InstallRoot;
@@ -392,7 +393,7 @@ fn timed_out(before: &Before, asked: u16, seen: &Seen) -> anyhow::Error {
 /// The last lines (at most `lines`) that a log got after `from`; from its beginning when it has become
 /// shorter. Text that is not UTF-8 is replaced. Errors: the file cannot be read.
 pub fn tail(path: &Path, from: u64, lines: usize) -> anyhow::Result<Vec<String>> {
-    let mut file = fs_err::File::open(path)?;
+    let mut file = fsx::open(path)?;
     let size = file.metadata()?.len();
     let from = if from > size { 0 } else { from };
     file.seek(SeekFrom::Start(from.max(size.saturating_sub(TAIL_BYTES))))?;

@@ -86,6 +86,35 @@ pub fn intend_exchanges(root: &InstallRoot, moves: &mut Moves, exchanges: Vec<Ex
     Ok(())
 }
 
+/// Adds the folders of a saved version that are to be there again: those whose place a file of the installed version
+/// leaves, and with `all` every one that is missing.
+pub fn intend_folders(root: &InstallRoot, moves: &mut Moves, folders: &[Folder], all: bool) -> Result<()> {
+    let leaves =
+        |moves: &Moves, path: &RelPath| moves.moves.iter().any(|m| m.path == *path && m.old && m.new.is_none());
+    for path in folders.iter().map(|folder| &folder.path) {
+        let is_vacated = leaves(moves, path) || path.ancestors().iter().any(|above| leaves(moves, above));
+        let stands = fsx::facts(&root.join(path))?;
+        let is_wanted = if stands.is_some() { leaves(moves, path) } else { all || is_vacated };
+        if !is_wanted || moves.make.contains(path) {
+            continue;
+        }
+        let above = path.parent();
+        let is_made = above.as_ref().is_some_and(|above| moves.make.contains(above));
+        let place = above.as_ref().map_or_else(|| root.path().to_path_buf(), |above| root.join(above));
+        let Some(is) = fsx::facts(&place)?.filter(|is| !is_made && is.kind == Kind::Folder) else {
+            // What stands above it stays, and it has no place.
+            moves.make.extend(is_made.then(|| path.clone()));
+            continue;
+        };
+        if let Some(above) = above.filter(|above| !moves.touched.iter().any(|one| one.path == *above)) {
+            moves.touched.push(Folder::of(&above, &is));
+        }
+        moves.make.push(path.clone());
+    }
+    moves.make.sort();
+    Ok(())
+}
+
 /// True where what lies at `path` is none of the file's own: seen through something that leaves, or a folder that is
 /// emptied for it. A data folder at the top may be a link.
 fn is_behind_or_folder(root: &InstallRoot, path: &RelPath, rules: &Rules) -> Result<bool> {
@@ -457,6 +486,8 @@ fn put_back(root: &InstallRoot, moves: &Moves, intent: &Intent, backup: &Path) -
 
 /// Empties a folder that the swap made: what is in it now was written by the new version.
 fn empty_made_folder(path: &RelPath, folder: &Path, after: &Path) -> Result<()> {
+    // The new version may have closed it.
+    fsx::open_folder(folder)?;
     for child in fsx::names(folder)? {
         if let Some(name) = path.child(&child) {
             if name.name() == "__pycache__" {

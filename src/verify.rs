@@ -88,12 +88,13 @@ pub fn altered_data(
     Ok(None)
 }
 
-/// The large files that were not saved and are no longer what they were at the stop.
+/// The large files that were not saved and are no longer what they were at the stop. Of one that has its size and time
+/// again, the time of its last change tells that somebody wrote in it, or dressed it otherwise.
 pub fn altered_unsaved(root: &InstallRoot, record: &backup::Record) -> Result<Vec<RelPath>> {
     let mut altered = Vec::new();
     for watched in &record.watched {
         let is = fsx::facts(&root.join(&watched.path))?;
-        let look = |facts: &crate::os::Facts| (facts.kind, facts.size, facts.mtime, facts.inode);
+        let look = |facts: &crate::os::Facts| (facts.kind, facts.size, facts.mtime, facts.ctime, facts.inode);
         if is.as_ref().map(look) != Some(look(&watched.facts)) {
             altered.push(watched.path.clone());
         }

@@ -87,6 +87,12 @@ fn run(path: &Path) -> Result<std::convert::Infallible, String> {
         let made = place.parent().map_or(Ok(()), std::fs::create_dir_all);
         made.and_then(|()| std::fs::write(place, text)).map_err(|e| format!("cannot write {name}: {e}"))?;
     }
+    for text in script.all("ATTRIBUTE") {
+        let (name, rest) = text.split_once('=').ok_or("ATTRIBUTE needs \"path=name=value\"")?;
+        let (attribute, value) = rest.split_once('=').ok_or("ATTRIBUTE needs \"path=name=value\"")?;
+        // One that cannot be set is nothing that a server ends for.
+        set_attribute(&root.join(name), attribute, value);
+    }
     for text in script.all("SHELL") {
         let done = std::process::Command::new("sh").args(["-c", text]).current_dir(&root).status();
         done.map_err(|e| format!("cannot run {text}: {e}"))?;
@@ -118,6 +124,14 @@ fn run(path: &Path) -> Result<std::convert::Infallible, String> {
         }
     }
 }
+
+#[cfg(unix)]
+fn set_attribute(path: &Path, name: &str, value: &str) {
+    let _ = rustix::fs::lsetxattr(path, name, value.as_bytes(), rustix::fs::XattrFlags::empty());
+}
+
+#[cfg(not(unix))]
+fn set_attribute(_: &Path, _: &str, _: &str) {}
 
 /// Opens `instance/app.db` in WAL mode and keeps it open, as the servers of the field do.
 fn open_database(root: &Path, script: &Script) -> rusqlite::Result<Option<rusqlite::Connection>> {

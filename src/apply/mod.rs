@@ -404,6 +404,9 @@ fn down(
     }
     late::stage_again(cx, request, survey, prepared, &mut staged)?;
     let mut moves = swap::intend(&cx.root, &prepared.plan, &staged, &prepared.ownership.rules)?;
+    if let Some(saved) = request.saved.as_ref().filter(|_| !request.is_partly()) {
+        swap::intend_folders(&cx.root, &mut moves, &saved.record.folders, saved.data)?;
+    }
     let known = request.saved.iter().flat_map(|saved| &saved.record.folders);
     moves.saved_folders = known.filter(|folder| moves.make.contains(&folder.path)).cloned().collect();
     swap::intend_exchanges(&cx.root, &mut moves, prepared.hooks.changes.exchanges())?;

@@ -75,6 +75,8 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     refuse_others_install(cx)?;
     let ownership = ownership(cx, request, survey, &bundle)?;
     let census = ownership.census(None).context("looking at the install")?;
+    // Before the plan, which looks at the same paths.
+    backup::refuse_unreadable(&cx.root, &ownership.rules, &census)?;
     let is_same = survey.receipt.as_ref().is_some_and(|receipt| receipt.content_id == bundle.content_id);
     let heal = request.heal || (is_same && request.saved.is_none());
     let (saved_data, saved_folders) = (saved_data(request), saved_folders(request));

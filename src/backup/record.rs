@@ -6,11 +6,12 @@ use crate::bundle::{self, Entry, Saved};
 use crate::error::Failure;
 use crate::fsx;
 use crate::journal::Folder;
-use crate::os::{self, Facts, files};
+use crate::os::{self, Attributes, Facts, files};
 use crate::ownership::{Databases, Rules};
 use crate::path::RelPath;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The version of this format. 1 is read, too: it holds neither folders nor what was changed here.
@@ -81,6 +82,27 @@ impl Linked {
 pub struct Watched {
     pub path: RelPath,
     pub facts: Facts,
+    /// Access lists and other attributes, names and values in hex. None: nobody wrote them down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    attributes: Option<BTreeMap<String, String>>,
+}
+
+impl Watched {
+    /// A file as it is now; `live` is where it lies.
+    pub(super) fn new(path: &RelPath, facts: Facts, live: &Path) -> Watched {
+        // One that vanishes meanwhile has none.
+        let attributes = files::attributes(live).ok().map(|all| {
+            let pairs = all.iter().map(|(name, value)| (fsx::hex(name), fsx::hex(value)));
+            pairs.collect()
+        });
+        Watched { path: path.clone(), facts, attributes }
+    }
+
+    /// The attributes that were written down.
+    pub fn attributes(&self) -> Option<Attributes> {
+        let pairs = self.attributes.as_ref()?.iter();
+        pairs.map(|(name, value)| Some((fsx::from_hex(name)?, fsx::from_hex(value)?))).collect()
+    }
 }
 
 /// `backup.json`: it is there, and parses, only when the backup is whole.

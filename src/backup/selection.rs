@@ -94,7 +94,6 @@ pub struct Selection {
 
 impl Selection {
     /// Decides. `free`: the room on the volume, in bytes, within which a backup may have copies of its own.
-    /// Errors: a file of the users' cannot be read.
     pub fn choose(
         root: &InstallRoot,
         rules: &Rc<Rules>,
@@ -104,11 +103,6 @@ impl Selection {
     ) -> Result<Selection> {
         let number = shelf::next_number(backups)?;
         let mut selection = Selection { files: Vec::new(), bytes: 0, databases: 0, number, rules: rules.clone() };
-        for (path, why) in &census.unreadable {
-            if !rules.is_skipped(path, true) && !rules.is_skipped(path, false) {
-                return Err(unreadable(root, path, why).into());
-            }
-        }
         let previous = Previous::newest(backups)?;
         for (path, item) in &census.items {
             let one =
@@ -180,6 +174,15 @@ impl Selection {
         let may_clone = files::may_clone(root.path()).context("asking what the volume can do")?;
         let is_lost = |one: &&Selected| one.how == How::Watch || (one.how == How::Clone && !may_clone);
         Ok(self.files.iter().filter(is_lost).map(|one| (one.path.clone(), one.facts.size)).collect())
+    }
+}
+
+/// Errors: something of the users' cannot be read, so that it could not be put back, and no setting leaves it in place.
+pub fn refuse_unreadable(root: &InstallRoot, rules: &Rules, census: &Census) -> Result<()> {
+    let is_left = |path: &RelPath| rules.is_skipped(path, true) || rules.is_skipped(path, false);
+    match census.unreadable.iter().find(|(path, _)| !is_left(path)) {
+        Some((path, why)) => Err(unreadable(root, path, why).into()),
+        None => Ok(()),
     }
 }
 

@@ -98,6 +98,10 @@ pub struct Facts {
     pub links: u64,
 }
 
+/// Access lists and other extended attributes of an entry, names and values as the system stores them (none on Windows,
+/// where access lists are inherited).
+pub type Attributes = std::collections::BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A process that cannot be confused with a later one of the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {

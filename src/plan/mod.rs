@@ -10,6 +10,7 @@ mod late;
 mod leftovers;
 
 use crate::bundle::{Bundle, Entry};
+use crate::error::Failure;
 use crate::fsx;
 use crate::journal::Annex;
 use crate::os::{Facts, Kind};
@@ -220,14 +221,30 @@ impl Plan {
 }
 
 fn look(root: &InstallRoot, path: &RelPath) -> Result<Look> {
+    let facts = |path: &RelPath| {
+        fsx::facts(&root.join(path)).map_err(|e| match fsx::is_denied(&e) {
+            true => closed(root, path).into(),
+            false => e,
+        })
+    };
     for above in path.ancestors() {
-        match fsx::facts(&root.join(&above))? {
+        match facts(&above)? {
             None => return Ok(Look::Missing),
             Some(facts) if facts.kind == Kind::Folder => {}
             Some(facts) => return Ok(Look::Behind(above, facts.kind)),
         }
     }
-    Ok(fsx::facts(&root.join(path))?.map_or(Look::Missing, Look::There))
+    Ok(facts(path)?.map_or(Look::Missing, Look::There))
+}
+
+/// The folder above is closed to us, and `[backup] skip` names it: else the update had ended before.
+fn closed(root: &InstallRoot, path: &RelPath) -> Failure {
+    Failure::failed("unreadable-data", format!("nobody can tell what lies at {path}: its folder is closed"))
+        .at(path)
+        .remedy(format!(
+            "let the owner of the install enter the folders above it (chmod u+rwx): {}",
+            root.join(path).display()
+        ))
 }
 
 /// What an update to `bundle` does. Errors: a file cannot be read, a setting cannot be carried, something stands in the way.

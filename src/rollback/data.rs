@@ -187,15 +187,21 @@ pub(super) fn moved_back(
     Ok(())
 }
 
-/// Gives large files that nobody saved their owner and mode back.
+/// Gives large files that nobody saved their owner, mode, access lists and other attributes back.
 pub(super) fn watched_back(root: &InstallRoot, record: &backup::Record) -> Result<()> {
     for watched in &record.watched {
         let path = root.join(&watched.path);
-        if let Some(is) = fsx::facts(&path)?
-            && is.inode == watched.facts.inode
-            && (is.mode, is.owner) != (watched.facts.mode, watched.facts.owner)
-        {
+        let Some(is) = fsx::facts(&path)? else { continue };
+        // A number is given to another file once its own is gone.
+        if (is.inode, is.kind) != (watched.facts.inode, watched.facts.kind) {
+            continue;
+        }
+        if (is.mode, is.owner) != (watched.facts.mode, watched.facts.owner) {
             fsx::dress(&path, &Facts { mtime: is.mtime, ..watched.facts })?;
+        }
+        if let Some(wanted) = watched.attributes() {
+            files::give_attributes(&path, &wanted)
+                .with_context(|| format!("setting attributes of {}", watched.path))?;
         }
     }
     Ok(())

@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Makes every folder of the record a folder again, and every linked data folder the same link. Where data is kept as
-/// it is, only what lies above the moves of code.
+/// Makes every folder of the record a folder again that its owner may use, and every linked data folder the same link.
+/// Where data is kept as it is, only what lies above the moves of code.
 pub(super) fn mend(
     root: &InstallRoot,
     record: Option<&backup::Record>,
@@ -22,30 +22,49 @@ pub(super) fn mend(
     dir: &Path,
 ) -> Result<()> {
     let after = swap::after(dir);
-    let above: BTreeSet<RelPath> = moves.moves.iter().filter(|m| !m.data).flat_map(|m| m.path.ancestors()).collect();
+    let above = above_moves(moves);
     let linked: BTreeSet<&RelPath> = record.iter().flat_map(|record| record.linked.iter().map(|l| &l.path)).collect();
     for link in record.iter().flat_map(|record| &record.linked).filter(|_| data != DataBack::Kept) {
         relink(root, link, &after)?;
     }
-    // What the swap itself made or takes away is the undo's.
-    let is_undos = |path: &RelPath| moves.make.contains(path) || moves.remove.iter().any(|folder| folder.path == *path);
+    // What the swap itself made or takes away is the undo's to make and to remove.
+    let removed = moves.remove.iter().map(|folder| &folder.path);
+    let undos: BTreeSet<&RelPath> = moves.make.iter().chain(removed).collect();
     let is_wanted = |path: &RelPath| data != DataBack::Kept || above.contains(path);
-    for folder in known(record, &above).iter().filter(|folder| is_wanted(&folder.path) && !is_undos(&folder.path)) {
+    for folder in known(record, &above).iter().filter(|folder| is_wanted(&folder.path)) {
         if linked.iter().any(|link| folder.path.is_within(link)) {
             continue;
         }
-        let live = root.join(&folder.path);
-        let is = fsx::facts(&live)?;
-        if is.is_some_and(|is| is.kind == Kind::Folder) {
-            continue;
+        if !stands(root, &folder.path, &after)? && !undos.contains(&folder.path) {
+            let live = root.join(&folder.path);
+            fsx::make_folder(&live)?;
+            fsx::dress_folder(&live, folder.owner, folder.mode | 0o700)?;
         }
-        if is.is_some() {
-            swap::set_aside(&live, &after, &folder.path)?;
-        }
-        fsx::make_folder(&live)?;
-        fsx::dress_folder(&live, folder.owner, folder.mode | 0o700)?;
+    }
+    for path in undos {
+        stands(root, path, &after)?;
     }
     Ok(())
+}
+
+/// The folders above what the moves of code move.
+fn above_moves(moves: &Moves) -> BTreeSet<RelPath> {
+    moves.moves.iter().filter(|m| !m.data).flat_map(|m| m.path.ancestors()).collect()
+}
+
+/// True when a folder stands at the path; the failed version may have closed it, so its owner may use it from here on.
+/// Anything else that stands there is set aside.
+fn stands(root: &InstallRoot, path: &RelPath, after: &Path) -> Result<bool> {
+    let live = root.join(path);
+    match fsx::facts(&live)? {
+        None => Ok(false),
+        Some(is) if is.kind == Kind::Folder => match fsx::open_folder(&live) {
+            // Another user's, which we may or may not use as it is.
+            Err(e) if fsx::is_denied(&e) => Ok(true),
+            opened => opened.map(|()| true),
+        },
+        Some(_) => swap::set_aside(&live, after, path).map(|()| false),
+    }
 }
 
 /// The folders of the old version and of the users, outermost first. A record of format 1 tells none; then those above
@@ -81,9 +100,18 @@ fn relink(root: &InstallRoot, link: &backup::Linked, after: &Path) -> Result<()>
     fsx::sync_parent(&live)
 }
 
-/// Gives every folder its owner, mode and access lists back.
-pub(super) fn put_back(root: &InstallRoot, dir: &Path, record: &backup::Record) -> Result<()> {
-    for folder in &record.folders {
+/// Gives every folder its owner, mode and access lists back; where data is kept as it is, those above the moves of code.
+pub(super) fn put_back(
+    root: &InstallRoot,
+    dir: &Path,
+    record: &backup::Record,
+    moves: &Moves,
+    data: DataBack,
+) -> Result<()> {
+    let above = above_moves(moves);
+    let is_wanted = |path: &RelPath| data != DataBack::Kept || above.contains(path);
+    // The deepest first: one that is closed again hides those in it.
+    for folder in record.folders.iter().rev().filter(|folder| is_wanted(&folder.path)) {
         let live = root.join(&folder.path);
         let Some(is) = fsx::facts(&live)?.filter(|is| is.kind == Kind::Folder) else { continue };
         if (is.mode, is.owner) != (folder.mode, folder.owner) {

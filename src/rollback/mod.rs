@@ -42,7 +42,8 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
         }
         let record = backup::load(&dir);
         // Whatever the new version made of the folders, nothing is written or moved through it.
-        if journal.starting().is_some() || before.is_some() {
+        let may_be_altered = journal.starting().is_some() || before.is_some();
+        if may_be_altered {
             folders::mend(root, record.as_ref().ok(), &moves, data, &dir)?;
         }
         if let Some(before) = &before {
@@ -68,12 +69,13 @@ pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result
         }
         let is_start = |path: &RelPath| *path == start_file;
         data::moved_back(root, &dir, record.as_ref().ok(), &moves, &|path| !is_start(path))?;
-        if data == DataBack::Restored
-            && let Ok(record) = &record
-        {
-            folders::put_back(root, &dir, record)?;
-            data::watched_back(root, record)?;
-            altered = verify::altered_unsaved(root, record)?;
+        if may_be_altered && let Ok(record) = &record {
+            // Also where this way back was cut off after the data: what comes after it was not done.
+            if data == DataBack::Restored || restored {
+                altered = verify::altered_unsaved(root, record)?;
+                data::watched_back(root, record)?;
+            }
+            folders::put_back(root, &dir, record, &moves, data)?;
         }
         swap::undo_start(root, &moves, &start_file, &dir)?;
         data::moved_back(root, &dir, record.as_ref().ok(), &moves, &is_start)?;

@@ -16,6 +16,7 @@ use updater::path::RelPath;
 pub fn open(path: &Path) -> anyhow::Result<Bundle> {
     let start_file = RelPath::parse("run.py").unwrap();
     let expected = Expected {
+        named: None,
         start_file: &start_file,
         must_start: true,
         is_installed: &|_| false,

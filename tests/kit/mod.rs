@@ -3,6 +3,8 @@
 //! Nothing here knows how the updater works; it is run as users run it.
 #![allow(dead_code)]
 
+#[cfg(unix)]
+pub mod owner;
 pub mod zips;
 
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 //! Refuses to follow a link at the end of a path, except where its target is asked for by an open file.
 
 use super::trust::anchored;
-use crate::os::{Credentials, Facts, Kind, Owner};
+use crate::os::{Attributes, Credentials, Facts, Kind, Owner};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
 };
@@ -114,7 +114,7 @@ const DEFAULT_LIST: &str = "system.posix_acl_default";
 
 /// The extended attributes of an entry: access lists, capabilities, labels, those of users. Empty where the volume
 /// has none.
-fn attributes(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+pub fn attributes(path: &Path) -> io::Result<Attributes> {
     let path = &*anchored(path)?;
     let mut names = vec![0; MAX_ATTRIBUTES];
     let length = match rustix::fs::llistxattr(path, names.as_mut_slice()) {
@@ -147,7 +147,28 @@ pub fn same_attributes(one: &Path, other: &Path) -> io::Result<bool> {
 /// Gives `to` the extended attributes of `from`, and no other. Set the owner and the mode before: the system clears
 /// capabilities with them. Returns the names of those that could not be given.
 pub fn copy_attributes(from: &Path, to: &Path) -> io::Result<Vec<String>> {
-    let (wanted, is) = (attributes(from)?, attributes(to)?);
+    give_attributes(to, &attributes(from)?)
+}
+
+/// Gives `to` these attributes, and no other; the same.
+pub fn give_attributes(to: &Path, wanted: &Attributes) -> io::Result<Vec<String>> {
+    let is = attributes(to)?;
+    if *wanted == is {
+        return Ok(Vec::new());
+    }
+    // Attributes of users' are written like contents, so not even its owner sets them where he may not write.
+    let facts = facts(to)?;
+    let is_closed = facts.kind != Kind::Link && facts.mode & 0o200 == 0;
+    if is_closed && set_mode(to, facts.mode | 0o200).is_ok() {
+        let lost = exchange_attributes(to, wanted, &is);
+        set_mode(to, facts.mode)?;
+        return lost;
+    }
+    exchange_attributes(to, wanted, &is)
+}
+
+/// Sets what `to` lacks of the attributes that are `wanted`, and takes away what `is` there beside them.
+fn exchange_attributes(to: &Path, wanted: &Attributes, is: &Attributes) -> io::Result<Vec<String>> {
     let to = &*anchored(to)?;
     let mut lost = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, value)| is.get(*name) != Some(value)) {

@@ -175,6 +175,16 @@ pub fn same_attributes(_one: &Path, _other: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Access lists are inherited here.
+pub fn attributes(_path: &Path) -> io::Result<crate::os::Attributes> {
+    Ok(Default::default())
+}
+
+/// Access lists are inherited here: nothing is given, and nothing is lost.
+pub fn give_attributes(_to: &Path, _wanted: &crate::os::Attributes) -> io::Result<Vec<String>> {
+    Ok(Vec::new())
+}
+
 /// Access lists are inherited here: nothing is given, and nothing is lost.
 pub fn copy_attributes(_from: &Path, _to: &Path) -> io::Result<Vec<String>> {
     Ok(Vec::new())
