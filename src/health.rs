@@ -2,6 +2,7 @@
 //! Refuses to be content with an open port: a new process of the install must own every port, answer over
 //! the same protocol and as well as before, and keep doing so. It starts and ends nothing.
 
+use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
 use crate::net::{self, Answer, PING, Protocol, url};
@@ -14,6 +15,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::Path;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// The longest wait between two looks.
@@ -25,6 +27,10 @@ const RELOOK: Duration = Duration::from_millis(500);
 const KNOCK: Duration = Duration::from_millis(200);
 /// How long a server is given to answer when it is measured.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it is given when somebody asked us to end.
+const HURRY: Duration = Duration::from_millis(50);
+/// How often a wait looks for signals.
+const SIGNAL_POLL: Duration = Duration::from_millis(20);
 /// A bad status must last at least this long before it counts.
 const LEAST_BAD: Duration = Duration::from_secs(1);
 /// How far back the end of a log is read.
@@ -73,6 +79,36 @@ pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, t
         break;
     }
     before
+}
+
+/// Measures in a thread of its own, so that a signal ends the wait for a server that does not answer. Errors: a signal
+/// came, before anything was changed.
+pub fn measure_while(
+    cx: &Context,
+    listeners: &[Listener],
+    asked: Option<u16>,
+    path: Option<&str>,
+) -> anyhow::Result<Before> {
+    let came = || cx.signals.interrupts() + cx.signals.terminations();
+    // One that came before was answered: how an update ended is told all the same, and nobody is waited for any more.
+    let known = came();
+    let patience = if known == 0 { PATIENCE } else { HURRY };
+    let (tell, told) = std::sync::mpsc::channel();
+    let (listeners, path) = (listeners.to_vec(), path.map(str::to_string));
+    let thread = std::thread::Builder::new().name("measure".into());
+    // Abandoned, it ends by itself when its patience does.
+    let ask = move || drop(tell.send(measure(&listeners, asked, path.as_deref(), patience)));
+    thread.spawn(ask).map_err(|e| anyhow::anyhow!("the server cannot be asked how it answers: {e}"))?;
+    loop {
+        if came() > known {
+            cx.check_signals()?;
+        }
+        match told.recv_timeout(SIGNAL_POLL) {
+            Ok(before) => return Ok(before),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the server could not be asked how it answers"),
+        }
+    }
 }
 
 /// Where health is asked, as the operator wrote it: a path, or a URL of this machine.

@@ -23,19 +23,21 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The `server` object of `status` and `plan`.
-fn server_object(cx: &Context, server: Option<&Running>) -> Value {
+fn server_object(cx: &Context, server: Option<&Running>) -> Result<Value> {
     let Some(running) = server else {
-        return json!({"state": "stopped", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null});
+        return Ok(json!({
+            "state": "stopped", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null,
+        }));
     };
-    let answer = health::measure(&running.listeners, None, cx.settings.server.health.as_deref(), health::PATIENCE);
-    json!({
+    let answer = health::measure_while(cx, &running.listeners, None, cx.settings.server.health.as_deref())?;
+    Ok(json!({
         "state": "running",
         "pid": running.processes.first().map(|p| p.id.pid),
         "port": answer.asked_port.or(running.ports.first().copied()),
         "protocol": answer.protocol,
         "healthy": answer.status.is_some_and(|s| (200..400).contains(&s)),
         "managed_by": running.managed_by.as_ref().map(|unit| &unit.name),
-    })
+    }))
 }
 
 /// What an interrupted or unreadable journal means to a reader.
@@ -70,7 +72,7 @@ pub fn status(cx: &Context) -> Result<Value> {
     }
     let elsewhere = if matches!(server, Ok(None)) { server::elsewhere(&cx.root)? } else { None };
     let server = match elsewhere.map_or(server, |failure| Err(failure.into())) {
-        Ok(found) => server_object(cx, found.as_ref()),
+        Ok(found) => server_object(cx, found.as_ref())?,
         Err(e) => {
             warnings.push(error::record(&e));
             json!({"state": "unknown", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null})
@@ -145,7 +147,7 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
         None => None,
     };
     let found = server::find(&cx.root).ok().flatten();
-    let mut server = server_object(cx, found.as_ref());
+    let mut server = server_object(cx, found.as_ref())?;
     server["processes"] = found
         .iter()
         .flat_map(|r| &r.processes)

@@ -538,3 +538,43 @@ fn no_place_that_is_read_is_waited_for_or_swallowed_whole() {
     }
     install.apply_with(&bundle, &[]).expect(0);
 }
+
+/// A server that takes connections and never answers: whoever waits for it is ended by a signal, long before the patience
+/// with servers is over.
+#[test]
+fn a_signal_ends_the_wait_for_a_server_that_does_not_answer() {
+    for is_others in [false, true] {
+        if is_others && !is_root("the same through root's half") {
+            continue;
+        }
+        let install = Install::new();
+        if is_others {
+            mode(install.scratch(), 0o755);
+            give(&install.root);
+            start_as_other(&install, &[]);
+        } else {
+            install.start();
+        }
+        let bundle = install.save(&install.bundle("2.0"));
+        let pid = rustix::process::Pid::from_raw(install.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        let mut command = install.command(&["apply", bundle.to_str().unwrap(), "--json"]);
+        let mut child = Ended(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.0.stdout.take().unwrap()));
+        lines.find(|line| line.as_ref().unwrap().contains("looking for the server")).unwrap().unwrap();
+        // The question is under way by then; if not, the signal is seen before it.
+        std::thread::sleep(Duration::from_millis(500));
+        let updater = rustix::process::Pid::from_child(&child.0);
+        let asked = Instant::now();
+        rustix::process::kill_process(updater, rustix::process::Signal::TERM).unwrap();
+        let rest: String = lines.map(|line| line.unwrap() + "\n").collect();
+        let status = child.0.wait().unwrap();
+        let took = asked.elapsed();
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        assert_eq!(status.code(), Some(1), "{rest}");
+        assert!(rest.contains("\"code\":\"interrupted\""), "{rest}");
+        // Undisturbed, the two questions of five seconds each would go on for ten.
+        assert!(took < Duration::from_secs(3), "it took {took:?}");
+        eprintln!("a signal was answered after {took:?}");
+    }
+}

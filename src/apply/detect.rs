@@ -48,7 +48,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             let start = running_start_file(root, running);
             // `--port` says which port health asks only where the server listens on it.
             let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
-            let before = health::measure(&running.listeners, asked, health, health::PATIENCE);
+            let before = health::measure_while(cx, &running.listeners, asked, health)?;
             (Some(running.launch.clone()), start, before)
         }
         None => {
