@@ -1,5 +1,13 @@
 //! Merging a settings file in JSON: new keys are added, what is there stays as it is.
 //! Refuses to rewrite a file to which nothing is added.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use serde_json::{Map, Value};
 
@@ -10,6 +18,9 @@ pub enum MergeError {
     #[error("the bundle's file is no JSON object: {0}")]
     New(String),
 }
+
+/// How many values a settings file may have: each takes some hundred bytes of memory, whatever it takes in the file.
+const MAX_VALUES: usize = 100_000;
 
 const BOM: &[u8] = &[0xef, 0xbb, 0xbf];
 
@@ -47,6 +58,10 @@ pub fn merge_json(live: &[u8], new: &[u8]) -> Result<Option<Vec<u8>>, MergeError
 }
 
 fn object(bytes: &[u8]) -> Result<Map<String, Value>, String> {
+    // Before each value but the first stands one of these; those in strings count, too, which harms nobody.
+    if bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() > MAX_VALUES {
+        return Err(format!("it has more than {MAX_VALUES} values"));
+    }
     match serde_json::from_slice(bytes.strip_prefix(BOM).unwrap_or(bytes)) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err("it holds another kind of value".into()),
@@ -70,6 +85,7 @@ fn add(mine: &mut Map<String, Value>, theirs: &Map<String, Value>) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -99,5 +115,7 @@ mod tests {
     fn what_is_no_json_is_named_by_its_side() {
         assert!(matches!(merge_json(b"{", b"{}"), Err(MergeError::Live(_))));
         assert!(matches!(merge_json(b"{}", b"[]"), Err(MergeError::New(_))));
+        let many = format!("{{\"a\": [{}0]}}", "0,".repeat(MAX_VALUES));
+        assert!(matches!(merge_json(b"{}", many.as_bytes()), Err(MergeError::New(_))));
     }
 }

@@ -2,6 +2,14 @@
 //! from anywhere.
 //! Refuses, for the question, proxies, redirects, pooling and any check of the certificate (the server signs its
 //! own; what is asked is whether it answers, never what to trust). Refuses to follow redirects by itself.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -179,6 +187,13 @@ pub fn joined(url: &str, location: &str) -> anyhow::Result<String> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 mod tests {
     use super::*;
     use std::io::Write;
