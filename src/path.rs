@@ -53,7 +53,8 @@ pub struct BadName {
     pub reason: &'static str,
 }
 
-/// The longest path accepted from a bundle, in bytes (Linux PATH_MAX is 4096 with the root before it).
+/// The longest path accepted from outside, in bytes (Linux PATH_MAX is 4096 with the root before it); bundles may have
+/// less.
 const MAX_PATH: usize = 3000;
 /// The longest single name, in bytes (NAME_MAX).
 const MAX_NAME: usize = 255;
