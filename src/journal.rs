@@ -5,6 +5,14 @@
 //! `.updater/journal`: lines of `SUM JSON`, SUM being the first 16 hex digits of the JSON's SHA-256.
 //! A last line that is torn was never acted on (each line is flushed before what it announces), so it
 //! is dropped; damage anywhere else makes the journal unreadable, which is never taken for "none".
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use crate::error::Failure;
 use crate::fsx;
@@ -255,7 +263,7 @@ fn marker(own: &Path) -> PathBuf {
 
 fn line(record: &Record) -> Result<Vec<u8>> {
     let json = serde_json::to_string(record)?;
-    Ok(format!("{} {json}\n", &fsx::sha256(json.as_bytes())[..16]).into_bytes())
+    Ok(format!("{:.16} {json}\n", fsx::sha256(json.as_bytes())).into_bytes())
 }
 
 impl Journal {
@@ -284,7 +292,7 @@ impl Journal {
         if let Err(e) = written {
             // A record that is torn would make those after it unreadable. (Where even this fails, it is noticed.)
             let _ = self.file.set_len(good).and_then(|()| self.file.seek(SeekFrom::Start(good)));
-            let _ = files::preallocate(&self.file, good + AFTER_ERROR);
+            let _ = files::preallocate(&self.file, good.saturating_add(AFTER_ERROR));
             return Err(e).with_context(name);
         }
         self.records.push(record);
@@ -385,17 +393,20 @@ impl Journal {
 /// The good records and the length of their bytes.
 fn parse(bytes: &[u8]) -> std::result::Result<(Vec<Record>, usize), String> {
     let (mut records, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let end = bytes[at..].iter().position(|b| *b == b'\n').map(|n| at + n);
-        let record = end.and_then(|end| read_line(&bytes[at..end]));
-        match (record, end) {
-            (Some(record), Some(end)) => {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let end = rest.iter().position(|b| *b == b'\n');
+        let (line, behind) = end.and_then(|end| rest.split_at_checked(end)).unwrap_or((rest, &[]));
+        let behind = behind.strip_prefix(b"\n").unwrap_or_default();
+        match end.and_then(|_| read_line(line)) {
+            Some(record) => {
                 records.push(record);
-                at = end + 1;
+                rest = behind;
+                at = bytes.len().saturating_sub(rest.len());
             }
             // Only the last line may be torn.
-            (None, end) if end.is_none_or(|end| bytes[end + 1..].iter().all(|b| *b == 0)) => break,
-            _ => return Err(format!("its record {} is damaged", records.len() + 1)),
+            None if behind.iter().all(|b| *b == 0) => break,
+            None => return Err(format!("its record {} is damaged", records.len().saturating_add(1))),
         }
     }
     if records.is_empty() { Err("it holds no whole record".into()) } else { Ok((records, at)) }
@@ -436,6 +447,14 @@ pub fn blocked(own: &Path, reason: &str) -> Failure {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic,
+    clippy::string_slice
+)]
 mod tests {
     use super::*;
 

@@ -1,5 +1,13 @@
 //! Merging a settings file in JSON: new keys are added, what is there stays as it is, to the letter.
 //! Refuses to write anew what is there: additions are spliced into the text, so that numbers keep their digits.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -13,6 +21,9 @@ pub enum MergeError {
     #[error("the bundle's file is no JSON object: {0}")]
     New(String),
 }
+
+/// How many values a settings file may have: each takes some hundred bytes of memory, whatever it takes in the file.
+const MAX_VALUES: usize = 100_000;
 
 const BOM: &[u8] = &[0xef, 0xbb, 0xbf];
 
@@ -73,6 +84,10 @@ pub fn merge_json(live: &[u8], new: &[u8]) -> Result<Option<Vec<u8>>, MergeError
 
 /// The text of a whole file that is one object. (Its depth is limited by the parser: 128.)
 fn object(bytes: &[u8]) -> Result<&str, String> {
+    // Before each value but the first stands one of these; those in strings count, too, which harms nobody.
+    if bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() > MAX_VALUES {
+        return Err(format!("it has more than {MAX_VALUES} values"));
+    }
     let text = std::str::from_utf8(bytes.strip_prefix(BOM).unwrap_or(bytes)).map_err(|e| e.to_string())?;
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(Map { .. })) => Ok(text),
@@ -83,8 +98,9 @@ fn object(bytes: &[u8]) -> Result<&str, String> {
 
 /// The first indent of the file; none where everything stands on one line.
 fn indent_of(text: &str) -> &str {
-    let blank = |line: &'_ str| line.len() - line.trim_start_matches([' ', '\t']).len();
-    text.lines().skip(1).map(|line| &line[..blank(line)]).find(|indent| !indent.is_empty()).unwrap_or_default()
+    let indent = |line: &'_ str| line.len().saturating_sub(line.trim_start_matches([' ', '\t']).len());
+    let lines = text.lines().skip(1).filter_map(|line| line.get(..indent(line)));
+    lines.into_iter().find(|indent| !indent.is_empty()).unwrap_or_default()
 }
 
 /// What is added to a text, and where.
@@ -102,7 +118,7 @@ impl Splice<'_> {
         for (key, _) in &there.0 {
             let Some(value) = there.get(key) else { continue };
             match here.get(key) {
-                Some(inner) => self.object(inner.get(), value.get(), depth + 1),
+                Some(inner) => self.object(inner.get(), value.get(), depth.saturating_add(1)),
                 None if lacking.iter().any(|(known, _)| *known == key) => {}
                 None => lacking.push((key, value)),
             }
@@ -114,8 +130,8 @@ impl Splice<'_> {
         let lines = if is_empty { self.text.trim().contains('\n') } else { mine.contains('\n') };
         let style = Style { lines: lines.then(|| self.eol()), indent: self.indent, spaced: !self.is_dense() };
         let end = match here.0.last() {
-            Some((_, last)) => self.place(last.get()) + last.get().len(),
-            None => self.place(mine) + 1,
+            Some((_, last)) => self.place(last.get()).saturating_add(last.get().len()),
+            None => self.place(mine).saturating_add(1),
         };
         let mut addition = String::new();
         for (n, (key, value)) in lacking.iter().enumerate() {
@@ -123,8 +139,8 @@ impl Splice<'_> {
                 addition.push(',');
                 addition.push_str(if style.lines.is_none() && style.spaced { " " } else { "" });
             }
-            style.line(&mut addition, depth + 1);
-            style.member(&mut addition, key, value.get(), depth + 1);
+            style.line(&mut addition, depth.saturating_add(1));
+            style.member(&mut addition, key, value.get(), depth.saturating_add(1));
         }
         // Between the braces of an empty one there may be a line already.
         if is_empty && !mine.contains('\n') {
@@ -176,14 +192,14 @@ impl Style<'_> {
         if let Some(Members(members)) = Members::of(text).filter(|members| !members.0.is_empty()) {
             self.parts(out, ['{', '}'], members.len(), depth, &mut |out, n| {
                 if let Some((key, value)) = members.get(n) {
-                    self.member(out, key, value.get(), depth + 1);
+                    self.member(out, key, value.get(), depth.saturating_add(1));
                 }
             });
         } else if let Some(items) = serde_json::from_str::<Vec<&RawValue>>(text).ok().filter(|items| !items.is_empty())
         {
             self.parts(out, ['[', ']'], items.len(), depth, &mut |out, n| {
                 if let Some(item) = items.get(n) {
-                    self.value(out, item.get(), depth + 1);
+                    self.value(out, item.get(), depth.saturating_add(1));
                 }
             });
         } else {
@@ -207,7 +223,7 @@ impl Style<'_> {
                 out.push(',');
                 out.push_str(if self.lines.is_none() && self.spaced { " " } else { "" });
             }
-            self.line(out, depth + 1);
+            self.line(out, depth.saturating_add(1));
             part(out, n);
         }
         self.line(out, depth);
@@ -216,6 +232,7 @@ impl Style<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -295,5 +312,7 @@ mod tests {
     fn what_is_no_json_is_named_by_its_side() {
         assert!(matches!(merge_json(b"{", b"{}"), Err(MergeError::Live(_))));
         assert!(matches!(merge_json(b"{}", b"[]"), Err(MergeError::New(_))));
+        let many = format!("{{\"a\": [{}0]}}", "0,".repeat(MAX_VALUES));
+        assert!(matches!(merge_json(b"{}", many.as_bytes()), Err(MergeError::New(_))));
     }
 }

@@ -1,5 +1,13 @@
 //! `InstallRoot` and `RelPath`: every name that comes from outside passes here before it can reach the disk.
 //! Refuses to touch the disk beyond resolving the root itself.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use crate::error::Failure;
 use crate::os;
@@ -83,7 +91,8 @@ pub struct BadName {
     pub reason: &'static str,
 }
 
-/// The longest path accepted from a bundle, in bytes (Linux PATH_MAX is 4096 with the root before it).
+/// The longest path accepted from outside, in bytes (Linux PATH_MAX is 4096 with the root before it); bundles may have
+/// less.
 const MAX_PATH: usize = 3000;
 /// The longest single name, in bytes (NAME_MAX).
 const MAX_NAME: usize = 255;
@@ -160,7 +169,7 @@ impl RelPath {
     }
     pub fn parent(&self) -> Option<RelPath> {
         let at = self.0.iter().rposition(|b| *b == b'/')?;
-        Some(RelPath(self.0[..at].to_vec()))
+        Some(RelPath(self.0.get(..at)?.to_vec()))
     }
     /// Every folder above, outermost first.
     pub fn ancestors(&self) -> Vec<RelPath> {
@@ -215,7 +224,8 @@ impl RelPath {
     }
     /// What remains after `prefix/`.
     pub fn strip(&self, prefix: &RelPath) -> Option<RelPath> {
-        (self.is_within(prefix) && self != prefix).then(|| RelPath(self.0[prefix.0.len() + 1..].to_vec()))
+        let below = self.0.strip_prefix(prefix.0.as_slice())?.strip_prefix(b"/")?;
+        (!below.is_empty()).then(|| RelPath(below.to_vec()))
     }
 }
 
@@ -264,6 +274,13 @@ impl<'de> Deserialize<'de> for RelPath {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

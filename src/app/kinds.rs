@@ -1,5 +1,13 @@
 //! Kinds of files: which names and which first bytes make a file a part of a program.
 //! Refuses to read files: its callers hand the first bytes.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 /// How the contents of a file begin, as far as that matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,5 +1,13 @@
 //! The record of a backup: what it holds, and whether it still holds it.
 //! Refuses to change anything but its own file.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use crate::app::ENVIRONMENT_MARK;
 use crate::bundle::{self, Entry, Saved};
@@ -162,7 +170,7 @@ impl Record {
 
     /// The saved version: its name, or where none is known the beginning of its content id.
     pub fn version(&self) -> String {
-        let unnamed = || bundle::content_id_of(&self.entries(Path::new(""), false))[..12].to_string();
+        let unnamed = || format!("{:.12}", bundle::content_id_of(&self.entries(Path::new(""), false)));
         self.from_version.clone().unwrap_or_else(unnamed)
     }
 }

@@ -55,7 +55,7 @@ impl<'a> Contents<'a> {
 
     /// Unpacks the next piece; 0 at the end, where all of it was right.
     pub(super) fn next(&mut self, out: &mut [u8]) -> Result<usize, Broken> {
-        while !self.is_done {
+        while !self.is_done && !out.is_empty() {
             if self.used == self.chunk.len() && self.packed_left > 0 {
                 self.fill()?;
             }
@@ -68,6 +68,9 @@ impl<'a> Contents<'a> {
             if count > 0 {
                 return Ok(count);
             }
+        }
+        if !self.is_done {
+            return Ok(0);
         }
         if self.used != self.chunk.len() || self.packed_left > 0 {
             return Err(Broken::Damaged("behind its end the zip holds more"));
@@ -107,7 +110,8 @@ impl<'a> Contents<'a> {
         let (was_in, was_out) = (inflate.total_in(), inflate.total_out());
         let status = inflate.decompress(left, out, FlushDecompress::None);
         let (taken, given) = (inflate.total_in().abs_diff(was_in), inflate.total_out().abs_diff(was_out));
-        let is_stuck = taken == 0 && given == 0 && self.packed_left == 0;
+        // There was room, and input if any was left.
+        let is_stuck = taken == 0 && given == 0;
         self.used = self.used.saturating_add(usize::try_from(taken).unwrap_or(usize::MAX)).min(self.chunk.len());
         match status {
             Err(_) => return Err(Broken::Damaged("it cannot be unpacked")),

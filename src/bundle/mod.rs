@@ -339,6 +339,10 @@ mod tests {
         assert_eq!(code(&zip_of(&[("a/run.py", b"x"), ("b/x", b"x")])), "two-top-folders");
         assert_eq!(code(&zip_of(&[("a/main.py", b"x")])), "no-start-file");
         assert_eq!(code(&zip_of(&[("run.py", b"x"), ("App/a", b"x"), ("app/b", b"x")])), "duplicate-name");
+        for (one, other) in [("caf\u{e9}", "cafe\u{301}"), ("\u{3c3}", "\u{3c2}"), ("\u{17f}", "S"), ("\u{212a}", "k")]
+        {
+            assert_eq!(code(&zip_of(&[("run.py", b"x"), (one, b"x"), (other, b"x")])), "duplicate-name", "{one}");
+        }
         assert_eq!(code(&zip_of(&[("run.py", b"x"), ("a", b"x"), ("a/b", b"x")])), "name-conflict");
         assert_eq!(code(&zip_of(&[("run.py", &vec![0; 2 << 20])])), "too-large");
         let whole = zip_of(&[("run.py", &vec![7; 5000])]);

@@ -27,9 +27,9 @@ pub(super) struct Named {
 /// True for characters that make a name look like another one: control characters (C0, DEL, C1), and those that alone
 /// set the direction of writing (Unicode's Bidi_Control).
 pub(super) fn is_forbidden(c: char) -> bool {
-    const LEFT_TO_RIGHT: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
+    const MARKS: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
     c.is_control()
-        || LEFT_TO_RIGHT.contains(&c)
+        || MARKS.contains(&c)
         || ('\u{202a}'..='\u{202e}').contains(&c)
         || ('\u{2066}'..='\u{2069}').contains(&c)
 }

@@ -2,6 +2,14 @@
 //! below, one file from anywhere (`transfer`) and addresses (`url`).
 //! Refuses, for the question, proxies, redirects, pooling and any check of the certificate (the server signs its
 //! own; what is asked is whether it answers, never what to trust).
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 pub mod transfer;
 pub mod url;
@@ -118,6 +126,13 @@ pub fn ask_protocol_at(addr: IpAddr, port: u16, path: &str, timeout: Duration) -
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 mod tests {
     use super::*;
     use std::io::Write;

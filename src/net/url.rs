@@ -122,7 +122,7 @@ pub fn shown(text: &str) -> String {
     let (authority, _) = rest.split_at(end);
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let at = if checked(host).is_ok() { authority.rfind('@') } else { rest.rfind('@') };
-    format!("{scheme}://{}", rest.get(at.map_or(0, |at| at + 1)..).unwrap_or_default())
+    format!("{scheme}://{}", rest.get(at.map_or(0, |at| at.saturating_add(1))..).unwrap_or_default())
 }
 
 /// A text of others, with every address in it as `shown`.
@@ -130,8 +130,8 @@ pub fn masked(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("://") {
-        let begin = rest[..at].rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |before| before + 1);
-        let (before, url) = rest.split_at(begin);
+        let before = rest.get(..at).unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_alphanumeric());
+        let (before, url) = rest.split_at(before.len());
         let end = url.find(|c: char| c.is_whitespace() || "\"'<>`".contains(c)).unwrap_or(url.len());
         let (url, after) = url.split_at(end);
         out.push_str(before);
@@ -199,7 +199,7 @@ fn without_dots(path: &str) -> String {
     let mut kept: VecDeque<&str> = VecDeque::new();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     for (at, part) in parts.iter().enumerate() {
-        let is_last = at + 1 == parts.len();
+        let is_last = at.saturating_add(1) == parts.len();
         match *part {
             "." | ".." => {
                 if *part == ".." {
@@ -216,6 +216,7 @@ fn without_dots(path: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -296,6 +297,7 @@ mod tests {
         assert_eq!(shown("http://me:s/cret@h/a b?x"), "http://h/a b");
         assert_eq!(shown("http://h:99999/a.zip?token=s"), "http://h:99999/a.zip");
         assert_eq!(shown("a/b?c"), "a/b?c");
+        assert_eq!(masked("\u{fc}\u{1f600}://x@y \u{fc}ftp://me:x@h"), "\u{fc}\u{1f600}://y \u{fc}ftp://h");
         assert_eq!(masked("see 'http://me:x@h/a?t=1' and (https://h/b?s=2)."), "see 'http://h/a' and (https://h/b");
         let url = Url::parse("http://h/a?token=sesame&v=1").unwrap();
         assert_eq!(url.without_secrets("v1: no sesame for token=sesame&v=1"), "v1: no ... for ...");

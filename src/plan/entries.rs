@@ -4,9 +4,9 @@ use super::{Action, Aside, Live, Look, Order, Plan, Planned, databases, look};
 use crate::app::Head;
 use crate::bundle::{Bundle, Entry};
 use crate::carry;
-use crate::error::Failure;
+use crate::error::{self, Failure};
 use crate::fsx;
-use crate::merge;
+use crate::merge::{self, MergeError};
 use crate::os::{Facts, Kind, files};
 use crate::ownership::{Class, Databases, Rules};
 use crate::path::{InstallRoot, RelPath};
@@ -257,7 +257,9 @@ impl<'a> Planner<'a> {
         }
         let (old, new) = (self.live_settings(&entry)?, bundle.read_entry(index, carry::MAX_SIZE)?);
         let merged = merge::merge_json(&old, &new).map_err(|e| {
-            Failure::failed("bad-json", format!("{} cannot be merged: {e}", entry.path))
+            let is_bundles = matches!(e, MergeError::New(_));
+            let class = if is_bundles { error::Class::Refused } else { error::Class::Failed };
+            Failure::new(class, "bad-json", format!("{} cannot be merged: {e}", entry.path))
                 .at(&entry.path)
                 .remedy("correct the file, or take it out of [preserve] merge_json")
         })?;

@@ -1,5 +1,13 @@
 //! Takes the values out of `updater.toml` and collects what is wrong with them.
 //! Refuses to choose between two readings: whatever is not exactly right is a problem, named with its line.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use super::{Backup, Bundle, Clean, Hook, Hooks, Preserve, Server, Settings, Source, Tls, Verify, duration, size};
 use crate::path::RelPath;
@@ -46,7 +54,7 @@ impl Reader {
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
             Err(error) => {
-                let line = line_of(&bytes[..error.valid_up_to()]);
+                let line = line_of(bytes.get(..error.valid_up_to()).unwrap_or_default());
                 return self.problems.push(Problem::bad(format!("line {line}: the settings are not UTF-8")));
             }
         };
@@ -201,7 +209,7 @@ impl Reader {
 }
 
 fn line_of(before: &[u8]) -> usize {
-    before.iter().filter(|byte| **byte == b'\n').count() + 1
+    before.iter().filter(|byte| **byte == b'\n').count().saturating_add(1)
 }
 
 fn text(value: &Value) -> Result<String, String> {
@@ -288,7 +296,9 @@ fn below(path: &str) -> Result<String, String> {
 /// A list of hooks; those before the stop change nothing of the install.
 fn hooks(value: &Value, may_change: bool) -> Result<Vec<Hook>, String> {
     let entries = value.as_array().ok_or_else(|| expected("a list of tables", value))?.iter().enumerate();
-    entries.map(|(at, entry)| hook(entry, may_change).map_err(|why| format!("entry {}: {why}", at + 1))).collect()
+    entries
+        .map(|(at, entry)| hook(entry, may_change).map_err(|why| format!("entry {}: {why}", at.saturating_add(1))))
+        .collect()
 }
 fn hook(value: &Value, may_change: bool) -> Result<Hook, String> {
     const KEYS: [&str; 4] = ["run", "when_changed", "changes", "timeout"];
@@ -330,21 +340,29 @@ fn distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (i, a) in one.chars().enumerate() {
         let mut diagonal = i;
-        let mut left = i + 1;
+        let mut left = i.saturating_add(1);
         for (cell, b) in row.iter_mut().skip(1).zip(&other) {
-            let best = (diagonal + usize::from(a != *b)).min(*cell + 1).min(left + 1);
+            let best =
+                diagonal.saturating_add(usize::from(a != *b)).min(cell.saturating_add(1)).min(left.saturating_add(1));
             diagonal = *cell;
             *cell = best;
             left = best;
         }
         if let Some(first) = row.first_mut() {
-            *first = i + 1;
+            *first = i.saturating_add(1);
         }
     }
     row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 mod tests {
     use super::*;
 

@@ -86,7 +86,7 @@ fn part(random: &mut Random) -> Part {
         part = part.streamed(tails[random.below(4)]);
     }
     if random.below(6) == 0 {
-        let ids = [0x1, 0x7075, 0x5455, 0x17, 0xcafe];
+        let ids = [0x1, 0x7075, 0x5456, 0x17, 0xcafe];
         let length = random.below(30);
         let field = extra(ids[random.below(5)], &vec![random.below(256) as u8; length]);
         part = part.extra(&field, if random.below(2) == 0 { field.clone() } else { Vec::new() });

@@ -426,6 +426,18 @@ fn limits() -> Vec<Row> {
             memory,
         ),
         row(
+            "a merged file that is no JSON",
+            one(Part::new("app_config.json", "[")),
+            ("bad-json", "app_config.json"),
+            "the bundle is not whole",
+        ),
+        row(
+            "a merged file of 100,001 values",
+            one(Part::new("app_config.json", format!("{{\"a\": [{}0]}}", "0,".repeat(100_000)))),
+            ("bad-json", "values"),
+            "each takes more memory than bytes",
+        ),
+        row(
             "requirements of 2 MiB",
             one(Part::zeros("requirements.txt", 2 << 20)),
             ("too-large", "requirements.txt"),
@@ -538,4 +550,27 @@ fn twins_are_refused_where_the_volume_merges_them() {
     let plan = install.updater(&["plan", path.to_str().unwrap(), "--no-start", "--json"]);
     let folds = install.exists("RUN.PY");
     assert_eq!(plan.code, if folds { 6 } else { 0 }, "{plan:?}");
+}
+
+#[test]
+fn a_settings_file_that_ends_within_a_string_is_named_wherever_it_lies() {
+    let cut = "PORT = \"a\\";
+    let install = install();
+    let path = install.scratch().join("row.zip");
+    for (is_installed, bundled) in [(false, cut), (true, "PORT = 8080\n")] {
+        install.write("run.py", if is_installed { cut } else { "PORT = 8080\n" });
+        fs::write(&path, Zip::of([Part::new("run.py", bundled), Part::new("app/core.py", "")]).bytes()).unwrap();
+        for verb in ["plan", "apply"] {
+            let run = install.updater(&[verb, path.to_str().unwrap(), "--no-start", "--json"]).expect(1);
+            let error =
+                if verb == "plan" { run.object()["problems"][0].clone() } else { run.finished()["error"].clone() };
+            assert_eq!(
+                (error["code"].as_str(), error["path"].as_str()),
+                (Some("cannot-carry"), Some("run.py")),
+                "{run:?}"
+            );
+        }
+        let doctor = install.updater(&["doctor", "--json"]);
+        assert!(doctor.object()["checks"].is_array(), "{doctor:?}");
+    }
 }

@@ -1,5 +1,13 @@
 //! Requirements files: what they include, and where what they name by a path lies.
 //! Refuses to understand a requirement: that is pip's.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use super::REQUIREMENTS;
 use crate::bundle::Bundle;
@@ -138,6 +146,13 @@ fn new_file(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 mod tests {
     use super::*;
 
