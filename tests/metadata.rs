@@ -60,10 +60,17 @@ fn named(output: &Output, code: &str) -> Vec<String> {
 fn attributes_of_a_file_that_its_owner_may_not_write_come_through_a_rollback_and_an_update() {
     let install = install("", &["uploads/a.pdf", "uploads/b.pdf"]);
     let places = ["uploads/a.pdf", "uploads/b.pdf", "app/core.py"].map(|path| install.root.join(path));
+    // A header, then the owner's, a further user's, the group's, the mask's and the others' permissions.
+    let entries: [(u16, u16, u32); 5] = [(1, 4, !0), (2, 4, 1234), (4, 0, !0), (0x10, 4, !0), (0x20, 0, !0)];
+    let bytes = entries.map(|(tag, may, id)| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat());
+    let list = [&2u32.to_le_bytes()[..], &bytes.concat()].concat();
     for place in &places {
         set(place, "user.author", b"ann");
+        // Not every volume takes one.
+        let _ = rustix::fs::lsetxattr(place, "system.posix_acl_access", &list, XattrFlags::empty());
         fs::set_permissions(place, fs::Permissions::from_mode(0o400)).unwrap();
     }
+    let lists = get(&places[0], "system.posix_acl_access");
     let output =
         install.apply(&vandal("rm -f uploads/a.pdf; chmod 600 uploads/b.pdf; echo x >uploads/b.pdf")).expect(3);
     assert!(named(&output, "metadata-lost").is_empty(), "{output:?}");
@@ -72,6 +79,7 @@ fn attributes_of_a_file_that_its_owner_may_not_write_come_through_a_rollback_and
     for place in &places {
         assert_eq!(get(place, "user.author").as_deref(), Some(&b"ann"[..]), "{}", place.display());
         assert_eq!(fs::metadata(place).unwrap().mode() & 0o777, 0o400, "{}", place.display());
+        assert_eq!(get(place, "system.posix_acl_access"), lists, "{}", place.display());
     }
 }
 
