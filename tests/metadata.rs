@@ -202,6 +202,18 @@ fn a_folder_that_is_closed_to_its_owner_ends_an_update_by_its_name() {
     set_mode(&install, "lib", 0o755);
 }
 
+#[test]
+fn a_closed_folder_of_somebodys_among_the_backups_hides_none_of_them() {
+    let install = install("[backup]\nskip = [\"/backups/\"]\n", &["backups/notes/mine.txt"]);
+    set_mode(&install, "backups/notes", 0);
+    install.apply(&install.bundle("2.0")).expect(0);
+    let there = install.updater(&["backups", "--check", "--json"]).expect(0).object();
+    assert_eq!(there["backups"].as_array().unwrap().len(), 1, "{there}");
+    install.updater(&["restore", "--yes", "--json"]).expect(0);
+    assert_eq!(mode(&install, "backups/notes"), 0);
+    set_mode(&install, "backups/notes", 0o755);
+}
+
 /// A revision of capabilities that a file may have. Source: `linux/capability.h` (VFS_CAP_REVISION_2, effective, with
 /// CAP_NET_BIND_SERVICE permitted).
 const NET_BIND_SERVICE: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
