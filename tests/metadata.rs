@@ -60,10 +60,17 @@ fn named(output: &Output, code: &str) -> Vec<String> {
 fn attributes_of_a_file_that_its_owner_may_not_write_come_through_a_rollback_and_an_update() {
     let install = install("", &["uploads/a.pdf", "uploads/b.pdf"]);
     let places = ["uploads/a.pdf", "uploads/b.pdf", "app/core.py"].map(|path| install.root.join(path));
+    // A header, then the owner's, a further user's, the group's, the mask's and the others' permissions.
+    let entries: [(u16, u16, u32); 5] = [(1, 4, !0), (2, 4, 1234), (4, 0, !0), (0x10, 4, !0), (0x20, 0, !0)];
+    let bytes = entries.map(|(tag, may, id)| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat());
+    let list = [&2u32.to_le_bytes()[..], &bytes.concat()].concat();
     for place in &places {
         set(place, "user.author", b"ann");
+        // Not every volume takes one.
+        let _ = rustix::fs::lsetxattr(place, "system.posix_acl_access", &list, XattrFlags::empty());
         fs::set_permissions(place, fs::Permissions::from_mode(0o400)).unwrap();
     }
+    let lists = get(&places[0], "system.posix_acl_access");
     let output =
         install.apply(&vandal("rm -f uploads/a.pdf; chmod 600 uploads/b.pdf; echo x >uploads/b.pdf")).expect(3);
     assert!(named(&output, "metadata-lost").is_empty(), "{output:?}");
@@ -72,6 +79,7 @@ fn attributes_of_a_file_that_its_owner_may_not_write_come_through_a_rollback_and
     for place in &places {
         assert_eq!(get(place, "user.author").as_deref(), Some(&b"ann"[..]), "{}", place.display());
         assert_eq!(fs::metadata(place).unwrap().mode() & 0o777, 0o400, "{}", place.display());
+        assert_eq!(get(place, "system.posix_acl_access"), lists, "{}", place.display());
     }
 }
 
@@ -192,6 +200,18 @@ fn a_folder_that_is_closed_to_its_owner_ends_an_update_by_its_name() {
     assert_eq!(output.error_code(), "unreadable-data");
     assert!(output.finished()["error"]["path"].as_str().unwrap().starts_with("lib"), "{output:?}");
     set_mode(&install, "lib", 0o755);
+}
+
+#[test]
+fn a_closed_folder_of_somebodys_among_the_backups_hides_none_of_them() {
+    let install = install("[backup]\nskip = [\"/backups/\"]\n", &["backups/notes/mine.txt"]);
+    set_mode(&install, "backups/notes", 0);
+    install.apply(&install.bundle("2.0")).expect(0);
+    let there = install.updater(&["backups", "--check", "--json"]).expect(0).object();
+    assert_eq!(there["backups"].as_array().unwrap().len(), 1, "{there}");
+    install.updater(&["restore", "--yes", "--json"]).expect(0);
+    assert_eq!(mode(&install, "backups/notes"), 0);
+    set_mode(&install, "backups/notes", 0o755);
 }
 
 /// A revision of capabilities that a file may have. Source: `linux/capability.h` (VFS_CAP_REVISION_2, effective, with

@@ -526,6 +526,20 @@ fn a_rollback_puts_back_whatever_the_failed_version_altered_or_deleted_wherever_
 }
 
 #[test]
+fn files_in_a_folder_that_has_the_name_of_a_log_are_the_users() {
+    let install = adopted("");
+    for path in ["uploads/2026.log/march.txt", "app/run.pid/notes.txt", "app/today.log"] {
+        install.write(path, "theirs");
+    }
+    let lines = "REMOVE = \"uploads/2026.log/march.txt\"\nWRITE = \"app/run.pid/notes.txt=altered\"\n";
+    let output = install.apply(&vandal(lines)).expect(3);
+    assert_eq!(install.read("uploads/2026.log/march.txt"), "theirs");
+    assert_eq!(install.read("app/run.pid/notes.txt"), "theirs");
+    let saved = install.root.join("backups").join(backup_of(&output));
+    assert!(saved.join("app/run.pid/notes.txt").exists() && !saved.join("app/today.log").exists());
+}
+
+#[test]
 fn a_large_file_never_blocks_an_update_and_a_rollback_says_that_it_changed() {
     let install = adopted("[backup]\nmax_file = \"1 MB\"\nskip = [\"/media/\"]\n");
     install.write("videos/long.mp4", vec![7; 1_500_000]);

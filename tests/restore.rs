@@ -99,6 +99,45 @@ fn without_an_id_the_newest_backup_of_another_version_is_taken() {
     assert_eq!(install.version(), "1.0");
 }
 
+/// Gives a backup the name and the record that it has where the clock was so many years ahead when it was made.
+fn made_in_the_future(install: &Install, id: &str, years: u32) {
+    let folder = install.root.join("backups");
+    let year: u32 = id["update_backup_".len()..][..4].parse().unwrap();
+    let later = |text: &str| text.replacen(&year.to_string(), &(year + years).to_string(), 1);
+    let mut record: Value = serde_json::from_slice(&fs::read(folder.join(id).join("backup.json")).unwrap()).unwrap();
+    for name in ["id", "created"] {
+        record[name] = later(record[name].as_str().unwrap()).into();
+    }
+    fs::write(folder.join(id).join("backup.json"), record.to_string()).unwrap();
+    fs::rename(folder.join(id), folder.join(later(id))).unwrap();
+}
+
+#[test]
+fn a_clock_that_went_back_costs_no_new_backup_and_misleads_no_restore() {
+    let install = install();
+    install.write("updater.toml", "[server]\nsoak = \"50ms\"\n[backup]\nkeep = 2\n");
+    install.adopt();
+    // It went back each time.
+    for (version, years) in [("2.0", 12), ("3.0", 11), ("4.0", 10)] {
+        made_in_the_future(&install, &backup_of(&install.apply(&release(version)).expect(0)), years);
+    }
+    let ids = |list: &[Value]| list.iter().map(|b| b["id"].as_str().unwrap().to_string()).collect::<Vec<_>>();
+    let ahead = ids(&list(&install, &[], 0));
+    // From here on the clock is right.
+    let made = backup_of(&install.apply(&release("5.0")).expect(0));
+    let there = list(&install, &["--check"], 0);
+    assert_eq!(ids(&there), [made.clone(), ahead[0].clone()], "the two that were made last");
+    assert!(made < ahead[0] && there[0]["created"].as_str() < there[1]["created"].as_str());
+    assert!(there[0]["number"].as_u64() > there[1]["number"].as_u64());
+    // A second one shares what is unchanged with that before, and is no older than it.
+    let last = backup_of(&install.apply(&release("6.0")).expect(0));
+    assert_eq!(ids(&list(&install, &["--check"], 0)), [last, made.clone()]);
+    restore(&install, &[]).expect(0);
+    assert_eq!(install.version(), "5.0", "what was installed before is not what the clock says");
+    install.updater(&["backups", "prune", "--keep", "1", "--json"]).expect(0);
+    assert!(!ids(&list(&install, &[], 0)).contains(&made));
+}
+
 #[test]
 fn data_goes_back_only_when_asked_and_what_is_newer_stays() {
     let install = install();

@@ -71,7 +71,11 @@ pub fn next_number(backups: &Path) -> Result<u64> {
 pub fn list_all(backups: &Path, hash: bool) -> Result<Vec<Listed>> {
     let mut all = Vec::new();
     for dir in folders(backups)? {
-        let has_record = fsx::exists(&dir.join("backup.json"))?;
+        let has_record = match fsx::exists(&dir.join("backup.json")) {
+            // Somebody's folder, closed to us.
+            Err(e) if fsx::is_denied(&e) => false,
+            exists => exists?,
+        };
         let named = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("update_backup_"));
         if has_record || named {
             all.push((listed(&dir, hash)?, dir));

@@ -188,9 +188,11 @@ impl Rules {
         hits(&self.named, path, false)
     }
 
-    /// True for caches, and for what a running program leaves beside its files. A database is never volatile.
+    /// True for caches, and for what a running program leaves beside its files: by the file's own name, since a folder of
+    /// such a name may hold anything. A database is never volatile.
     pub fn is_volatile(&self, path: &RelPath) -> bool {
-        self.profile.is_cache(path) || (hits(&self.volatile, path, false) && !Databases::is_named(path))
+        let is_named = self.volatile.matched(path.to_path(), false).is_ignore();
+        self.profile.is_cache(path) || (is_named && !Databases::is_named(path))
     }
 
     /// True where `[clean] paths` has unknown program files moved aside.

@@ -360,7 +360,7 @@ fn is_server(path: &[u8]) -> bool {
     let logs = [&b"server.log"[..], b"update_log.txt"];
     path == b"updater.toml"
         || logs.contains(&name_of(path))
-        || path.starts_with(b"instance/app.db")
+        || name_of(path).starts_with(b"app.db")
         || path.starts_with(b"instance/server_update_")
 }
 

@@ -103,7 +103,7 @@ pub fn snapshot(root: &Path) -> Snapshot {
     all
 }
 
-/// One entry; None: there is none.
+/// One entry; None: there is none, or none any more.
 pub fn look(path: &Path) -> Option<Seen> {
     let data = fs::symlink_metadata(path).ok()?;
     let kind = match data.file_type() {
@@ -117,7 +117,7 @@ pub fn look(path: &Path) -> Option<Seen> {
     };
     let bytes = match kind {
         Kind::File => fs::read(path).ok(),
-        Kind::Link => Some(fs::read_link(path).unwrap().into_os_string().into_vec()),
+        Kind::Link => Some(fs::read_link(path).ok()?.into_os_string().into_vec()),
         Kind::Folder | Kind::Other => Some(Vec::new()),
     };
     Some(Seen {

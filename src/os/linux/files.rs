@@ -170,20 +170,24 @@ pub fn give_attributes(to: &Path, wanted: &Attributes) -> io::Result<Vec<String>
 /// Sets what `to` lacks of the attributes that are `wanted`, and takes away what `is` there beside them.
 fn exchange_attributes(to: &Path, wanted: &Attributes, is: &Attributes) -> io::Result<Vec<String>> {
     let to = &*anchored(to)?;
+    for name in is.keys().filter(|name| !wanted.contains_key(*name)) {
+        match rustix::fs::lremovexattr(to, name.as_slice()) {
+            // A label that the system gives by itself stays.
+            Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let mut lost = Vec::new();
-    for (name, value) in wanted.iter().filter(|(name, value)| is.get(*name) != Some(value)) {
+    // An access list may close the file to its owner, so it comes after what is written like contents.
+    let is_list = |name: &[u8]| name == ACCESS_LIST.as_bytes();
+    let (lists, others): (Vec<_>, Vec<_>) = wanted.iter().partition(|(name, _)| is_list(name));
+    let missing = others.into_iter().chain(lists).filter(|(name, value)| is.get(*name) != Some(value));
+    for (name, value) in missing {
         match rustix::fs::lsetxattr(to, name.as_slice(), value, XattrFlags::empty()) {
             Ok(()) => {}
             Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
                 lost.push(String::from_utf8_lossy(name).into_owned());
             }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    for name in is.keys().filter(|name| !wanted.contains_key(*name)) {
-        match rustix::fs::lremovexattr(to, name.as_slice()) {
-            // A label that the system gives by itself stays.
-            Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
         }
     }
