@@ -190,7 +190,8 @@ fn unreadable(root: &InstallRoot, path: &RelPath, why: &str) -> Failure {
     Failure::failed("unreadable-data", format!("{path} cannot be read, so it could not be put back: {why}"))
         .at(path)
         .remedy(format!(
-            "give it to the owner of the install (chown), or leave it in place unsaved ([backup] skip): {}",
+            "let its owner in (chmod u+rwX), give it to the owner of the install (chown), or leave it in place unsaved \
+             ([backup] skip): {}",
             root.join(path).display()
         ))
 }
