@@ -175,3 +175,35 @@ fn nothing_unwraps_outside_of_tests() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// Each threat of `docs/security.md` is shown by a test or a script that is there.
+#[test]
+fn the_tests_that_security_names_exist() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = String::new();
+    for folder in ["src", "tests"] {
+        for entry in walkdir::WalkDir::new(top.join(folder)).into_iter().map(Result::unwrap) {
+            if entry.path().extension().is_some_and(|ext| ext == "rs") {
+                all += &fs::read_to_string(entry.path()).unwrap();
+            }
+        }
+    }
+    let text = fs::read_to_string(top.join("docs/security.md")).unwrap();
+    let (_, threats) = text.split_once("\n## Threats\n").unwrap();
+    let (threats, _) = threats.split_once("\n## ").unwrap();
+    let rows: Vec<&str> = threats.lines().filter(|line| line.starts_with('|')).skip(2).collect();
+    assert!(rows.len() > 20, "the table was not found");
+    for row in rows {
+        let shown_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let names: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "nothing shows: {row}");
+        for name in names {
+            match name.strip_prefix("scripts/") {
+                Some(script) => {
+                    assert!(top.join("scripts").join(script.split(' ').next().unwrap()).is_file(), "{name}")
+                }
+                None => assert!(all.contains(&format!("fn {name}(")), "no test is called {name}"),
+            }
+        }
+    }
+}

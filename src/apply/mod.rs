@@ -257,6 +257,7 @@ fn update(
     finished.bytes_staged = staged.iter().map(|s| s.facts.size).sum();
     finished.files_changed = prepared.plan.changes().count() as u64;
 
+    cx.root.check()?;
     let ready = cx.check_signals().and_then(|()| open_journal(cx, request, &survey, prepared, &saved));
     let mut journal = match ready {
         Ok(journal) => journal,

@@ -19,6 +19,7 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
     let own = cx.own();
     files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
     let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
+    cx.root.check()?;
     // Hooks before the stop run before there is a journal.
     if let Some(id) = history::left_under_way(&own) {
         hooks::end_left(&id)?;
