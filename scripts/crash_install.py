@@ -9,6 +9,10 @@ SCENARIO says what is cut off, and what may stand afterwards:
                                                                                        old or new, both with it
   hooks-bad     the same, whose version fails as in `bad`                              old
   restore       restore ID --data, after the users changed row and upload              old or new, data with it
+  restore-far   the same, where instance/ and uploads/ are links to another volume (the folder ELSEWHERE)
+                                                                                       old or new, data with it
+  restore-far-hook  the same, whose hook fails, so that the rollback is what is cut off            old
+  restore-far-slow  the same, whose version is started and does not come up in time                old
   repair        verify --repair of a damaged and a missing file                        old or new
   prune         backups prune, three whole backups                                     every one whole or gone
   recover-code  recover of an update that was killed in the swap                       old
@@ -38,6 +42,10 @@ WRITE = "app/seed.json=altered"
 REMOVE = "users.json"
 ANSWER = 500
 """
+is_restore = scenario.startswith('restore')
+# Where data lies that the install has on another volume.
+far = Path(os.environ['ELSEWHERE']).resolve() if scenario.startswith('restore-far') else None
+kept_far = work / 'kept-far'
 has_hooks = scenario.startswith('hooks')
 is_bad = scenario in ('bad', 'hooks-bad', 'recover-data')
 HOOK = """
@@ -61,6 +69,8 @@ def code(version, damage=False):
     files |= {'app/old.py': '# old\n'} if version == '1.0' else {'app/new/new.py': '# new\n'}
     if damage:
         files['run.py'] += DAMAGE
+    if scenario == 'restore-far-slow' and version == '1.0':
+        files['run.py'] += 'DELAY_MS = 3000\n'
     return files
 
 
@@ -72,7 +82,14 @@ def installed(version, damage=False):
 
 def data(upload='an upload\n'):
     return {'app/static/uploads/p.png': 'a picture\n', 'users.json': '[]\n', 'uploads/a.txt': upload, '.env': 'SECRET=1\n', 'config/c.json': '{}\n',
-            'updater.toml': '[server]\nsoak = "50ms"\nhealth_timeout = "10s"\n' + (HOOK if has_hooks else '')}
+            'updater.toml': settings(upload)}
+
+
+def settings(upload='later\n'):
+    """The slow version has time until the users have written."""
+    is_short = scenario == 'restore-far-slow' and upload == 'later\n'
+    hook = '[[hooks.after_swap]]\nrun = ["false"]\n' if scenario == 'restore-far-hook' and upload == 'later\n' else ''
+    return f'[server]\nsoak = "50ms"\nhealth_timeout = "{"1s" if is_short else "10s"}"\n' + (HOOK if has_hooks else hook)
 
 
 def port():
@@ -130,15 +147,26 @@ def make_bundle(version, damage=False, to=None):
 def make_site():
     stop()
     shutil.rmtree(site, ignore_errors=True)
+    if far:
+        empty(far)
+        site.mkdir()
+        for name in ('instance', 'uploads'):
+            (far / name).mkdir()
+            (site / name).symlink_to(far / name)
     for name, text in (installed('1.0') | data() | (BEFORE_HOOK if has_hooks else {})).items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(text)
         (site / name).chmod(0o644)
-    (site / 'instance').mkdir()
+    (site / 'instance').mkdir(exist_ok=True)
     sql('PRAGMA journal_mode=WAL', 'CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT)',
         "INSERT INTO notes VALUES(1, 'a row')")
     make_bundle('1.0', to=first_bundle)
     need('adopt', str(first_bundle))
+
+
+def empty(folder):
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sql(*lines):
@@ -165,9 +193,11 @@ def prepare():
     else:
         need('apply', str(bundle))
         (work / 'backup').write_text(next((site / 'backups').iterdir()).name)
-        if scenario == 'restore':
+        if is_restore:
             sql("UPDATE notes SET text = 'later'")
             (site / 'uploads/a.txt').write_text('later\n')
+        if scenario in ('restore-far-hook', 'restore-far-slow'):
+            (site / 'updater.toml').write_text(settings())
         if scenario == 'repair':
             (site / 'app/core.py').write_text('damaged\n')
             (site / 'app/new/new.py').unlink()
@@ -177,6 +207,8 @@ def prepare():
                 need('apply', str(bundle))
     stop()
     shutil.copytree(site, kept, symlinks=True)
+    if far:
+        shutil.copytree(far, kept_far)
 
 
 def cut_in_the_swap():
@@ -209,9 +241,9 @@ def cut_while_the_new_version_runs():
 
 
 def command():
-    arguments = {'restore': ['restore', '--data', (work / 'backup').read_text()] if scenario == 'restore' else [],
-                 'repair': ['verify', '--repair'], 'prune': ['backups', 'prune', '--keep', '1'],
-                 'recover-code': ['recover'], 'recover-data': ['recover']}
+    arguments = {scenario: ['restore', '--data', (work / 'backup').read_text()]} if is_restore else {}
+    arguments |= {'repair': ['verify', '--repair'], 'prune': ['backups', 'prune', '--keep', '1'],
+                  'recover-code': ['recover'], 'recover-data': ['recover']}
     print('\n'.join(updater(*arguments.get(scenario, ['apply', str(bundle)]))))
 
 
@@ -251,6 +283,9 @@ def setup():
     else:
         shutil.rmtree(site, ignore_errors=True)
         shutil.copytree(kept, site, symlinks=True)
+        if far:
+            empty(far)
+            shutil.copytree(kept_far, far, dirs_exist_ok=True)
     if not is_recover:
         start()
 
@@ -287,7 +322,8 @@ def recover_again():
 
 def tree():
     found = {}
-    for path in site.rglob('*'):
+    walk = os.walk(site, followlinks=True)
+    for path in (Path(folder) / name for folder, _, names in walk for name in names):
         name = path.relative_to(site)
         if path.is_file() and name.parts[0] not in OWN and '__pycache__' not in name.parts:
             facts = path.stat()
@@ -304,9 +340,15 @@ def expected():
     damaged = {**installed('2.0'), **data(), 'app/core.py': 'damaged\n'}
     damaged.pop('app/new/new.py')
     return {'good': {'OLD': old, 'NEW': new}, 'hooks': {'OLD': old, 'NEW': new},
-            'restore': {'OLD': (installed('2.0') | data('later\n'), 'later', '2.0'), 'NEW': old},
+            **{name: {'OLD': (installed('2.0') | data('later\n'), 'later', '2.0'), 'NEW': old} for name in ('restore', 'restore-far')},
+            **{name: {'OLD': (installed('2.0') | data('later\n'), 'later', '2.0')} for name in ('restore-far-hook', 'restore-far-slow')},
             'repair': {'OLD': (damaged, 'a row', '2.0'), 'NEW': new},
             'prune': {'OLD': (installed('4.0') | data(), 'a row', '4.0')}}.get(scenario, {'OLD': old})
+
+
+def replaced():
+    """What the restored upload took the place of."""
+    return [path.read_text() for path in (site / 'backups').glob('*/after/uploads/a.txt')]
 
 
 def check():
@@ -330,6 +372,10 @@ def check():
     stray = sorted({path.name for path in (site / '.updater').glob('*')} - known)
     if stray:
         return print('BROKEN: left in .updater:', *stray)
+    if far and (strange := sorted(str(path) for path in far.rglob('.updater-*'))):
+        return print('BROKEN: left on the other volume:', *strange)
+    if far and word == 'NEW' and (gone := replaced()) != ['later\n']:
+        return print('BROKEN: in after/ lies', *gone)
     backups = sorted(path.name for path in (site / 'backups').iterdir()) if (site / 'backups').exists() else []
     whole = json.loads(run('backups', '--check', '--json').stdout)['backups']
     if sorted(b['id'] for b in whole if b['whole']) != backups:

@@ -45,15 +45,17 @@ fn mount(path: &Path) -> Result<(u64, u64)> {
 
 fn refuse_others(root: &InstallRoot, top: &RelPath, full: &Path) -> Result<()> {
     let (owner, is) = (fsx::owner_of(root.path())?, files::facts(full).context("looking at a data folder")?);
-    if is.owner.uid == owner.uid && is.mode & 0o002 == 0 {
-        return Ok(());
-    }
-    let why = if is.mode & 0o002 == 0 { "belongs to another user" } else { "may be written by everybody" };
+    let place = full.display();
+    let (why, remedy) = match is.owner.uid == owner.uid {
+        true if is.mode & 0o002 == 0 => return Ok(()),
+        true => ("may be written by everybody", format!("close it to others: chmod o-w '{place}'")),
+        false => (
+            "belongs to another user",
+            format!("give it to the owner of the install: chown {} '{place}'; or restore without --data", owner.uid),
+        ),
+    };
     let message = format!("{top} lies on another volume and {why}, so nothing can be put back there safely");
-    Err(Failure::failed("other-volume", message)
-        .at(full.display())
-        .remedy(format!("give it to the owner of the install, for him alone to write: chmod o-w '{}'", full.display()))
-        .into())
+    Err(Failure::failed("other-volume", message).at(place).remedy(remedy).into())
 }
 
 /// Writes the annex down and makes it. Nothing is done where that was done before.
