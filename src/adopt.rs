@@ -74,6 +74,7 @@ pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<
         applied_at: jiff::Timestamp::now().to_string(),
         start_file: survey.start_file.clone(),
         ports: survey.before.ports.clone(),
+        user: survey.launch.as_ref().and_then(|launch| launch.credentials.clone()),
         assumed: false,
         files: lines,
     };

@@ -11,6 +11,7 @@
 
 use crate::error::Failure;
 use crate::fsx;
+use crate::os::Credentials;
 use crate::path::RelPath;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub struct Receipt {
     pub applied_at: String,
     pub start_file: RelPath,
     pub ports: Vec<u16>,
+    /// As whom the server ran; None: nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Credentials>,
     /// The version is one from before the first receipt that was brought back: nobody knows what it shipped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub assumed: bool,

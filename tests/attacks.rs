@@ -132,8 +132,27 @@ fn an_install_of_root_with_a_server_of_another_user_is_updated_rolled_back_and_r
     assert_eq!(install.read("uploads/a.txt"), "old upload\n");
     assert_eq!(owner("uploads/a.txt"), OTHER);
     assert_eq!(install.read("backups/dump.sql"), "a dump of the server's own\n");
-    let status = fs::read_to_string(format!("/proc/{}/status", install.pid())).unwrap();
-    assert!(status.contains(&format!("Uid:\t{OTHER}\t{OTHER}")), "{status}");
+    let runs_as_other = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", install.pid())).unwrap();
+        assert!(status.contains(&format!("Uid:\t{OTHER}\t{OTHER}")), "{status}");
+    };
+    runs_as_other();
+    // One that does not run is never started with root's rights either, nor with what root has in its environment.
+    install.stop();
+    fs::copy(kit::standin(), install.root.join("standin")).unwrap();
+    let settings = format!(
+        "[server]\nsoak = \"50ms\"\nport = {0}\ncommand = ['./standin', 'run.py']\nenv = {{ PORT = \"{0}\" }}\n",
+        install.port
+    );
+    install.write("updater.toml", settings);
+    let bundle = install.save(&install.bundle("4.0"));
+    let mut command = install.command(&["apply", bundle.to_str().unwrap(), "--json"]);
+    command.env("SECRET_OF_ROOT", "yes");
+    kit::run(command).expect(0);
+    assert_eq!(install.version(), "4.0");
+    runs_as_other();
+    let of_server = fs::read(format!("/proc/{}/environ", install.pid())).unwrap();
+    assert!(!String::from_utf8_lossy(&of_server).contains("SECRET_OF_ROOT"));
 }
 
 #[test]

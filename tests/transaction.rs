@@ -323,6 +323,7 @@ fn receipt_of(base: &BTreeMap<String, String>) -> Receipt {
         applied_at: "2026-01-01T00:00:00Z".into(),
         start_file: RelPath::parse("run.py").unwrap(),
         ports: Vec::new(),
+        user: None,
         assumed: false,
         files: base.iter().map(line).collect(),
     }

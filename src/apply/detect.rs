@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::error::Failure;
 use crate::health::{self, Before};
 use crate::net::Protocol;
-use crate::os::{self, LaunchSpec, Unit};
+use crate::os::{self, LaunchSpec, Unit, trust};
 use crate::path::{InstallRoot, RelPath};
 use crate::receipt::{self, Receipt};
 use crate::server::{self, Running};
@@ -58,7 +58,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             let believed = stopped_port(cx, request, receipt.as_ref())?;
             port_source = believed.map(|(_, source)| source);
             let port = believed.map(|(port, _)| port);
-            let launch = if request.no_start { None } else { Some(stopped_launch(cx, port)?) };
+            let launch = if request.no_start { None } else { Some(stopped_launch(cx, port, receipt.as_ref())?) };
             if let (Some(port), false) = (port, request.no_start)
                 && let Some(failure) = server::foreign_owner(port, root)?
             {
@@ -155,12 +155,14 @@ fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> R
     Ok(port)
 }
 
-pub(super) fn stopped_launch(cx: &Context, port: Option<u16>) -> Result<LaunchSpec> {
+/// How a server is started that does not run: where root works, as the user as whom it ran.
+fn stopped_launch(cx: &Context, port: Option<u16>, receipt: Option<&Receipt>) -> Result<LaunchSpec> {
     let mut env = cx.settings.server.env.clone();
     if let Some(port) = port {
         env.entry("PORT".into()).or_insert_with(|| port.to_string());
     }
-    server::guess_launch(&cx.root, cx.settings.server.command.as_deref(), &env)
+    let user = receipt.and_then(|receipt| receipt.user.as_ref()).filter(|user| trust::is_guarded() && user.uid != 0);
+    server::guess_launch(&cx.root, cx.settings.server.command.as_deref(), &env, user)
 }
 
 /// What `--set` of a port or protocol changes in what is started and expected.

@@ -41,6 +41,11 @@ pub(super) fn write_receipt(
         applied_at: jiff::Timestamp::now().to_string(),
         start_file: survey.start_file.clone(),
         ports: survey.expected.ports.clone(),
+        user: survey
+            .launch
+            .as_ref()
+            .and_then(|launch| launch.credentials.clone())
+            .or_else(|| before.and_then(|receipt| receipt.user.clone())),
         assumed: match &request.saved {
             Some(saved) => saved.record.is_uncertain(),
             None => request.heal && before.is_some_and(|receipt| receipt.assumed),

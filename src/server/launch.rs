@@ -3,7 +3,7 @@
 
 use super::table::{Table, plain};
 use crate::error::Failure;
-use crate::os::{LaunchSpec, files, processes};
+use crate::os::{Credentials, LaunchSpec, files, is_passed_on, processes};
 use crate::path::InstallRoot;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -52,11 +52,13 @@ fn default_outputs(root: &InstallRoot) -> [PathBuf; 2] {
 }
 
 /// How to start a server that does not run: the command of the settings, else the install's own python
-/// with `run.py`. Errors: there is no `run.py` either.
+/// with `run.py`; as ourselves, or as another `user`, who gets of our environment only what is harmless.
+/// Errors: there is no `run.py` either.
 pub fn guess_launch(
     root: &InstallRoot,
     settings_command: Option<&[String]>,
     env: &BTreeMap<String, String>,
+    user: Option<&Credentials>,
 ) -> anyhow::Result<LaunchSpec> {
     let argv = match settings_command.filter(|command| !command.is_empty()) {
         Some(command) => anchored(command, root),
@@ -69,12 +71,13 @@ pub fn guess_launch(
             .into());
     }
     let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
-    let mut whole: Vec<(String, String)> = std::env::vars_os().map(|(k, v)| (text(k), text(v))).collect();
+    let own = std::env::vars_os().filter(|(name, _)| user.is_none() || is_passed_on(name));
+    let mut whole: Vec<(String, String)> = own.map(|(name, value)| (text(name), text(value))).collect();
     whole.retain(|(name, _)| !env.contains_key(name));
     whole.extend(env.iter().map(|(name, value)| (name.clone(), value.clone())));
     let [stdout, stderr] = default_outputs(root);
-    // Ours: whoever works on an install is its owner.
-    Ok(LaunchSpec { argv, cwd: root.path().to_path_buf(), env: whole, stdout, stderr, credentials: None })
+    // Where no user is told it is ours: whoever works on an install is its owner.
+    Ok(LaunchSpec { argv, cwd: root.path().to_path_buf(), env: whole, stdout, stderr, credentials: user.cloned() })
 }
 
 /// A program given relative to the root becomes absolute; a bare name is left to PATH.

@@ -380,15 +380,15 @@ mod tests {
     fn the_guess_prefers_the_settings_then_the_venv() {
         let (_a, root) = install("");
         let env = BTreeMap::from([("PORT".to_string(), "81".to_string())]);
-        assert_eq!(guess_launch(&root, None, &env).unwrap().argv, ["python3", "run.py"]);
+        assert_eq!(guess_launch(&root, None, &env, None).unwrap().argv, ["python3", "run.py"]);
         let python = root.path().join(".venv/bin/python");
         std::fs::create_dir_all(python.parent().unwrap()).unwrap();
         std::fs::write(&python, "").unwrap();
-        let guess = guess_launch(&root, None, &env).unwrap();
+        let guess = guess_launch(&root, None, &env, None).unwrap();
         assert_eq!(guess.argv[0], python.to_str().unwrap());
         assert!(guess.env.contains(&("PORT".to_string(), "81".to_string())));
         let command = ["bin/serve".to_string(), "-x".to_string()];
-        let argv = guess_launch(&root, Some(&command), &env).unwrap().argv;
+        let argv = guess_launch(&root, Some(&command), &env, None).unwrap().argv;
         assert_eq!(argv, [root.path().join("bin/serve").to_str().unwrap(), "-x"]);
     }
 }

@@ -269,7 +269,7 @@ fn launch(mut orders: BufReader<File>, status: &mut File) -> io::Result<Infallib
 /// Opens the target of a server's output without waiting for a reader. Errors: it is a pipe, a socket or a folder.
 fn open_log(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-    let file = OpenOptions::new().append(true).create(true).mode(0o644).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
     let kind = file.metadata()?.file_type();
     if !kind.is_file() && !kind.is_char_device() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
