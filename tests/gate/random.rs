@@ -7,41 +7,11 @@
 use std::io::Read;
 
 use crate::flips::open;
+use crate::kit::random::{Random, rounds};
 use crate::kit::zips::{Part, Tail, Zip, extra};
 use sha2::{Digest, Sha256};
 use updater::path::RelPath;
 use updater::{carry, merge};
-
-/// Marsaglia's xorshift (64 bits): small, the same everywhere, and good enough to choose with.
-struct Random(u64);
-
-impl Random {
-    fn of(round: u64) -> Random {
-        Random(round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, most: usize) -> usize {
-        for shift in [13_i32, -7, 17] {
-            self.0 ^= if shift > 0 { self.0 << shift } else { self.0 >> -shift };
-        }
-        (self.0 >> 33) as usize % most.max(1)
-    }
-
-    fn one<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
-        of[self.below(of.len())]
-    }
-
-    /// Up to `most` of these pieces in a row.
-    fn text(&mut self, pieces: &[&str], most: usize) -> String {
-        (0..self.below(most)).map(|_| self.one(pieces)).collect()
-    }
-}
-
-fn rounds(by_default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let first = number("UPDATER_SEED").unwrap_or(1);
-    first..first + number("UPDATER_ROUNDS").unwrap_or(by_default)
-}
 
 const NAMES: [&str; 26] = [
     "a",

@@ -5,6 +5,7 @@
 
 #[cfg(unix)]
 pub mod owner;
+pub mod random;
 pub mod zips;
 
 use std::collections::BTreeMap;
