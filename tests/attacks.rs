@@ -597,3 +597,34 @@ fn a_signal_ends_the_wait_for_a_server_that_does_not_answer() {
         eprintln!("a signal was answered after {took:?}");
     }
 }
+
+#[test]
+fn an_install_that_is_moved_while_the_updater_waits_is_left_alone() {
+    let install = Install::new();
+    install.write_settings("soak = \"50ms\"\n");
+    let own = install.root.join(".updater");
+    fs::create_dir(&own).unwrap();
+    let held = fs::File::create(own.join("lock")).unwrap();
+    held.lock().unwrap();
+    let bundle = install.save(&install.bundle("2.0"));
+    let mut command = install.command(&["apply", bundle.to_str().unwrap(), "--no-start", "--wait", "60s", "--json"]);
+    let mut child = Ended(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    // It holds the lock file open by the time that it waits for it.
+    let (pid, lock) = (child.0.id(), fs::metadata(own.join("lock")).unwrap().ino());
+    wait_until("it waits for the lock", || {
+        let handles = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        handles.filter_map(|handle| fs::metadata(handle.path()).ok()).any(|is| is.ino() == lock)
+    });
+    let moved = install.scratch().join("moved");
+    fs::rename(&install.root, &moved).unwrap();
+    let other = Command::new("cp").arg("-r").arg(&moved).arg(&install.root).status().unwrap();
+    assert!(other.success());
+    drop(held);
+    let mut text = String::new();
+    std::io::Read::read_to_string(child.0.stdout.as_mut().unwrap(), &mut text).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(1), "{text}");
+    assert!(text.contains("\"code\":\"root-moved\""), "{text}");
+    for root in [&moved, &install.root] {
+        assert!(fs::read_to_string(root.join("run.py")).unwrap().contains("1.0"), "{}", root.display());
+    }
+}
