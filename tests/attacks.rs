@@ -206,6 +206,16 @@ fn an_install_that_another_user_made_a_link_is_not_worked_on_by_root() {
     let of_root: Vec<PathBuf> =
         made.filter(|item| item.metadata().unwrap().uid() == 0).map(|item| item.path().to_path_buf()).collect();
     assert!(of_root.is_empty(), "root wrote there: {of_root:?}");
+    // A link to an install of root's: what root would do there is not the link owner's to decide.
+    fs::remove_file(home.join("site")).unwrap();
+    symlink(&install.root, home.join("site")).unwrap();
+    lchown(home.join("site"), Some(OTHER), Some(OTHER)).unwrap();
+    let before = install.tree();
+    for (words, output) in every_command(&install, &home.join("site")) {
+        let changes = ["apply", "restore"].iter().any(|word| words.starts_with(word));
+        assert!(!changes || output.code == 1, "{words}: {output:?}");
+    }
+    assert_eq!(install.tree(), before);
     // The same folder, named outright: the others who may write in it make it nobody's.
     for (words, output) in every_command(&install, &shared) {
         assert_eq!((output.code, ran_as(&proof).as_str()), (1, ""), "{words}: {output:?}");
