@@ -98,6 +98,7 @@ fn open(cx: &Context, bundle: &Path, start_file: &RelPath) -> Result<Bundle> {
         is_installed: &|name| cx.root.join(name).exists(),
         folds_case: fsx::folds_case(cx.root.path())?,
         merges_forms: fsx::merges_forms(cx.root.path())?,
+        judge_top: None,
         live_link: &|path| bundle::live_link(&cx.root, path),
     };
     Bundle::open(bundle, &expected, &limits)

@@ -307,6 +307,7 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
         // The run itself judges it for this install.
         folds_case: false,
         merges_forms: false,
+        judge_top: None,
         live_link: &|_| None,
     };
     let opened = crate::bundle::Bundle::open(&bundle, &expected, &limits);

@@ -219,6 +219,7 @@ impl Case {
             is_installed: &|_| true,
             folds_case: false,
             merges_forms: false,
+            judge_top: None,
             live_link: &|_| None,
         };
         let mut bundle = Bundle::open(&zip, &expected, &limits).unwrap();

@@ -3,7 +3,7 @@
 
 use super::{Request, Saved, Survey, databases};
 use crate::backup::{self, Selection};
-use crate::bundle::{self, Bundle, Expected, Limits};
+use crate::bundle::{self, Bundle, Expected, Limits, TopFolder};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::fsx;
@@ -324,6 +324,12 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
     }
     let is_installed = |name: &RelPath| cx.root.join(name).exists();
     let named = request.shown();
+    let rules = cx.rules(&[])?;
+    let judge_top = |folder: &RelPath| match rules.is_own(folder) || rules.is_data(folder, true) {
+        true => TopFolder::NoProgram,
+        false if cx.root.join(folder).is_dir() => TopFolder::Shared,
+        false => TopFolder::Strange,
+    };
     let expected = Expected {
         named: Some(&named),
         start_file: &survey.start_file,
@@ -331,6 +337,7 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
         is_installed: &is_installed,
         folds_case: fsx::folds_case(cx.root.path())?,
         merges_forms: fsx::merges_forms(cx.root.path())?,
+        judge_top: (!request.partial).then_some(&judge_top),
         live_link: &|path| bundle::live_link(&cx.root, path),
     };
     let bundle = Bundle::open(&path, &expected, &limits)?;
@@ -356,7 +363,7 @@ fn open_saved(saved: &Saved, survey: &Survey) -> Result<Bundle> {
 }
 
 /// Whether the bundle is for this program, and no older than what is installed.
-pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<()> {
+fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<()> {
     if let (Some(wanted), Some(is)) = (&cx.settings.bundle.app, &bundle.app)
         && wanted != is
     {
@@ -368,9 +375,6 @@ pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bun
         .remedy("check that this is the right bundle")
         .into());
     }
-    if !request.partial {
-        same_program(cx, bundle)?;
-    }
     let from = survey.receipt.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
     if !request.allow_downgrade && version::is_downgrade(from, &bundle.version) {
         return Err(Failure::refused(
@@ -380,24 +384,6 @@ pub(super) fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bun
         .at(request.shown())
         .remedy("to go back on purpose, add --allow-downgrade")
         .into());
-    }
-    Ok(())
-}
-
-/// The bundle of another program shares no folder with the installed one.
-pub(super) fn same_program(cx: &Context, bundle: &Bundle) -> Result<()> {
-    let folders: BTreeSet<RelPath> =
-        bundle.entries.iter().filter(|e| e.path.parent().is_some()).map(|e| e.path.top()).collect();
-    let rules = cx.rules(&[])?;
-    let is_programs = |folder: &&RelPath| !rules.is_own(folder) && !rules.is_data(folder, true);
-    let mut own: Vec<&RelPath> = folders.iter().filter(is_programs).collect();
-    let has_folders = !own.is_empty();
-    own.retain(|f| cx.root.join(f).is_dir());
-    if has_folders && own.is_empty() {
-        return Err(Failure::refused("other-app", "the bundle shares no folder with the installed program")
-            .at(cx.root.path().display())
-            .remedy("check that this is the right bundle; --partial accepts it all the same")
-            .into());
     }
     Ok(())
 }
@@ -436,6 +422,7 @@ pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
         // It was judged for this install when it was applied.
         folds_case: false,
         merges_forms: false,
+        judge_top: None,
         live_link: &|_| None,
     };
     Ok(Bundle::open(&path, &expected, &limits).ok().filter(|b| b.content_id == receipt.content_id))

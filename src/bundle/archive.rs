@@ -5,7 +5,7 @@ use super::contents::{Broken, Contents};
 use super::directory::{self, Stored};
 use super::links::{self, MAX_TARGET};
 use super::names::{self, Named};
-use super::{Entry, Expected, Limits, refused};
+use super::{Entry, Expected, Limits, TopFolder, refused};
 use crate::app::{HEAD_BYTES, Head};
 use crate::error::Failure;
 use crate::fsx;
@@ -59,6 +59,7 @@ impl Archive {
         let (kept, skipped) = names::layout(names::read(records)?, expected, &bundle)?;
         names::check_conflicts(&kept, expected, limits)?;
         hold_limits(&kept, size, limits)?;
+        same_program(&kept, expected, &bundle)?;
         let entries = this.read_all(kept, expected)?;
         Ok((this, entries, skipped))
     }
@@ -133,6 +134,31 @@ fn code(broken: &Broken) -> &'static str {
         Broken::Larger | Broken::Smaller { .. } => "lying-size",
         Broken::Damaged(_) | Broken::Io(_) => "bad-zip",
     }
+}
+
+/// The bundle of another program shares no folder with the installed one. Asked before anything is unpacked.
+fn same_program(kept: &[Named], expected: &Expected, bundle: &str) -> Result<()> {
+    let Some(judge_top) = expected.judge_top else { return Ok(()) };
+    let (mut last, mut is_strange) = (None, false);
+    for named in kept.iter().filter(|named| !named.is_folder && named.path.parent().is_some()) {
+        let top = named.path.top();
+        if last.as_ref() == Some(&top) {
+            continue;
+        }
+        match judge_top(&top) {
+            TopFolder::Shared => return Ok(()),
+            TopFolder::Strange => is_strange = true,
+            TopFolder::NoProgram => {}
+        }
+        last = Some(top);
+    }
+    if !is_strange {
+        return Ok(());
+    }
+    Err(Failure::refused("other-app", "the bundle shares no folder with the installed program")
+        .at(bundle)
+        .remedy("check that this is the right bundle; --partial accepts it all the same")
+        .into())
 }
 
 /// What the entries say of their sizes, held against the limits before anything is unpacked.

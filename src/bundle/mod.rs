@@ -81,6 +81,16 @@ impl Entry {
     }
 }
 
+/// What a folder at the top of a bundle is to the installed program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopFolder {
+    /// It is no program's: the updater's own, or data.
+    NoProgram,
+    /// The installed program has it, too.
+    Shared,
+    Strange,
+}
+
 /// What a zip is held against before it is taken for a bundle of this install.
 pub struct Expected<'a> {
     /// What the bundle is called in errors; None: by its path.
@@ -94,6 +104,8 @@ pub struct Expected<'a> {
     pub folds_case: bool,
     /// It takes composed and decomposed characters for one.
     pub merges_forms: bool,
+    /// What a folder at the top is to the installed program, where a bundle of another one is refused.
+    pub judge_top: Option<&'a dyn Fn(&RelPath) -> TopFolder>,
     /// The link that lies at a path of the install, if one does.
     pub live_link: &'a dyn Fn(&RelPath) -> Option<Target>,
 }
@@ -308,6 +320,7 @@ mod tests {
             is_installed: &is_installed,
             folds_case: true,
             merges_forms: true,
+            judge_top: None,
             live_link: &|_| None,
         };
         Bundle::open(&path, &expected, &LIMITS)

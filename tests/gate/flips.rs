@@ -22,6 +22,7 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
         is_installed: &|_| false,
         folds_case: false,
         merges_forms: false,
+        judge_top: None,
         live_link: &|_| None,
     };
     Bundle::open(path, &expected, &Limits { max_size: 1 << 20, max_files: 100 })
