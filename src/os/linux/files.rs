@@ -2,7 +2,7 @@
 //! room on the volume, renames that say whether they replace.
 //! Refuses to follow a link at the end of a path, except where its target is asked for by an open file.
 
-use super::trust::anchored;
+use super::trust::{Anchored, anchored};
 use crate::os::{Attributes, Credentials, Facts, Kind, Owner};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
@@ -14,7 +14,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The bytes of a path, `/` between its parts. Never None on Linux.
@@ -225,15 +225,17 @@ pub fn inherit_list(folder: &Path, file: &Path) -> io::Result<()> {
 
 /// Gives the entry (a link itself) to `owner`. The system may clear setuid bits: set the mode afterwards.
 pub fn set_owner(path: &Path, owner: Owner) -> io::Result<()> {
-    let path = &*anchored(path)?;
     let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
-    Ok(rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    Ok(rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Sets the permission bits. Errors: the entry is a link.
 pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    let path = &*anchored(path)?;
-    let held = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    let held = rustix::fs::openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let held = File::from(held);
     if held.metadata()?.file_type().is_symlink() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a link has no mode of its own"));
@@ -245,7 +247,8 @@ pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 /// Sets the time of the last change of content (nanoseconds since 1970) of the entry, a link itself; the
 /// time of the last reading stays.
 pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
-    let path = &*anchored(path)?;
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec {
@@ -253,13 +256,16 @@ pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
             tv_nsec: mtime.rem_euclid(1_000_000_000),
         },
     };
-    Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(rustix::fs::utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Flushes a folder, so that the names in it survive a power cut.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    let path = &*anchored(path)?;
-    OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)?.sync_all()
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let follow = if entry.may_follow()? { OFlags::empty() } else { OFlags::NOFOLLOW };
+    Ok(rustix::fs::fsync(rustix::fs::openat(folder, name, flags | follow, Mode::empty())?)?)
 }
 
 /// Flushes one file.
@@ -269,26 +275,26 @@ pub fn sync_file(path: &Path) -> io::Result<()> {
 
 /// Opens an ordinary file for reading, without waiting for anybody. Errors: anything else stands there, also a link.
 pub fn open_plain(path: &Path) -> io::Result<File> {
-    open_ordinary(&anchored(path)?, OFlags::NOFOLLOW)
+    open_ordinary(&anchored(path)?, OFlags::RDONLY | OFlags::NOFOLLOW)
 }
 
 /// The same, following a link at the end of the path, unless others could have made it where root works.
 pub fn open_to_read(path: &Path) -> io::Result<File> {
-    let path = anchored(path)?;
-    open_ordinary(&path, if path.may_follow()? { OFlags::empty() } else { OFlags::NOFOLLOW })
+    let entry = anchored(path)?;
+    let follow = if entry.may_follow()? { OFlags::empty() } else { OFlags::NOFOLLOW };
+    open_ordinary(&entry, OFlags::RDONLY | follow)
 }
 
-fn open_ordinary(path: &Path, flags: OFlags) -> io::Result<File> {
-    let flags = (flags | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        // A socket, or a device that has no driver.
-        Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Err(no_file()),
-        opened => opened?,
+/// Opens, or with `CREATE` makes for its owner alone, an ordinary file, without waiting for anybody.
+fn open_ordinary(entry: &Anchored, flags: OFlags) -> io::Result<File> {
+    let (folder, name) = entry.at();
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file: File = match rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600)) {
+        // A socket, a pipe that nobody reads, or a device that has no driver.
+        Err(Errno::NXIO) => return Err(no_file()),
+        opened => opened?.into(),
     };
-    if !file.metadata()?.is_file() {
-        return Err(no_file());
-    }
-    Ok(file)
+    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
 }
 
 fn no_file() -> io::Error {
@@ -297,14 +303,12 @@ fn no_file() -> io::Error {
 
 /// Creates a file that nothing stands in the place of, for its owner alone to read and write.
 pub fn create_new(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&*anchored(path)?)
+    open_ordinary(&anchored(path)?, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
 }
 
 /// Opens an ordinary file for reading and writing; its contents stay. Errors: anything else stands there.
 pub fn open_to_change(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&*anchored(path)?)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
+    open_ordinary(&anchored(path)?, OFlags::RDWR | OFlags::NOFOLLOW)
 }
 
 /// The target of a link.
@@ -314,17 +318,23 @@ pub fn link_target(path: &Path) -> io::Result<PathBuf> {
 
 /// Makes a folder.
 pub fn make_folder(path: &Path) -> io::Result<()> {
-    std::fs::create_dir(&*anchored(path)?)
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    Ok(rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o777))?)
 }
 
 /// Removes a file, or a link itself.
 pub fn remove_file(path: &Path) -> io::Result<()> {
-    std::fs::remove_file(&*anchored(path)?)
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    Ok(rustix::fs::unlinkat(folder, name, AtFlags::empty())?)
 }
 
 /// Removes an empty folder.
 pub fn remove_folder(path: &Path) -> io::Result<()> {
-    std::fs::remove_dir(&*anchored(path)?)
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    Ok(rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)?)
 }
 
 /// Removes a folder and all below it; links are removed, never followed.
@@ -373,9 +383,9 @@ pub fn may_clone(path: &Path) -> io::Result<bool> {
 
 /// Makes a second name for a file. Ok(false): the volume or the system does not allow it.
 pub fn link_file(from: &Path, to: &Path) -> io::Result<bool> {
-    let from = &*anchored(from)?;
-    let to = &*anchored(to)?;
-    match rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty()) {
+    let (from, to) = (anchored(from)?, anchored(to)?);
+    let ((from_folder, from_name), (to_folder, to_name)) = (from.at(), to.at());
+    match rustix::fs::linkat(from_folder, from_name, to_folder, to_name, AtFlags::empty()) {
         Ok(()) => Ok(true),
         Err(Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error.into()),
@@ -438,14 +448,16 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
 
 /// Renames. Errors: `AlreadyExists` when anything stands at `to`.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    let from = &*anchored(from)?;
-    let to = &*anchored(to)?;
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+    let (from, to) = (anchored(from)?, anchored(to)?);
+    let ((from_folder, from_name), (to_folder, to_name)) = (from.at(), to.at());
+    match rustix::fs::renameat_with(from_folder, from_name, to_folder, to_name, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // This volume does not know the flag: look first. Only the lock's holder writes here.
-        Err(Errno::INVAL | Errno::NOSYS) => match std::fs::symlink_metadata(to) {
+        Err(Errno::INVAL | Errno::NOSYS) => match std::fs::symlink_metadata(&*to) {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::rename(from, to),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(rustix::fs::renameat(from_folder, from_name, to_folder, to_name)?)
+            }
             Err(error) => Err(error),
         },
         Err(error) => Err(error.into()),
@@ -454,46 +466,40 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Renames, replacing what stands at `to` in one step.
 pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
-    let from = &*anchored(from)?;
-    let to = &*anchored(to)?;
-    std::fs::rename(from, to)
+    let (from, to) = (anchored(from)?, anchored(to)?);
+    let ((from_folder, from_name), (to_folder, to_name)) = (from.at(), to.at());
+    Ok(rustix::fs::renameat(from_folder, from_name, to_folder, to_name)?)
 }
 
 /// Makes a symbolic link `at` that says `target`.
 pub fn make_link(target: &Path, at: &Path) -> io::Result<()> {
-    let at = &*anchored(at)?;
-    std::os::unix::fs::symlink(target, at)
+    let entry = anchored(at)?;
+    let (folder, name) = entry.at();
+    Ok(rustix::fs::symlinkat(target, folder, name)?)
 }
 
 /// Makes a folder that only its owner may enter. Ok if a folder is there. Errors: something else is.
 pub fn private_folder(path: &Path) -> io::Result<()> {
-    let path = &*anchored(path)?;
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && facts(path)?.kind == Kind::Folder => Ok(()),
-        done => done,
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    match rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o700)) {
+        Err(Errno::EXIST) if facts(path)?.kind == Kind::Folder => Ok(()),
+        done => Ok(done?),
     }
 }
 
 /// Opens for reading and writing, creating with mode 0600; the contents stay. Errors: a link, or no file, stands there.
 pub fn open_private(path: &Path) -> io::Result<File> {
-    let path = &*anchored(path)?;
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(flags)
-        .open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
+    open_ordinary(&anchored(path)?, OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW)
 }
 
 /// Opens a log for appending, creating with mode 0640. Errors: a link stands there, or a pipe that nobody reads.
 pub fn open_log(path: &Path) -> io::Result<File> {
-    let path = &*anchored(path)?;
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
+    let entry = anchored(path)?;
+    let (folder, name) = entry.at();
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o640))?.into())
 }
 
 /// Whether `user` may write to the file, by modes and owners alone: an access list may allow more.

@@ -2,8 +2,8 @@
 //! Refuses to decide what follows from it; `owner` does.
 
 use crate::os::{Distrust, Owner};
-use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -15,6 +15,9 @@ use std::sync::OnceLock;
 
 /// How many links a path may lead through (as many as the kernel follows: `MAXSYMLINKS`, path_resolution(7)).
 const MOST_LINKS: usize = 40;
+
+/// The updater's own folder, which is found to be root's alone before an install is guarded.
+const OWN: &str = ".updater";
 
 /// Write permission of the group or of others, and the sticky bit (inode(7)).
 const OTHERS_WRITE: u32 = 0o022;
@@ -117,18 +120,26 @@ struct Guard {
     is_own: fn(&OsStr) -> bool,
 }
 
-/// A path to an entry through an open folder: whoever renames or replaces folders on the way does not change where it
+/// An entry reached through an open folder: whoever renames or replaces folders on the way does not change where it
 /// leads. It is good while this is kept.
 #[derive(Debug)]
 pub struct Anchored {
-    path: PathBuf,
-    /// None: the path was taken as it is.
+    /// None: the path is taken as it is.
     folder: Option<OwnedFd>,
+    /// In that folder, or the whole path.
+    name: PathBuf,
+    /// The whole path, for calls that take no folder: by that of the open folder under `/proc`.
+    path: PathBuf,
 }
 
-impl AsRef<Path> for Anchored {
-    fn as_ref(&self) -> &Path {
-        &self.path
+impl Anchored {
+    fn plain(path: &Path) -> Anchored {
+        Anchored { folder: None, name: path.to_path_buf(), path: path.to_path_buf() }
+    }
+
+    /// The folder and the name in it, for the calls that take both.
+    pub fn at(&self) -> (BorrowedFd<'_>, &Path) {
+        (self.folder.as_ref().map_or(CWD, |folder| folder.as_fd()), &self.name)
     }
 }
 
@@ -144,7 +155,7 @@ impl std::ops::Deref for Anchored {
 pub fn anchored(path: &Path) -> io::Result<Anchored> {
     match GUARDED.get() {
         Some(guard) => guard.anchored(path),
-        None => Ok(Anchored { path: path.to_path_buf(), folder: None }),
+        None => Ok(Anchored::plain(path)),
     }
 }
 
@@ -162,18 +173,15 @@ impl Guard {
     }
 
     fn anchored(&self, path: &Path) -> io::Result<Anchored> {
-        let plain = || Ok(Anchored { path: path.to_path_buf(), folder: None });
-        let Ok(below) = path.strip_prefix(&self.root) else { return plain() };
-        // The install's own folder is root's alone, so what stands in it is reached by its path.
-        let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return plain() };
-        if parent.as_os_str().is_empty() {
-            return plain();
+        let Ok(below) = path.strip_prefix(&self.root) else { return Ok(Anchored::plain(path)) };
+        let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return Ok(Anchored::plain(path)) };
+        // The install's own folder is root's alone, and so is `.updater`, which nobody else may even enter.
+        if parent.as_os_str().is_empty() || parent.starts_with(OWN) {
+            return Ok(Anchored::plain(path));
         }
         let folder = self.folder(parent)?;
-        Ok(Anchored {
-            path: PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name),
-            folder: Some(folder),
-        })
+        let full = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+        Ok(Anchored { name: name.into(), path: full, folder: Some(folder) })
     }
 
     /// Opens a folder below the root: in one call where no link stands on the way, else part by part.
@@ -296,12 +304,12 @@ mod tests {
         symlink("../instance", root.join("app/there")).unwrap();
         let guard = Guard::over(&root, |name| name == "ours").unwrap();
         let reaches = |path: &str| guard.anchored(&root.join(path));
-        std::fs::write(reaches("instance/sub/new").unwrap(), "x").unwrap();
+        std::fs::write(&*reaches("instance/sub/new").unwrap(), "x").unwrap();
         assert_eq!(std::fs::read(root.join("instance/sub/new")).unwrap(), b"x");
         assert_eq!(reaches("instance/link/kept").unwrap_err().raw_os_error(), Some(Errno::LOOP.raw_os_error()));
         assert!(reaches("app/there/link/kept").is_err(), "through a link of root's into the folder of the other");
-        assert_eq!(std::fs::read(reaches("linked/kept").unwrap()).unwrap(), b"kept");
-        assert_eq!(std::fs::read(reaches("app/there/sub/new").unwrap()).unwrap(), b"x");
+        assert_eq!(std::fs::read(&*reaches("linked/kept").unwrap()).unwrap(), b"kept");
+        assert_eq!(std::fs::read(&*reaches("app/there/sub/new").unwrap()).unwrap(), b"x");
         for (name, owner) in [("instance/ours", 0), ("instance/ours/ours", OTHER)] {
             std::fs::create_dir(root.join(name)).unwrap();
             lchown(root.join(name), Some(owner), Some(owner)).unwrap();
@@ -311,7 +319,7 @@ mod tests {
         let held = reaches("instance/sub/late").unwrap();
         std::fs::rename(root.join("instance/sub"), root.join("instance/away")).unwrap();
         symlink(top.join("elsewhere"), root.join("instance/sub")).unwrap();
-        std::fs::write(&held, "y").unwrap();
+        std::fs::write(&*held, "y").unwrap();
         assert!(root.join("instance/away/late").exists() && !top.join("elsewhere/late").exists());
         assert!(reaches("instance/sub/late").is_err());
     }

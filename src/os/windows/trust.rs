@@ -31,12 +31,6 @@ pub fn of_one(_path: &Path) -> io::Result<Option<Distrust>> {
 #[derive(Debug)]
 pub struct Anchored(PathBuf);
 
-impl AsRef<Path> for Anchored {
-    fn as_ref(&self) -> &Path {
-        &self.0
-    }
-}
-
 impl std::ops::Deref for Anchored {
     type Target = Path;
     fn deref(&self) -> &Path {
