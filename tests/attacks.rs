@@ -554,6 +554,7 @@ fn no_place_that_is_read_is_waited_for_or_swallowed_whole() {
                 limited.arg("--as=1500000000").arg(command.get_program()).args(command.get_args());
                 let output = in_time(&format!("{what}: {words:?}"), limited);
                 assert!(!output.stderr.contains("panicked"), "{what}: {output:?}");
+                assert!(!output.stdout.contains("memory"), "{what} was swallowed: {output:?}");
             }
             if kind == "a folder" {
                 fs::remove_dir_all(&path).unwrap()
