@@ -1,5 +1,6 @@
-//! Names of a zip as text: UTF-8 where the archive says so, else code page 437, or what the Unicode Path field says.
-//! Refuses to guess: bytes that are not what the archive declares are no name.
+//! Names of a zip as text: UTF-8 where the archive says so, else what the system that made it writes, or what the Unicode
+//! Path field says.
+//! Refuses to guess further: bytes that are not what the archive declares are no name.
 
 /// The longest piece of a name that is shown, in characters: a hostile one may have 65,535.
 const MAX_SHOWN: usize = 200;
@@ -16,12 +17,26 @@ const CP437: &str = "\u{c7}\u{fc}\u{e9}\u{e2}\u{e4}\u{e0}\u{e5}\u{e7}\u{ea}\u{eb
                      \u{3b5}\u{2229}\u{2261}\u{b1}\u{2265}\u{2264}\u{2320}\u{2321}\u{f7}\u{2248}\u{b0}\u{2219}\u{b7}\
                      \u{221a}\u{207f}\u{b2}\u{25a0}\u{a0}";
 
+/// What an archive says of its names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Charset {
+    /// The flag for it is set.
+    Utf8,
+    /// Nothing, and it was made on Unix or macOS: `zip` and Archive Utility write names there as the system has them,
+    /// which is UTF-8; what is none was taken over from DOS.
+    OfUnix,
+    /// Nothing, and it was made elsewhere: code page 437 (APPNOTE.TXT, appendix D).
+    Dos,
+}
+
 /// The name of an entry. `unicode_path` is the extra field of that name (APPNOTE.TXT 4.6.9): its version, the CRC of the
 /// name that it was made for, and that name in UTF-8. Errors: why it is no name.
-pub(super) fn decode(raw: &[u8], is_utf8: bool, unicode_path: Option<&[u8]>) -> Result<String, &'static str> {
-    let plain = match is_utf8 {
-        true => std::str::from_utf8(raw).map_err(|_| "it is said to be UTF-8, and is not")?.to_string(),
-        false => raw.iter().map(|byte| of_cp437(*byte)).collect(),
+pub(super) fn decode(raw: &[u8], said: Charset, unicode_path: Option<&[u8]>) -> Result<String, &'static str> {
+    let is_utf8 = said == Charset::Utf8;
+    let plain = match (said, std::str::from_utf8(raw)) {
+        (Charset::Utf8 | Charset::OfUnix, Ok(text)) => text.to_string(),
+        (Charset::Utf8, Err(_)) => return Err("it is said to be UTF-8, and is not"),
+        (Charset::OfUnix, Err(_)) | (Charset::Dos, _) => raw.iter().map(|byte| of_cp437(*byte)).collect(),
     };
     let Some(field) = unicode_path else { return Ok(plain) };
     let (version, rest) = field.split_first().ok_or("its Unicode field is empty")?;
@@ -67,10 +82,13 @@ mod tests {
         let mut sum = flate2::Crc::new();
         sum.update(b"a?");
         let field = [&[1][..], &sum.sum().to_le_bytes(), "a\u{fc}".as_bytes()].concat();
-        assert_eq!(decode(b"a?", false, Some(&field)).as_deref(), Ok("a\u{fc}"));
-        assert!(decode(b"b?", false, Some(&field)).is_err());
-        assert!(decode(b"a?", true, Some(&field)).is_err());
-        assert!(decode(b"a\xff", true, None).is_err());
-        assert_eq!(decode(b"a\x81", false, None).as_deref(), Ok("a\u{fc}"));
+        assert_eq!(decode(b"a?", Charset::Dos, Some(&field)).as_deref(), Ok("a\u{fc}"));
+        assert!(decode(b"b?", Charset::Dos, Some(&field)).is_err());
+        assert!(decode(b"a?", Charset::Utf8, Some(&field)).is_err());
+        assert!(decode(b"a\xff", Charset::Utf8, None).is_err());
+        assert_eq!(decode(b"a\x81", Charset::Dos, None).as_deref(), Ok("a\u{fc}"));
+        assert_eq!(decode(b"a\x81", Charset::OfUnix, None).as_deref(), Ok("a\u{fc}"));
+        assert_eq!(decode("a\u{fc}".as_bytes(), Charset::OfUnix, None).as_deref(), Ok("a\u{fc}"));
+        assert_eq!(decode("a\u{fc}".as_bytes(), Charset::Dos, None).as_deref(), Ok("a\u{251c}\u{255d}"));
     }
 }

@@ -128,6 +128,7 @@ fn shapes() -> Vec<Row> {
 
 fn names() -> Vec<Row> {
     let dos = Part { name: b"app/caf\x82".to_vec(), flags: 0, ..Part::new("x", "dos") };
+    let unflagged = Part { flags: 0, ..Part::new("app/gr\u{f6}\u{df}e.txt", "mac") };
     let utf8 = Part { flags: UTF8, ..Part::new("app/th\u{e9}", "utf8") };
     let field = [&[1][..], &crc(b"app/th").to_le_bytes(), "app/\u{442}\u{447}".as_bytes()].concat();
     let field = extra(0x7075, &field);
@@ -155,6 +156,8 @@ fn names() -> Vec<Row> {
     let skipped = Part::new("app/__pycache__/core.pyc", "x");
     vec![
         row("a name of DOS", with([dos]), "code page 437, where nothing else is said").has("app/caf\u{e9}", "dos"),
+        row("a name of macOS or Info-ZIP", with([unflagged]), "made on Unix, UTF-8 without a flag that says so")
+            .has("app/gr\u{f6}\u{df}e.txt", "mac"),
         row("a name in UTF-8", with([utf8]), "the flag says so").has("app/th\u{e9}", "utf8"),
         row("a name in a Unicode field", with([info]), "its checksum is that of the plain name")
             .has("app/\u{442}\u{447}", "info"),

@@ -8,7 +8,8 @@ mod end;
 mod header;
 mod window;
 
-use super::{Limits, encoding, refused};
+use super::encoding::{self, Charset};
+use super::{Limits, refused};
 use anyhow::Result;
 use end::End;
 use header::Central;
@@ -99,8 +100,12 @@ fn hold_limits(end: &End, bundle: &str, limits: &Limits) -> Result<()> {
 }
 
 fn name_of(header: &Central, number: u64) -> Result<String> {
-    let is_utf8 = header.flags & header::UTF8 != 0;
-    encoding::decode(header.name, is_utf8, header.extra.unicode_path)
+    let said = match (header.flags & header::UTF8 != 0, header.is_unix()) {
+        (true, _) => Charset::Utf8,
+        (false, true) => Charset::OfUnix,
+        (false, false) => Charset::Dos,
+    };
+    encoding::decode(header.name, said, header.extra.unicode_path)
         .map_err(|reason| refused("bad-name", "", format!("the name of entry {number} cannot be read: {reason}")))
 }
 
