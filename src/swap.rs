@@ -425,7 +425,9 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Pa
         }
     }
     for intent in &moves.moves {
-        remove_arrival(root, moves, intent, backup)?;
+        if !folder_is_back(root, moves, &intent.path)? {
+            remove_arrival(root, moves, intent, backup)?;
+        }
     }
     for path in moves.make.iter().rev() {
         let folder = root.join(path);
@@ -452,6 +454,13 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Pa
     exchange_back(root, &moves.exchanges, after)?;
     flush_annexes(moves)?;
     flush(root, moves)
+}
+
+/// True where a folder gave way to an arrival at its path and stands there again, or has not left: then no arrival does.
+fn folder_is_back(root: &InstallRoot, moves: &Moves, path: &RelPath) -> Result<bool> {
+    let Some(at) = moves.remove.iter().position(|folder| folder.path == *path) else { return Ok(false) };
+    let is_folder = fsx::facts(&root.join(path))?.is_some_and(|f| f.kind == Kind::Folder);
+    Ok(is_folder && !fsx::exists(&removed_folder(root, at))?)
 }
 
 /// The end of an undo: the old start file is back, and the tree can start; the folders get their times back.

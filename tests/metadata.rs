@@ -138,6 +138,45 @@ fn a_way_back_that_is_cut_off_after_the_data_still_dresses_folders_and_watched_f
 }
 
 #[test]
+fn a_folder_that_is_back_is_left_alone_where_a_way_back_is_cut_off_and_begun_again() {
+    let many = |bundle: Bundle, text: &str| {
+        (0..300).fold(bundle, |bundle, n| bundle.file(&format!("app/part{n:03}.py"), format!("# {n} of {text}\n")))
+    };
+    // With the file of the version in its place, and where that was taken away.
+    for line in ["true", "rm app/tools"] {
+        let install = install("", &["app/tools/mine.txt"]);
+        install.apply(&many(install.bundle("2.0"), "2.0")).expect(0);
+        let inode = || fs::metadata(install.root.join("app/tools/mine.txt")).map(|data| data.ino()).ok();
+        let mine = inode().unwrap();
+        let bundle = install.save(&many(vandal(line), "3.0").file("app/tools", "a file of ours"));
+        let mut command = install.command(&["apply", bundle.to_str().unwrap()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let journal = install.root.join(".updater/journal");
+        let says = |state: &str| {
+            String::from_utf8_lossy(&fs::read(&journal).unwrap_or_default()).contains(&format!("\"{state}\""))
+        };
+        while !says("begin") {
+            assert!(Instant::now() < deadline, "it never began");
+        }
+        let half = owner::other_half(child.id());
+        // The folder is there again, and hundreds of files are not.
+        while !says("data-restored") || !install.root.join("app/tools").is_dir() {
+            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "the moment never came");
+        }
+        owner::kill_both(&mut child, half);
+        assert!(!says("rolled-back"), "the kill came too late");
+        install.updater(&["recover", "--wait", "20s", "--json"]).expect(0);
+        assert_eq!((install.version().as_str(), inode()), ("2.0", Some(mine)), "{line}: it is another file now");
+        let after = install.root.join("backups");
+        let set_aside = walkdir::WalkDir::new(after).into_iter().map(Result::unwrap);
+        let kept = set_aside.filter(|item| item.path().to_string_lossy().contains("/after/app/tools")).count();
+        assert_eq!(kept, 0, "{line}: nobody wrote there, and something was set aside");
+    }
+}
+
+#[test]
 fn a_file_that_is_only_watched_is_dressed_again_and_one_that_became_a_link_blocks_nothing() {
     let install = install("[backup]\nskip = [\"/media/\"]\n", &["media/song.mp3", "media/film.mp4", "media/more.mp4"]);
     let song = install.root.join("media/song.mp3");

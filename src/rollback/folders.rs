@@ -30,18 +30,20 @@ pub(super) fn mend(
     // What the swap itself made or takes away is the undo's to make and to remove.
     let removed = moves.remove.iter().map(|folder| &folder.path);
     let undos: BTreeSet<&RelPath> = moves.make.iter().chain(removed).collect();
+    // A file of the version that took a folder's place is the undo's, too.
+    let arrives = |path: &RelPath| moves.moves.iter().any(|m| m.path == *path && m.new.is_some());
     let is_wanted = |path: &RelPath| data != DataBack::Kept || above.contains(path);
     for folder in known(record, &above).iter().filter(|folder| is_wanted(&folder.path)) {
         if linked.iter().any(|link| folder.path.is_within(link)) {
             continue;
         }
-        if !stands(root, &folder.path, &after)? && !undos.contains(&folder.path) {
+        if !arrives(&folder.path) && !stands(root, &folder.path, &after)? && !undos.contains(&folder.path) {
             let live = root.join(&folder.path);
             fsx::make_folder(&live)?;
             fsx::dress_folder(&live, folder.owner, folder.mode | 0o700)?;
         }
     }
-    for path in undos {
+    for path in undos.iter().filter(|path| !arrives(path)) {
         stands(root, path, &after)?;
     }
     Ok(())

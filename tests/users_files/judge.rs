@@ -51,7 +51,7 @@ fn holds(shipped: &Shipped, seen: &Seen) -> bool {
     seen.kind == kind && seen.bytes.as_ref() == Some(&shipped.bytes)
 }
 
-fn is_database_name(name: &[u8]) -> bool {
+pub fn is_database_name(name: &[u8]) -> bool {
     let text = String::from_utf8_lossy(name).into_owned();
     let text = ["-wal", "-shm", "-journal"].iter().find_map(|end| text.strip_suffix(end)).unwrap_or(&text);
     [".db", ".sqlite", ".sqlite3"].iter().any(|end| text.ends_with(end))
@@ -94,6 +94,7 @@ impl World {
             "code-behind-link",
             "schema-differs",
             "database-damaged",
+            "cannot-save",
         ];
         if !known.contains(&code.as_str()) {
             wrong.say(b"", format!("refused: {code}: {}", output.finished()["error"]["message"]));

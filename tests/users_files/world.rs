@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use crate::judge;
 use crate::kit::{self, Install, Output, owner};
 use crate::look::{self, Kind, Snapshot, above, is_below, path_of, snapshot};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
@@ -471,8 +472,11 @@ impl World {
 
     /// What `[backup] max_file` and `skip` leave in place unsaved.
     pub fn is_watched(&self, path: &[u8], seen: &look::Seen) -> bool {
+        // A database is saved whatever is set.
+        let is_database = seen.bytes.iter().flatten().take(6).eq(b"SQLite");
         let is_skipped = self.skipped.is_some_and(|folder| is_below(path, folder.as_bytes()));
-        seen.kind == Kind::File && (is_skipped || seen.size > self.large)
+        let is_named = judge::is_database_name(look::name_of(path));
+        seen.kind == Kind::File && !is_database && !is_named && (is_skipped || seen.size > self.large)
     }
 
     /// Paths of users' that a version would cross: a file where it needs a folder, or the reverse.
