@@ -383,6 +383,25 @@ fn root_runs_no_program_on_which_another_user_has_a_say() {
     assert_eq!(ran_as(&proof), "0");
 }
 
+/// Before the first receipt nobody knows as whom a server that does not run is started; root's own rights are not for a
+/// program of another user's.
+#[test]
+fn root_starts_no_server_by_a_program_of_another_users() {
+    if !is_root("a stopped server whose interpreter another user may change") {
+        return;
+    }
+    let install = Install::new();
+    mode(install.scratch(), 0o755);
+    let proof = proof(&install);
+    let python = install.root.join(".venv/bin/python");
+    install.write(".venv/bin/python", format!("#!/bin/sh\nid -u >'{}/uid'\n", proof.display()));
+    mode(&python, 0o755);
+    install.write("updater.toml", format!("[server]\nport = {}\n", install.port));
+    give(&install.root.join(".venv"));
+    let output = install.apply(&install.bundle("2.0")).expect(1);
+    assert_eq!((output.error_code().as_str(), ran_as(&proof).as_str()), ("unsafe-program", ""), "{output:?}");
+}
+
 #[test]
 fn a_process_of_another_user_that_stands_in_the_install_is_no_server() {
     if !is_root("a process of another user in the folder of an install") {

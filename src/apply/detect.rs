@@ -5,6 +5,7 @@ use super::Request;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::health::{self, Before};
+use crate::hooks;
 use crate::net::Protocol;
 use crate::os::{self, LaunchSpec, Unit, trust};
 use crate::path::{InstallRoot, RelPath};
@@ -66,6 +67,9 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
                     return Err(failure.into());
                 }
                 foreign = server::owner_tree(port, root)?;
+            }
+            if let Some(launch) = &launch {
+                hooks::may_start(cx, launch)?;
             }
             let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
             let before = Before {

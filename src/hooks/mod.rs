@@ -14,6 +14,7 @@ mod trusted;
 
 pub use before::{Before, load_made, store_made};
 pub use changes::Changes;
+pub use trusted::start as may_start;
 
 use crate::app::{Head, Profile};
 use crate::bundle::Bundle;

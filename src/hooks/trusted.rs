@@ -3,7 +3,7 @@
 
 use crate::context::Context;
 use crate::error::Failure;
-use crate::os::{Distrust, trust};
+use crate::os::{Distrust, LaunchSpec, trust};
 use crate::path::RelPath;
 use anyhow::{Context as _, Result};
 use std::io::ErrorKind;
@@ -19,7 +19,7 @@ pub(super) fn programs(cx: &Context, argv: &[String], cwd: &Path, env: &[(String
         let Some(path) = named(word, at == 0, cx, cwd, env) else { continue };
         let Some(found) = distrust(&path)? else { continue };
         let message = format!(
-            "root would run {} for the hook '{}', and others than root may change {}",
+            "root would run {} for '{}', and others than root may change {}",
             path.display(),
             argv.join(" "),
             found.place().display()
@@ -27,6 +27,14 @@ pub(super) fn programs(cx: &Context, argv: &[String], cwd: &Path, env: &[(String
         return Err(unsafe_program(&path, message).into());
     }
     Ok(())
+}
+
+/// The same for a server that does not run, where nobody knows as whom it ran, so that root would start it as itself.
+pub fn start(cx: &Context, launch: &LaunchSpec) -> Result<()> {
+    match launch.credentials {
+        Some(_) => Ok(()),
+        None => programs(cx, &launch.argv, &launch.cwd, &launch.env),
+    }
 }
 
 /// The file that a word of a hook's command line names; for the first one a bare name is looked up in the PATH.
