@@ -331,7 +331,7 @@ impl World {
         }
         if rng.chance(40) {
             // What its owner may not use ends an update before it begins, so that is rare where the owner is not root.
-            let closed = !is_own || rng.chance(2);
+            let closed = !is_own || (rng.chance(2) && rng.chance(30));
             let mode = match (is_folder, closed) {
                 (true, true) => *rng.pick(&[0o2775, 0o700, 0o1777, 0o555, 0, 0o2770, 0o711, 0o777]),
                 (true, false) => *rng.pick(&[0o2775, 0o700, 0o1777, 0o755, 0o2770, 0o711, 0o777]),
