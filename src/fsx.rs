@@ -50,6 +50,14 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     named("read", path, read())
 }
 
+/// The same. None: it has more than `most`.
+pub fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    match read(path, most) {
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// The names in a folder, in the order of the system.
 pub fn names(folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     named("list", folder, files::names(folder))
@@ -161,44 +169,37 @@ pub fn folds_case(folder: &Path) -> Result<bool> {
         let Some(text) = name.to_str() else { continue };
         let swap = |c: char| if c.is_ascii_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() };
         let other: String = text.chars().map(swap).collect();
-        if other != text {
-            let (is, twin) = (facts(&folder.join(&name))?, facts(&folder.join(other))?);
-            // Another name of the same file is no proof.
-            if is.is_none_or(|is| is.kind == Kind::File && is.links != 1) {
-                continue;
-            }
-            let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
+        if other != text
+            && let Some(same) = is_one_name(folder, name.as_ref(), other.as_ref())?
+        {
             return Ok(same);
         }
     }
     Ok(false)
 }
 
+/// Whether the volume takes `other` for `name`, which is there. None: that cannot be told by this one.
+fn is_one_name(folder: &Path, name: &Path, other: &Path) -> Result<Option<bool>> {
+    let (is, twin) = (facts(&folder.join(name))?, facts(&folder.join(other))?);
+    // Another name of the same file is no proof.
+    let tells = is.is_some_and(|is| is.kind != Kind::File || is.links == 1);
+    let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
+    Ok(tells.then_some(same))
+}
+
 /// True when the volume of `folder` takes composed and decomposed characters for one. Told by a name that is there; where
 /// none tells, by whether it folds case: a folder of ext4 that folds case does both, and no release needs twins.
 pub fn merges_forms(folder: &Path) -> Result<bool> {
     use unicode_normalization::UnicodeNormalization;
-    for item in fs_err::read_dir(folder)? {
-        let name = item?.file_name();
+    for name in names(folder)? {
         let Some(text) = name.to_str().filter(|text| !text.is_ascii()) else { continue };
         let (composed, apart): (String, String) = (text.nfc().collect(), text.nfd().collect());
         let Some(other) = [composed, apart].into_iter().find(|form| form != text) else { continue };
-        let (is, twin) = (facts(&folder.join(&name))?, facts(&folder.join(other))?);
-        // Another name of the same file is no proof.
-        if is.is_some_and(|is| is.kind != Kind::File || is.links == 1) {
-            let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
+        if let Some(same) = is_one_name(folder, name.as_ref(), other.as_ref())? {
             return Ok(same);
         }
     }
     folds_case(folder)
-}
-
-/// The same. None: it has more than `most`.
-pub fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
-    match read(path, most) {
-        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => Ok(None),
-        read => read.map(Some),
-    }
 }
 
 /// SHA-256 of a file's contents; of a link, of its target's text. Errors: it is anything else; a pipe without a writer

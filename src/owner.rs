@@ -89,16 +89,20 @@ pub fn guard(root: &InstallRoot, settings: &Path) -> Result<()> {
         return Ok(());
     }
     for place in [settings.to_path_buf(), root.own()] {
-        let found = match trust::distrust(&place) {
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-            found => found.with_context(|| format!("asking who has a say in {}", place.display()))?,
-        };
-        if let Some(found) = found {
+        if let Some(found) = others_in(&place)? {
             return Err(not_roots(&place, &found).into());
         }
     }
     trust::guard(root.path(), |name| name.as_encoded_bytes().starts_with(BACKUP.as_bytes()))
         .context("holding the install")
+}
+
+/// Who beside root has a say in what lies at this absolute path. None: root alone, or nothing lies there.
+pub fn others_in(path: &Path) -> Result<Option<Distrust>> {
+    match trust::distrust(path) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        found => found.with_context(|| format!("asking who has a say in {}", path.display())),
+    }
 }
 
 /// What the names of backups begin with: each must be root's, wherever its folder may be written by others.

@@ -3,10 +3,10 @@
 
 use crate::context::Context;
 use crate::error::Failure;
-use crate::os::{Distrust, LaunchSpec, trust};
+use crate::os::{LaunchSpec, trust};
+use crate::owner::others_in;
 use crate::path::RelPath;
 use anyhow::{Context as _, Result};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Refuses a program, or a script among its arguments, on which others than root have a say. What is not there yet is
@@ -17,7 +17,7 @@ pub(super) fn programs(cx: &Context, argv: &[String], cwd: &Path, env: &[(String
     }
     for (at, word) in argv.iter().enumerate() {
         let Some(path) = named(word, at == 0, cx, cwd, env) else { continue };
-        let Some(found) = distrust(&path)? else { continue };
+        let Some(found) = others_in(&path)? else { continue };
         let message = format!(
             "root would run {} for '{}', and others than root may change {}",
             path.display(),
@@ -47,13 +47,6 @@ fn named(word: &str, is_first: bool, cx: &Context, cwd: &Path, env: &[(String, S
     [cwd, cx.root.path()].iter().map(|folder| folder.join(word)).find(|full| full.is_file())
 }
 
-fn distrust(path: &Path) -> Result<Option<Distrust>> {
-    match trust::distrust(path) {
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        found => found.with_context(|| format!("asking who has a say in {}", path.display())),
-    }
-}
-
 fn unsafe_program(path: &Path, message: String) -> Failure {
     Failure::failed("unsafe-program", message).at(path.display()).remedy(
         "give it to root (chown root, chmod go-w), or the install to the user who may write there: then it runs as him",
@@ -67,7 +60,7 @@ pub(super) fn environment(cx: &Context, environment: &RelPath, python: &str) -> 
         return Ok(());
     }
     let top = cx.root.join(environment);
-    let mut found = distrust(Path::new(python))?;
+    let mut found = others_in(Path::new(python))?;
     for item in walkdir::WalkDir::new(&top).follow_links(false) {
         if found.is_some() {
             break;

@@ -362,15 +362,12 @@ mod tests {
     #[test]
     fn held_starts_have_a_bound() {
         let mut office = office();
-        office.running.clear();
-        let (first, more) = (spec(4711, 4712, &[4713]), MOST_HELD);
-        office.next = 0;
-        for _ in 0..more {
+        for _ in 0..MOST_HELD {
             // What is held needs root to become the user: only the count matters here.
             let number = office.number();
             office.held.insert(number, processes::Held::nobody());
         }
-        let refused = office.answer(Ask::Hold(Box::new(first))).unwrap_err();
+        let refused = office.answer(Ask::Hold(Box::new(spec(4711, 4712, &[4713])))).unwrap_err();
         assert!(refused.to_string().contains("no more programs"), "{refused}");
     }
 
