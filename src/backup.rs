@@ -12,12 +12,12 @@ pub use record::{Damage, FORMAT, Kind, Line, Linked, Record, Watched, damage, fi
 pub use selection::{How, Previous, Selected, Selection, refuse_unreadable};
 pub use shelf::{Listed, Pruned, Spare, clear_discarded, list, list_all, mark_failed, next_number, prune};
 
-use crate::error::Failure;
-use crate::fsx;
-use crate::journal::Folder;
-use crate::os::{self, Facts, files};
-use crate::ownership::{Census, Class, Databases};
-use crate::path::{InstallRoot, RelPath};
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::path::{InstallRoot, RelPath};
+use crate::state::journal::Folder;
+use crate::system::{self, Facts, files};
+use crate::update::ownership::{Census, Class, Databases};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -260,7 +260,7 @@ impl Backup {
         for (path, facts) in &census.folders {
             let (live, to) = (root.join(path), self.place(path));
             fsx::make_folders(&to)?;
-            if facts.kind == os::Kind::Link {
+            if facts.kind == system::Kind::Link {
                 linked.push(Linked::new(path, &fsx::link_target(&live)?));
                 continue;
             }
@@ -294,7 +294,7 @@ impl Backup {
             return Ok(());
         }
         let racy = facts.mtime.max(facts.ctime) > self.seeded_at - RACY_NANOS;
-        let by_content = facts.kind == os::Kind::File && (racy || is_database);
+        let by_content = facts.kind == system::Kind::File && (racy || is_database);
         let was = self.lines.get(path).map(|line| line.facts).or(self.watched.get(path).copied());
         let is_same = was.is_some_and(|was| fsx::is_unchanged(&was, facts));
         let is_large = selection.is_large(facts, data, is_database);
@@ -305,7 +305,7 @@ impl Backup {
             }
             None if is_same && is_large => Ok(()),
             _ if is_large => self.clone_or_watch(root, path, facts),
-            Some(line) if facts.kind == os::Kind::File && line.facts.kind == os::Kind::File => {
+            Some(line) if facts.kind == system::Kind::File && line.facts.kind == system::Kind::File => {
                 self.compare(root, path, facts, data)
             }
             _ => self.save(root, path, facts, data),

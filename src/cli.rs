@@ -1,17 +1,17 @@
 //! The command line as types, and which folder is the root.
 //! Refuses to do anything: the commands act, `report` writes.
 
-use crate::error::{ErrorRecord, Failure};
-use crate::fsx;
-use crate::net::url::masked;
-use crate::path::InstallRoot;
-use crate::report::{self, Color, ascii};
+use crate::base::error::{ErrorRecord, Failure};
+use crate::base::fsx;
+use crate::base::net::url::masked;
+use crate::base::path::InstallRoot;
+use crate::base::report::{self, Color, ascii};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use crate::settings::duration;
+pub use crate::state::settings::duration;
 
 /// Updates an installed web server in place and cannot leave it broken
 #[derive(Debug, Parser)]
@@ -610,10 +610,10 @@ mod tests {
         assert_eq!(find_root(Some(Path::new("../web")), &top.join("other"), &exe).unwrap().path(), top.join("web"));
         for given in ["web/backups/one", "web/.updater", "nowhere"] {
             let error = find_root(Some(Path::new(given)), &top, &exe).unwrap_err();
-            assert_eq!(crate::error::record(&error).code, "no-root");
+            assert_eq!(crate::base::error::record(&error).code, "no-root");
         }
         let error = find_root(None, &top.join("other"), &exe).unwrap_err();
         assert!(error.to_string().contains(&format!("searched: {}, ", top.join("other").display())));
-        assert_eq!(crate::error::class(&error) as i32, 2);
+        assert_eq!(crate::base::error::class(&error) as i32, 2);
     }
 }

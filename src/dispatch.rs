@@ -1,27 +1,27 @@
 //! From a parsed command line to a command and its exit code.
 //! Refuses to know what the commands do.
 
-use crate::adopt;
-use crate::apply::{self, Origin, Request};
+use crate::base::error::{self, Failure};
+use crate::base::net::{Url, url};
+use crate::base::path::InstallRoot;
+use crate::base::report::{self, Finished, Reporter, Stage};
 use crate::cli::{self, Cli, Command, Ended};
-use crate::context::Context;
-use crate::doctor;
-use crate::error::{self, Failure};
-use crate::escape::{self, Outside};
-use crate::fetch;
-use crate::follow;
-use crate::history;
-use crate::init;
-use crate::inspect;
-use crate::net::{Url, url};
-use crate::os::{self, SystemPart, monitor, processes};
-use crate::owner;
-use crate::path::InstallRoot;
-use crate::recover;
-use crate::report::{self, Finished, Reporter, Stage};
+use crate::commands::adopt;
+use crate::commands::doctor;
+use crate::commands::follow;
+use crate::commands::init;
+use crate::commands::inspect;
+use crate::commands::shim;
 use crate::restore;
-use crate::settings::Settings;
-use crate::shim;
+use crate::state::history;
+use crate::state::settings::Settings;
+use crate::system::{self, SystemPart, monitor, processes};
+use crate::update::context::Context;
+use crate::update::escape::{self, Outside};
+use crate::update::fetch;
+use crate::update::owner;
+use crate::update::recover;
+use crate::update::{self, Origin, Request};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
@@ -218,7 +218,7 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
         Command::Apply(args) if !args.dry_run => {
             let request = request(args, cwd)?;
             cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
-            let finished = apply::apply(cx, &request);
+            let finished = update::apply(cx, &request);
             Ok(end(cx, &finished))
         }
         Command::Apply(args) | Command::Plan(args) => {
@@ -329,7 +329,7 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
         }
         Command::Helper(_) => {
             let Err(e) = if monitor::is_monitored() {
-                os::escape::arrive(None, &cx.own())
+                system::escape::arrive(None, &cx.own())
             } else {
                 Err(std::io::Error::other("root does this for the owner of an install"))
             };
@@ -349,7 +349,7 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     let typed = bundle.to_string_lossy();
     let origin = if fetch::is_url(&typed) {
         Origin::Url(source_url(&typed)?)
-    } else if os::files::open_to_read(&path).is_err() && monitor::handed_bundle().is_some() {
+    } else if system::files::open_to_read(&path).is_err() && monitor::handed_bundle().is_some() {
         Origin::Handed
     } else {
         Origin::File

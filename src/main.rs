@@ -2,7 +2,7 @@
 //! Refuses to do any work of its own.
 
 use std::process::ExitCode;
-use updater::{cli, dispatch, escape, os, owner};
+use updater::{cli, dispatch, system, update::escape, update::owner};
 
 fn main() -> ExitCode {
     let mut args: Vec<_> = std::env::args_os().collect();
@@ -10,13 +10,13 @@ fn main() -> ExitCode {
         return dispatch::launch();
     }
     // First of all: what we inherited must not be kept open by us or by the new server.
-    let mut kept = os::monitor::take(&mut args);
+    let mut kept = system::monitor::take(&mut args);
     let outside = escape::Outside::named(&mut args);
     kept.extend(outside.handles());
     if let Some(become_owner) = owner::step(&args) {
         return dispatch::stepped(become_owner);
     }
-    if let Err(e) = os::processes::close_inherited(&kept) {
+    if let Err(e) = system::processes::close_inherited(&kept) {
         return dispatch::cannot_begin(&e);
     }
     if let Some(moved) = escape::step(&args) {

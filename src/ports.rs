@@ -2,7 +2,7 @@
 //! client of a port is never taken for its owner.
 //! Refuses to bind or connect: it only reads what the system says.
 
-use crate::os;
+use crate::system;
 use netstat2::{AddressFamilyFlags, ProtocolFlags, ProtocolSocketInfo, TcpState};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
@@ -54,7 +54,7 @@ pub fn is_free(port: u16) -> anyhow::Result<bool> {
 /// netstat2 panics where the list of processes cannot be read, so that is tried first.
 fn process_list_is_readable() -> anyhow::Result<()> {
     use anyhow::Context;
-    os::processes::identity(std::process::id())
+    system::processes::identity(std::process::id())
         .context("reading the list of processes")?
         .context("the list of processes does not hold this process")?;
     let list = std::path::Path::new("/proc");

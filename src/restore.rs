@@ -1,16 +1,16 @@
 //! `restore`: an update whose bundle is a backup; and `backups prune`.
 //! Refuses a backup that is not whole, and old code on a database that it does not know.
 
-use crate::apply::{self, Request, Saved};
 use crate::backup::{self, Kind, Record};
-use crate::context::Context;
-use crate::error::Failure;
-use crate::fsx;
-use crate::ownership::{MEMBERS, member};
-use crate::path::RelPath;
-use crate::receipt;
-use crate::report::Finished;
-use crate::staging;
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::path::RelPath;
+use crate::base::report::Finished;
+use crate::state::receipt;
+use crate::update::context::Context;
+use crate::update::ownership::{MEMBERS, member};
+use crate::update::staging;
+use crate::update::{self, Request, Saved};
 use crate::verify::{self, Contents};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ pub struct Wanted {
 pub fn restore(cx: &mut Context, wanted: &Wanted) -> Finished {
     let mut finished = Finished::default();
     let outcome = run(cx, wanted, &mut finished);
-    apply::conclude(cx, &mut finished, outcome);
+    update::conclude(cx, &mut finished, outcome);
     finished
 }
 
@@ -51,8 +51,8 @@ fn run(cx: &mut Context, wanted: &Wanted, finished: &mut Finished) -> Result<&'s
         // Before the lock: a mistyped id makes nothing.
         choose(cx, wanted)?;
     }
-    let _lock = apply::begin(cx, wanted.run.wait)?;
-    apply::recover_first(cx)?;
+    let _lock = update::begin(cx, wanted.run.wait)?;
+    update::recover_first(cx)?;
     let (dir, record) = choose(cx, wanted)?;
     let mut saved = Saved { dir, record, data: wanted.data, only };
     complete(cx, &mut saved)?;
@@ -72,7 +72,7 @@ fn run(cx: &mut Context, wanted: &Wanted, finished: &mut Finished) -> Result<&'s
     }
     let data = if saved.data { " --data" } else { "" };
     let request = Request { saved: Some(saved), ..wanted.run.clone() };
-    let outcome = apply::pipeline(cx, &request, finished)?;
+    let outcome = update::pipeline(cx, &request, finished)?;
     if let Some(id) = &finished.backup {
         let root = cx.root.path().display();
         cx.report.line(&format!("to undo this, type: updater restore {id}{data} --root '{root}'"));
@@ -127,7 +127,7 @@ fn choose(cx: &Context, wanted: &Wanted) -> Result<(PathBuf, Record)> {
         .remedy(format!("if the old updater made it, look through it, then type: updater restore {id} --legacy"))
         .into());
     }
-    let start_file = receipt::load(&cx.own())?.map_or_else(apply::default_start_file, |r| r.start_file);
+    let start_file = receipt::load(&cx.own())?.map_or_else(update::default_start_file, |r| r.start_file);
     let record = backup::legacy(&dir, &*cx.rules(&[])?, &start_file)?;
     Ok((dir, record))
 }
@@ -235,8 +235,8 @@ pub fn prune(cx: &mut Context, keep: Option<u32>, wait: Option<Duration>) -> Res
     let gone = if nothing {
         Vec::new()
     } else {
-        let _lock = apply::begin(cx, wait)?;
-        apply::recover_first(cx)?;
+        let _lock = update::begin(cx, wait)?;
+        update::recover_first(cx)?;
         let keep = keep.unwrap_or(cx.settings.backup.keep);
         let spare = backup::Spare { ids: &[], users: false };
         backup::prune(&cx.own(), &cx.backups(), keep, &spare).context("pruning the backups")?

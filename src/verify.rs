@@ -2,16 +2,16 @@
 //! receipt, databases on scratch clones.
 //! Refuses to open a live database or one in a backup: SQLite would change it.
 
+use crate::app::carry;
 use crate::backup;
-use crate::bundle::Bundle;
-use crate::carry;
-use crate::error::Failure;
-use crate::fsx;
-use crate::os::Kind;
-use crate::ownership::{Class, Databases, Ownership, member};
-use crate::path::{InstallRoot, RelPath};
-use crate::receipt::{Line, Receipt};
-use crate::staging::{self, Staged};
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::path::{InstallRoot, RelPath};
+use crate::state::receipt::{Line, Receipt};
+use crate::system::Kind;
+use crate::update::bundle::Bundle;
+use crate::update::ownership::{Class, Databases, Ownership, member};
+use crate::update::staging::{self, Staged};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,7 +94,7 @@ pub fn altered_unsaved(root: &InstallRoot, record: &backup::Record) -> Result<Ve
     let mut altered = Vec::new();
     for watched in &record.watched {
         let is = fsx::facts(&root.join(&watched.path))?;
-        let look = |facts: &crate::os::Facts| (facts.kind, facts.size, facts.mtime, facts.ctime, facts.inode);
+        let look = |facts: &crate::system::Facts| (facts.kind, facts.size, facts.mtime, facts.ctime, facts.inode);
         if is.as_ref().map(look) != Some(look(&watched.facts)) {
             altered.push(watched.path.clone());
         }

@@ -12,9 +12,9 @@ use std::process::Command;
 
 use kit::{Install, Output};
 use serde_json::Value;
-use updater::journal::{Begin, FORMAT, Journal, Measure, Moves, Record};
-use updater::os::ProcessId;
-use updater::path::RelPath;
+use updater::base::path::RelPath;
+use updater::state::journal::{Begin, FORMAT, Journal, Measure, Moves, Record};
+use updater::system::ProcessId;
 
 const READING: [&[&str]; 4] = [&["status"], &["plan", "BUNDLE"], &["verify"], &["backups", "--check"]];
 const CHANGING: [&[&str]; 5] = [
@@ -182,7 +182,7 @@ fn expected() -> Value {
 
 /// Every kind of record, each with all that come before it.
 fn kinds() -> Vec<(&'static str, Vec<Record>)> {
-    let boot = updater::os::processes::boot_id().unwrap();
+    let boot = updater::system::processes::boot_id().unwrap();
     let process = ProcessId { pid: u32::MAX / 4, start: 1 };
     let forward = [
         ("stopping", Record::Stopping),

@@ -1,6 +1,5 @@
 //! The house keeps its shape: layers, the place of system differences, the look of every file.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,21 +10,38 @@ struct Source {
 }
 
 impl Source {
-    /// The top-level module the file belongs to.
-    fn module(&self) -> String {
-        let first = self.path.iter().next().unwrap();
-        Path::new(first).file_stem().unwrap().to_str().unwrap().to_string()
+    /// The room that the file belongs to: a module of the top, or one of a folder that is a layer (`update::plan`).
+    fn room(&self) -> String {
+        let parts: Vec<&str> = self.path.iter().map(|part| part.to_str().unwrap().trim_end_matches(".rs")).collect();
+        match parts.as_slice() {
+            [layer, room, ..] if LAYERS.contains(layer) && *room != "mod" => format!("{layer}::{room}"),
+            [top, ..] => top.to_string(),
+            [] => unreachable!(),
+        }
     }
 
-    /// Code lines with their numbers: comments out, everything from the unit tests on out.
+    /// Code lines with their numbers: comments out, modules of unit tests out, and nothing else.
     fn code(&self) -> Vec<(usize, &str)> {
-        self.text
-            .lines()
-            .take_while(|line| !line.trim().starts_with("#[cfg(test)]"))
-            .enumerate()
-            .map(|(index, line)| (index + 1, line.split("//").next().unwrap()))
-            .collect()
+        let mut lines = Vec::new();
+        let (mut is_test, mut in_tests) = (false, false);
+        for (index, line) in self.text.lines().enumerate() {
+            if in_tests {
+                in_tests = line != "}";
+                continue;
+            }
+            in_tests = is_test && line.starts_with("mod ") && line.ends_with('{');
+            is_test = line == "#[cfg(test)]" || is_test && is_of_an_attribute(line);
+            if !in_tests {
+                lines.push((index + 1, line.split("//").next().unwrap()));
+            }
+        }
+        lines
     }
+}
+
+/// A line of an attribute that stands between `#[cfg(test)]` and its module: rustfmt indents what is inside of one.
+fn is_of_an_attribute(line: &str) -> bool {
+    line.starts_with("#[") || line.starts_with(' ') || line == ")]"
 }
 
 fn sources() -> Vec<Source> {
@@ -41,26 +57,43 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// The modules of `lib.rs`: name -> (position, section).
-fn layers() -> BTreeMap<String, (usize, String)> {
-    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
-    let mut section = String::new();
-    let mut layers = BTreeMap::new();
-    for line in lib.lines() {
-        if let Some(title) = line.strip_prefix("// ") {
-            section = title.to_string();
-        } else if let Some(name) = line.strip_prefix("pub mod ").and_then(|rest| rest.strip_suffix(';')) {
-            layers.insert(name.to_string(), (layers.len(), section.clone()));
+/// The layers that are folders of rooms, from the ground up.
+const LAYERS: [&str; 5] = ["base", "app", "state", "update", "commands"];
+
+/// The rooms in the order of their declaration: in `lib.rs`, and for a layer in its `mod.rs`. There a line `// crate::X` gives a file
+/// that lies at the top of the sources its place.
+fn rooms() -> Vec<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let declared = |file: &str| -> Vec<String> {
+        let text = fs::read_to_string(src.join(file)).unwrap();
+        let name = |line: &str| {
+            let line = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) ")).unwrap_or(line);
+            let own = line.strip_prefix("mod ").and_then(|rest| rest.strip_suffix(';')).map(str::to_string);
+            own.or_else(|| line.strip_prefix("// crate::").map(|beside| format!("crate::{beside}")))
+        };
+        text.lines().filter_map(name).collect()
+    };
+    let mut rooms: Vec<String> = Vec::new();
+    for top in declared("lib.rs") {
+        if LAYERS.contains(&top.as_str()) {
+            for room in declared(&format!("{top}/mod.rs")) {
+                rooms.push(room.strip_prefix("crate::").map_or_else(|| format!("{top}::{room}"), str::to_string));
+            }
+        }
+        if !rooms.contains(&top) {
+            rooms.push(top);
         }
     }
-    for known in ["ground", "records on disk", "pure rules", "stages, in pipeline order", "commands", "entry"] {
-        assert!(layers.values().any(|(_, section)| section == known), "lib.rs has no section {known:?}");
+    for known in
+        ["system", "base::error", "app", "state::journal", "update::plan", "backup", "update", "restore", "dispatch"]
+    {
+        assert!(rooms.iter().any(|room| room == known), "no room {known:?} is declared");
     }
-    layers
+    rooms
 }
 
-/// The modules that a line names by `crate::X` or `use crate::{X, Y::..}`.
-fn crate_modules(line: &str) -> Vec<String> {
+/// The rooms that code names by `crate::X` or `use crate::{X, Y::..}`, a room of a layer as `layer::room`.
+fn named_rooms(line: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, marker) in line.match_indices("crate::") {
         if line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
@@ -69,11 +102,24 @@ fn crate_modules(line: &str) -> Vec<String> {
         let rest = &line[at + marker.len()..];
         match rest.strip_prefix('{') {
             Some(list) => found.extend(top_level_names(list)),
-            None => found.push(name_at(rest)),
+            None => found.extend(rooms_at(rest)),
         }
     }
     found.retain(|name| !name.is_empty());
     found
+}
+
+/// The room that a path begins with; all that a list of a layer's rooms names (`update::{plan, swap}`).
+fn rooms_at(path: &str) -> Vec<String> {
+    let first = name_at(path);
+    let Some(rest) = path[first.len()..].strip_prefix("::").filter(|_| LAYERS.contains(&first.as_str())) else {
+        return vec![first];
+    };
+    let inner = match rest.strip_prefix('{') {
+        Some(list) => top_level_names(list),
+        None => vec![name_at(rest)],
+    };
+    inner.into_iter().map(|room| format!("{first}::{room}")).collect()
 }
 
 fn top_level_names(list: &str) -> Vec<String> {
@@ -85,7 +131,7 @@ fn top_level_names(list: &str) -> Vec<String> {
             '}' => depth -= 1,
             ',' if depth == 0 => fresh = true,
             c if fresh && !c.is_whitespace() => {
-                names.push(name_at(&list[at..]));
+                names.extend(rooms_at(&list[at..]));
                 fresh = false;
             }
             _ => {}
@@ -98,24 +144,25 @@ fn name_at(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
+/// Where a room is not declared by itself, its layer is what is meant: items of `update/mod.rs`, for example.
+fn position(rooms: &[String], name: &str) -> Option<usize> {
+    let layer = name.split("::").next().unwrap();
+    rooms.iter().position(|room| room == name).or_else(|| rooms.iter().position(|room| room == layer))
+}
+
 #[test]
-fn a_module_imports_only_what_lib_rs_declares_before_it() {
-    let layers = layers();
+fn a_room_imports_only_from_rooms_declared_before_it() {
+    let rooms = rooms();
     let mut wrong = Vec::new();
     for source in sources() {
-        let module = source.module();
-        let Some((position, _)) = layers.get(&module) else {
-            continue;
-        };
+        let room = source.room();
+        let Some(own) = position(&rooms, &room) else { continue };
         // A use list may span lines: join the code so that each `use` is seen whole.
         let code: Vec<&str> = source.code().into_iter().map(|(_, line)| line).collect();
-        for name in crate_modules(&code.join(" ")) {
-            let Some((other, section)) = layers.get(&name) else {
-                continue;
-            };
-            let os_is_ground = (module == "os" || name == "os") && section == "ground";
-            if name != module && other > position && !os_is_ground {
-                wrong.push(format!("{}: {module} uses {name}, which lib.rs declares later", source.path.display()));
+        for name in named_rooms(&code.join(" ")) {
+            let is_own = name == room || name.split("::").next() == Some(&room);
+            if position(&rooms, &name).is_some_and(|other| other > own) && !is_own {
+                wrong.push(format!("{}: {room} uses {name}, which is declared later", source.path.display()));
             }
         }
     }
@@ -123,19 +170,19 @@ fn a_module_imports_only_what_lib_rs_declares_before_it() {
 }
 
 #[test]
-fn every_module_of_src_is_declared_in_lib_rs() {
-    let layers = layers();
+fn every_room_is_declared() {
+    let rooms = rooms();
     for source in sources() {
-        let module = source.module();
-        let known = ["lib", "main"].contains(&module.as_str()) || layers.contains_key(&module);
-        assert!(known, "{} is declared nowhere in lib.rs", source.path.display());
+        let room = source.room();
+        let is_index = ["lib", "main"].contains(&room.as_str());
+        assert!(is_index || rooms.contains(&room), "{} is declared nowhere", source.path.display());
     }
 }
 
 #[test]
-fn systems_differ_only_under_src_os() {
+fn systems_differ_only_under_src_system() {
     let mut wrong = Vec::new();
-    for source in sources().iter().filter(|source| source.module() != "os") {
+    for source in sources().iter().filter(|source| source.room() != "system") {
         for (number, line) in source.code() {
             let attribute = line.contains("cfg(") || line.contains("cfg!(") || line.contains("cfg_attr(");
             let system = ["windows", "unix", "target_os"].iter().any(|word| line.contains(word));

@@ -205,7 +205,7 @@ fn a_stranger_who_shares_the_socket_is_named_before_any_change() {
     let pid = install.pid();
     let output = install.apply(&release("2.0")).expect(1);
     let error = output.finished()["error"].clone();
-    let lives = updater::os::processes::identity(stranger).unwrap().is_some();
+    let lives = updater::system::processes::identity(stranger).unwrap().is_some();
     kit::kill(stranger);
     assert_eq!(error["code"], "port-shared");
     assert!(error["message"].as_str().unwrap().contains(&format!("pid {stranger}")), "{error}");
@@ -228,7 +228,7 @@ fn one_of_the_install_that_left_the_tree_with_its_socket_ends_with_it() {
     let bystanders = Bystanders::beside(&install);
     install.apply(&release("2.0").file("app/heir.py", "import time; time.sleep(600)\n")).expect(0);
     assert_eq!(install.version(), "2.0");
-    assert_eq!(updater::os::processes::identity(heir).unwrap(), None, "it goes on");
+    assert_eq!(updater::system::processes::identity(heir).unwrap(), None, "it goes on");
     for next in other_holders(install.port, install.pid()) {
         kit::kill(next);
     }

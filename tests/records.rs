@@ -11,10 +11,10 @@ use kit::random::{Random, rounds};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use updater::journal::{Found, Journal};
-use updater::path::InstallRoot;
-use updater::settings::Settings;
-use updater::{backup, history, receipt, server};
+use updater::base::path::InstallRoot;
+use updater::state::journal::{Found, Journal};
+use updater::state::settings::Settings;
+use updater::{backup, state::history, state::receipt, update::server};
 
 /// Records of a real install that was updated, by name.
 fn real() -> &'static Vec<(String, Vec<u8>)> {
@@ -118,7 +118,7 @@ fn each(name: &str, read: impl Fn(&Place, &Path)) {
 }
 
 /// No path of a record leads out of the install.
-fn inside(path: &updater::path::RelPath) {
+fn inside(path: &updater::base::path::RelPath) {
     let plain = |part: std::path::Component| matches!(part, std::path::Component::Normal(_));
     assert!(path.to_path().components().all(plain), "{path} leads out");
 }

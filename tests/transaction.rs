@@ -9,14 +9,14 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
-use updater::bundle::{Bundle, Expected, Limits};
-use updater::journal::{Exchange, Moves};
-use updater::ownership::{Ownership, Rules};
-use updater::path::{InstallRoot, RelPath};
-use updater::plan;
-use updater::receipt::{self, Receipt};
-use updater::settings::Settings;
-use updater::{staging, swap};
+use updater::base::path::{InstallRoot, RelPath};
+use updater::state::journal::{Exchange, Moves};
+use updater::state::receipt::{self, Receipt};
+use updater::state::settings::Settings;
+use updater::update::bundle::{Bundle, Expected, Limits};
+use updater::update::ownership::{Ownership, Rules};
+use updater::update::plan;
+use updater::{update::staging, update::swap};
 
 /// One file to be: its bytes and mode.
 type Files = BTreeMap<String, (String, u32)>;

@@ -268,21 +268,21 @@ fn links_that_the_owner_made_lead_root_nowhere() {
 }
 
 /// A journal of an update that was interrupted before it moved anything, as its owner could write it.
-fn forge(install: &Install, argv: &[&str], uid: u32, started: Option<updater::os::ProcessId>) {
+fn forge(install: &Install, argv: &[&str], uid: u32, started: Option<updater::system::ProcessId>) {
     forge_as(install, argv, (uid, uid), started);
 }
 
 /// The same, for a user and a group.
-fn forge_as(install: &Install, argv: &[&str], (uid, gid): (u32, u32), started: Option<updater::os::ProcessId>) {
-    use updater::journal::{Begin, Journal, Measure, Moves, Record};
-    use updater::os::{Credentials, LaunchSpec, processes};
-    use updater::path::RelPath;
+fn forge_as(install: &Install, argv: &[&str], (uid, gid): (u32, u32), started: Option<updater::system::ProcessId>) {
+    use updater::base::path::RelPath;
+    use updater::state::journal::{Begin, Journal, Measure, Moves, Record};
+    use updater::system::{Credentials, LaunchSpec, processes};
     let null = std::path::PathBuf::from("/dev/null");
     let before = serde_json::json!({
         "running": true, "ports": [install.port], "asked_port": install.port, "protocol": "http", "path": "/", "status": 200,
     });
     let begin = Begin {
-        format: updater::journal::FORMAT,
+        format: updater::state::journal::FORMAT,
         update_id: "20260101T000000Z-0000".into(),
         command: "apply".into(),
         root: install.root.clone(),
@@ -381,9 +381,9 @@ fn a_forged_journal_ends_nobody_elses_process() {
         command.args(["--reuid", "65533", "--regid", "65533", "--clear-groups", "sleep"]);
     }
     let mut bystander = command.arg("60").spawn().unwrap();
-    let id = updater::os::processes::identity(bystander.id()).unwrap().unwrap();
+    let id = updater::system::processes::identity(bystander.id()).unwrap().unwrap();
     // Without root our own process is what we may end: then the id is one that was given away again.
-    let meant = if uid() == 0 { id } else { updater::os::ProcessId { start: id.start + 1, ..id } };
+    let meant = if uid() == 0 { id } else { updater::system::ProcessId { start: id.start + 1, ..id } };
     forge(&install, &["true"], if uid() == 0 { USER } else { uid() }, Some(meant));
     install.updater(&["recover", "--json"]).expect(4);
     assert!(bystander.try_wait().unwrap().is_none(), "the bystander was ended");
@@ -401,8 +401,8 @@ fn a_pid_that_another_process_has_by_now_is_never_signalled() {
         command.args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups", "sleep"]);
     }
     let mut bystander = command.arg("61").spawn().unwrap();
-    let id = updater::os::processes::identity(bystander.id()).unwrap().unwrap();
-    let stale = updater::os::ProcessId { start: id.start - 1, ..id };
+    let id = updater::system::processes::identity(bystander.id()).unwrap().unwrap();
+    let stale = updater::system::ProcessId { start: id.start - 1, ..id };
     forge(&install, &["true"], if uid() == 0 { USER } else { uid() }, Some(stale));
     install.updater(&["recover", "--json"]).expect(4);
     assert!(bystander.try_wait().unwrap().is_none(), "the bystander was ended");

@@ -2,13 +2,14 @@
 //! kinds of file are a part of the program. One profile a file; everything else asks the profile of the install.
 //! Refuses to look at more of the disk than the names that tell the profile.
 
+pub mod carry;
 mod kinds;
 mod legacy;
+pub mod merge;
 mod python;
 
-pub use kinds::{HEAD_BYTES, Head};
-
-use crate::path::RelPath;
+use crate::base::head::Head;
+use crate::base::path::RelPath;
 use std::path::Path;
 
 /// Data rules of every profile, as gitignore patterns: what users write, whatever the application is.

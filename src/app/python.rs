@@ -1,6 +1,6 @@
 //! What is known of Python programs: caches, packages, and which file an import finds first.
 
-use crate::path::RelPath;
+use crate::base::path::RelPath;
 
 /// Folders that Python and its tools fill again by themselves.
 const CACHES: [&str; 5] = ["__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"];

@@ -10,13 +10,13 @@
 )]
 
 use crate::app::ENVIRONMENT_MARK;
-use crate::bundle::{self, Entry, Saved};
-use crate::error::Failure;
-use crate::fsx;
-use crate::journal::Folder;
-use crate::os::{self, Attributes, Facts, files};
-use crate::ownership::{Databases, Rules};
-use crate::path::RelPath;
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::path::RelPath;
+use crate::state::journal::Folder;
+use crate::system::{self, Attributes, Facts, files};
+use crate::update::bundle::{self, Entry, Saved};
+use crate::update::ownership::{Databases, Rules};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -221,7 +221,7 @@ pub fn damage(dir: &Path, record: &Record, hash: bool) -> Result<Vec<Damage>> {
                 continue;
             }
             Some(is) if is.kind != line.facts.kind => false,
-            Some(is) if is.kind == os::Kind::File && is.size != line.facts.size => false,
+            Some(is) if is.kind == system::Kind::File && is.size != line.facts.size => false,
             // A file that cannot be read (a failing disk) is not whole either.
             Some(_) => !hash || fsx::sha256_of(&saved).is_ok_and(|sum| sum == line.sha256),
         };
@@ -254,7 +254,7 @@ pub fn legacy(dir: &Path, rules: &Rules, start_file: &RelPath) -> Result<Record>
             continue;
         }
         let facts = files::facts(item.path()).with_context(|| format!("looking at {path}"))?;
-        if !matches!(facts.kind, os::Kind::File | os::Kind::Link) {
+        if !matches!(facts.kind, system::Kind::File | system::Kind::Link) {
             continue;
         }
         let sha256 = fsx::sha256_of(item.path())?;

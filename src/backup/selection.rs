@@ -3,11 +3,11 @@
 //! Refuses to save: that is the backup's.
 
 use super::{Line, RACY_NANOS, Record, shelf};
-use crate::error::Failure;
-use crate::fsx;
-use crate::os::{Facts, Kind, files};
-use crate::ownership::{Census, Class, Rules};
-use crate::path::{InstallRoot, RelPath};
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::path::{InstallRoot, RelPath};
+use crate::system::{Facts, Kind, files};
+use crate::update::ownership::{Census, Class, Rules};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,9 +4,9 @@
 //! shelf by one rename and is deleted elsewhere.
 
 use super::record::{Damage, Kind, Record, damage, files_below, load, time};
-use crate::fsx;
-use crate::os::{self, files, trust};
-use crate::path::RelPath;
+use crate::base::fsx;
+use crate::base::path::RelPath;
+use crate::system::{self, files, trust};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -95,7 +95,7 @@ fn folders(backups: &Path) -> Result<Vec<PathBuf>> {
     if fsx::exists(backups)? {
         for name in fsx::names(backups)? {
             let dir = backups.join(name);
-            let is_folder = fsx::facts(&dir)?.is_some_and(|facts| facts.kind == os::Kind::Folder);
+            let is_folder = fsx::facts(&dir)?.is_some_and(|facts| facts.kind == system::Kind::Folder);
             // Where root works and others may write on the shelf, what is not root's is no backup.
             if is_folder && (!trust::is_guarded() || trust::of_one(&dir)?.is_none()) {
                 all.push(dir);

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::kit::zips::{Part, Tail, Zip, crc, extra};
-use updater::bundle::{Bundle, Expected, Limits};
-use updater::path::RelPath;
+use updater::base::path::RelPath;
+use updater::update::bundle::{Bundle, Expected, Limits};
 
 /// Opens a bundle as an install would that folds nothing and has no links.
 pub fn open(path: &Path) -> anyhow::Result<Bundle> {

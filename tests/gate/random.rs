@@ -10,8 +10,8 @@ use crate::flips::open;
 use crate::kit::random::{Random, rounds};
 use crate::kit::zips::{Part, Tail, Zip, extra};
 use sha2::{Digest, Sha256};
-use updater::path::RelPath;
-use updater::{carry, merge};
+use updater::base::path::RelPath;
+use updater::{app::carry, app::merge};
 
 const NAMES: [&str; 26] = [
     "a",
@@ -93,7 +93,7 @@ fn archive(random: &mut Random) -> Vec<u8> {
 }
 
 /// What another reader, the `zip` crate, finds for each entry that was accepted.
-fn agrees(bytes: &[u8], bundle: &updater::bundle::Bundle, round: u64) {
+fn agrees(bytes: &[u8], bundle: &updater::update::bundle::Bundle, round: u64) {
     let mut other = zip::ZipArchive::new(std::io::Cursor::new(bytes)).unwrap_or_else(|e| panic!("round {round}: {e}"));
     let mut found = Vec::new();
     for at in 0..other.len() {
@@ -129,7 +129,7 @@ fn random_archives_are_refused_or_the_same_to_another_reader() {
                 agrees(&bytes, &bundle, round);
                 accepted += 1;
             }
-            Err(e) => assert_eq!(updater::error::class(&e) as i32, 6, "round {round}: {e:#}"),
+            Err(e) => assert_eq!(updater::base::error::class(&e) as i32, 6, "round {round}: {e:#}"),
         }
     }
     eprintln!("{accepted} of {all} archives accepted");

@@ -1,0 +1,542 @@
+//! Durable file work on top of `system::files`: atomic writes, hashing copies, folders with the right owner.
+//! Refuses decisions: which file is copied where is the caller's.
+
+use crate::base::error::Failure;
+use crate::base::head::{HEAD_BYTES, Head};
+use crate::system::{self, Facts, Kind, files};
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// The facts of `path`, or None where nothing is. Errors: anything but "not found".
+pub fn facts(path: &Path) -> Result<Option<Facts>> {
+    match files::facts(path) {
+        Ok(facts) => Ok(Some(facts)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(closed(path.parent().unwrap_or(path), e)),
+        Err(e) => Err(e).with_context(|| format!("looking at {}", path.display())),
+    }
+}
+
+/// The most that is read of a settings file, `.env`, or the marks and notes of our own, in bytes.
+pub const SMALL: u64 = 1 << 20;
+/// The most that is read of a program file that is looked into (`run.py`, a shim), in bytes.
+pub const PROGRAM: u64 = 16 << 20;
+/// The most that is read of a record of ours (journal, receipt, backup): some 1,000 bytes for each of the files that a
+/// bundle may hold at most.
+pub const RECORD: u64 = 1 << 28;
+
+/// Names the path and what was done with it; the kind of the error stays.
+fn named<T>(what: &str, path: &Path, done: io::Result<T>) -> io::Result<T> {
+    done.map_err(|e| io::Error::new(e.kind(), format!("failed to {what} `{}`: {e}", path.display())))
+}
+
+/// The contents of an ordinary file that holds at most `limit` bytes. It is opened without waiting for anybody; a link
+/// at the end of the path is followed, unless others could have made it where root works.
+/// Errors: it is no file, or larger.
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let read = || {
+        let file = files::open_to_read(path)?;
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            let text = format!("it holds more than {limit} bytes, which is too much for what it is to be");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        Ok(bytes)
+    };
+    named("read", path, read())
+}
+
+/// The same. None: it has more than `most`.
+pub fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    match read(path, most) {
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// The names in a folder, in the order of the system.
+pub fn names(folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+    named("list", folder, files::names(folder))
+}
+
+/// The target of a link.
+pub fn link_target(path: &Path) -> io::Result<PathBuf> {
+    named("read the link", path, files::link_target(path))
+}
+
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    named("make the folder", path, files::make_folder(path))
+}
+
+/// Removes a file, or a link itself. Errors: nothing is there.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    named("remove", path, files::remove_file(path))
+}
+
+/// Removes an empty folder.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    named("remove the folder", path, files::remove_folder(path))
+}
+
+/// Opens an ordinary file for reading, without waiting for anybody. Errors: anything else stands there, also a link.
+pub fn open(path: &Path) -> io::Result<File> {
+    named("open", path, files::open_plain(path))
+}
+
+/// Creates a file that nothing stands in the place of, for its owner alone to read and write.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    named("create", path, files::create_new(path))
+}
+
+/// The failure of looking into a folder that we may not enter or read; those above it may be closed, too.
+pub fn closed(folder: &Path, e: io::Error) -> anyhow::Error {
+    let may_not = |folder: &&Path| files::facts(folder).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+    let folder = folder.ancestors().find(|folder| !may_not(folder)).unwrap_or(folder);
+    let failure = Failure::failed("unreadable-data", format!("the folder {} is closed to us", folder.display()))
+        .at(folder.display())
+        .remedy(format!(
+            "let its owner in (chmod u+rwx '{0}'), or give it to the owner of the install (chown)",
+            folder.display()
+        ));
+    anyhow::Error::new(e).context(failure)
+}
+
+pub fn exists(path: &Path) -> Result<bool> {
+    Ok(facts(path)?.is_some())
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The bytes that were written as hex. None: it is none.
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u32> = text.chars().map(|c| c.to_digit(16)).collect::<Option<_>>()?;
+    let pairs = digits.chunks_exact(2);
+    pairs
+        .remainder()
+        .is_empty()
+        .then(|| pairs.map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8)).collect())
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// True when a file (or link) holds exactly this. False where anything else stands there, whatever it is, or something
+/// that we have no right to read.
+pub fn holds(path: &Path, wanted: &str) -> Result<bool> {
+    let kind = facts(path)?.map(|facts| facts.kind);
+    if !matches!(kind, Some(Kind::File | Kind::Link)) {
+        return Ok(false);
+    }
+    match sha256_of(path) {
+        Err(e) if is_denied(&e) => Ok(false),
+        sum => Ok(sum? == wanted),
+    }
+}
+
+/// True when the system said that we have no right to something.
+pub fn is_denied(e: &anyhow::Error) -> bool {
+    let denied = |cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied;
+    e.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(denied))
+}
+
+/// How a file begins. None: it is no file, or gone.
+pub fn head(path: &Path) -> Result<Option<Head>> {
+    if !facts(path)?.is_some_and(|facts| facts.kind == Kind::File) {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    let file = match open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    file.take(HEAD_BYTES as u64).read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(Head::of(&bytes)))
+}
+
+/// True when the volume of `folder` takes names that differ in case alone for one. Told by a name that is there;
+/// false where none has a letter.
+pub fn folds_case(folder: &Path) -> Result<bool> {
+    for name in names(folder)? {
+        let Some(text) = name.to_str() else { continue };
+        let swap = |c: char| if c.is_ascii_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() };
+        let other: String = text.chars().map(swap).collect();
+        if other != text
+            && let Some(same) = is_one_name(folder, name.as_ref(), other.as_ref())?
+        {
+            return Ok(same);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether the volume takes `other` for `name`, which is there. None: that cannot be told by this one.
+fn is_one_name(folder: &Path, name: &Path, other: &Path) -> Result<Option<bool>> {
+    let (is, twin) = (facts(&folder.join(name))?, facts(&folder.join(other))?);
+    // Another name of the same file is no proof.
+    let tells = is.is_some_and(|is| is.kind != Kind::File || is.links == 1);
+    let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
+    Ok(tells.then_some(same))
+}
+
+/// True when the volume of `folder` takes composed and decomposed characters for one. Told by a name that is there; where
+/// none tells, by whether it folds case: a folder of ext4 that folds case does both, and no release needs twins.
+pub fn merges_forms(folder: &Path) -> Result<bool> {
+    use unicode_normalization::UnicodeNormalization;
+    for name in names(folder)? {
+        let Some(text) = name.to_str().filter(|text| !text.is_ascii()) else { continue };
+        let (composed, apart): (String, String) = (text.nfc().collect(), text.nfd().collect());
+        let Some(other) = [composed, apart].into_iter().find(|form| form != text) else { continue };
+        if let Some(same) = is_one_name(folder, name.as_ref(), other.as_ref())? {
+            return Ok(same);
+        }
+    }
+    folds_case(folder)
+}
+
+/// SHA-256 of a file's contents; of a link, of its target's text. Errors: it is anything else; a pipe without a writer
+/// would be waited for.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    match files::facts(path).with_context(|| format!("looking at {}", path.display()))?.kind {
+        Kind::Link => return Ok(sha256(&link_bytes(path)?)),
+        Kind::Other => anyhow::bail!("{} is no file", path.display()),
+        Kind::File | Kind::Folder => {}
+    }
+    let mut file = open(path)?;
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(hex(&sum.finalize()));
+        }
+        sum.update(&buffer[..n]);
+    }
+}
+
+/// The target of a link, byte for byte.
+fn link_bytes(path: &Path) -> Result<Vec<u8>> {
+    let target = link_target(path)?;
+    Ok(files::path_to_bytes(&target).unwrap_or_else(|| target.to_string_lossy().into_owned().into_bytes()))
+}
+
+/// Writes `bytes` so that after a power cut either the old or the new contents are there.
+/// The file gets mode 0600 and the owner of its folder.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().context("a file has a name")?.to_os_string();
+    name.push(".new");
+    let fresh = path.with_file_name(name);
+    let _ = files::remove_file(&fresh);
+    let mut file = files::open_private(&fresh).with_context(|| format!("creating {}", fresh.display()))?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.with_context(|| format!("writing {}", fresh.display()))?;
+    adopt(&fresh)?;
+    files::rename_over(&fresh, path).with_context(|| format!("replacing {}", path.display()))?;
+    sync_parent(path)
+}
+
+/// Gives `path` the owner of the folder that it lies in, where we may: else what we make stays ours.
+pub fn adopt(path: &Path) -> Result<()> {
+    let parent = path.parent().context("a file lies in a folder")?;
+    let wanted = files::facts(parent).with_context(|| format!("looking at {}", parent.display()))?.owner;
+    let is = files::facts(path).with_context(|| format!("looking at {}", path.display()))?.owner;
+    if is != wanted {
+        match files::set_owner(path, wanted) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.with_context(|| format!("giving {} its owner", path.display()))?,
+        }
+    }
+    Ok(())
+}
+
+pub fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().context("a file lies in a folder")?;
+    files::sync_folder(parent).with_context(|| format!("flushing {}", parent.display()))
+}
+
+/// Makes every missing folder down to `folder`, each with the owner of the one above; flushed by the caller.
+pub fn make_folders(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    let missing: Vec<_> = folder.ancestors().take_while(|f| !f.exists()).map(Path::to_path_buf).collect();
+    for one in missing.into_iter().rev() {
+        make_folder(&one)?;
+        adopt(&one)?;
+        made.push(one);
+    }
+    Ok(made)
+}
+
+/// Copies one file or link with its mode, owner and time (reflink where the volume can) and flushes it.
+/// Returns the SHA-256 of what was written.
+pub fn copy(from: &Path, to: &Path, facts: &Facts) -> Result<String> {
+    if let Some(parent) = to.parent() {
+        make_folders(parent)?;
+    }
+    if facts.kind == Kind::Link {
+        let target = link_target(from)?;
+        files::make_link(&target, to).with_context(|| format!("linking {}", to.display()))?;
+        dress(to, facts)?;
+        return sha256_of(to);
+    }
+    let mut target = create_new(to)?;
+    copy_contents(from, &mut target)?;
+    finish_copy(from, to, facts, &target)
+}
+
+/// The same for a file whose contents the volume shares. Ok(None): it cannot; nothing is left.
+pub fn clone_file(from: &Path, to: &Path, facts: &Facts) -> Result<Option<String>> {
+    if let Some(parent) = to.parent() {
+        make_folders(parent)?;
+    }
+    let source = open(from)?;
+    let target = create_new(to)?;
+    if files::clone_contents(&source, &target).with_context(|| format!("cloning {}", from.display()))? {
+        return finish_copy(from, to, facts, &target).map(Some);
+    }
+    drop(target);
+    remove_file(to)?;
+    Ok(None)
+}
+
+fn finish_copy(from: &Path, to: &Path, facts: &Facts, target: &File) -> Result<String> {
+    // What was written counts, not what was read.
+    let sum = sha256_of(to)?;
+    dress_like(from, to, facts)?;
+    target.sync_all()?;
+    Ok(sum)
+}
+
+/// True when both files hold the same bytes. False where one cannot be read: then nothing is known.
+pub fn same_bytes(one: &Path, other: &Path) -> bool {
+    let (Ok(mut one), Ok(mut other)) = (open(one), open(other)) else { return false };
+    let size = |file: &File| file.metadata().map(|data| data.len()).ok();
+    if size(&one).is_none() || size(&one) != size(&other) {
+        return false;
+    }
+    let (mut left, mut right) = (vec![0; 256 * 1024], vec![0; 256 * 1024]);
+    loop {
+        let Ok(count) = one.read(&mut left) else { return false };
+        if count == 0 {
+            return true;
+        }
+        if other.read_exact(&mut right[..count]).is_err() || left[..count] != right[..count] {
+            return false;
+        }
+    }
+}
+
+/// Makes `to` the equal of `from`, which has these facts: owner, mode, access lists and other attributes, time.
+/// Returns the attributes that could not be kept.
+pub fn dress_like(from: &Path, to: &Path, facts: &Facts) -> Result<Vec<String>> {
+    dress(to, facts)?;
+    let lost = files::copy_attributes(from, to).with_context(|| format!("setting attributes of {}", to.display()))?;
+    files::set_mtime(to, facts.mtime).with_context(|| format!("setting the time of {}", to.display()))?;
+    Ok(lost)
+}
+
+/// Gives a folder its owner, where we may, and its mode.
+pub fn dress_folder(folder: &Path, owner: system::Owner, mode: u32) -> Result<()> {
+    let name = || format!("setting owner and mode of {}", folder.display());
+    if files::facts(folder).with_context(name)?.owner != owner {
+        match files::set_owner(folder, owner) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.with_context(name)?,
+        }
+    }
+    files::set_mode(folder, mode).with_context(name)
+}
+
+/// Sets owner, mode and time of a file from `facts`. Somebody else's file that we may read and not give away
+/// becomes ours: its content counts.
+pub fn dress(path: &Path, facts: &Facts) -> Result<()> {
+    let name = || format!("setting owner, mode and time of {}", path.display());
+    if files::facts(path).with_context(name)?.owner != facts.owner {
+        match files::set_owner(path, facts.owner) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.with_context(name)?,
+        }
+    }
+    if facts.kind == Kind::File {
+        files::set_mode(path, facts.mode).with_context(name)?;
+    }
+    files::set_mtime(path, facts.mtime).with_context(name)
+}
+
+/// With `holes` what is all zeros is left out, so that a sparse file stays one.
+fn copy_bytes(from: &mut File, to: &mut File, holes: bool) -> io::Result<()> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut size = 0;
+    loop {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            // A hole at the end is only there once the length is set.
+            if holes {
+                to.set_len(size)?;
+            }
+            return Ok(());
+        }
+        size += n as u64;
+        if holes && buffer[..n].iter().all(|byte| *byte == 0) {
+            to.seek(SeekFrom::Current(n as i64))?;
+        } else {
+            to.write_all(&buffer[..n])?;
+        }
+    }
+}
+
+/// Copies contents into an empty file, by reflink where the volume can; a sparse file stays sparse. Unflushed.
+pub fn copy_contents(from: &Path, to: &mut File) -> Result<()> {
+    let mut source = named("open", from, files::open_to_read(from))?;
+    if files::clone_contents(&source, to).with_context(|| format!("cloning {}", from.display()))? {
+        return Ok(());
+    }
+    let holes = files::allocated(from)? < source.metadata()?.len();
+    copy_bytes(&mut source, to, holes).with_context(|| format!("copying {}", from.display()))
+}
+
+/// Copies contents for scratch. Missing: Ok(false).
+pub fn copy_scratch(from: &Path, to: &Path) -> Result<bool> {
+    if !exists(from)? {
+        return Ok(false);
+    }
+    let mut target = create_new(to)?;
+    copy_contents(from, &mut target).map(|()| true)
+}
+
+/// Makes the copy equal to the source, writing only the parts that differ, and returns whether any did.
+pub fn update_copy(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
+    let mut source = open(from)?;
+    let mut copy = named("open", to, files::open_to_change(to))?;
+    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let (mut at, mut changed) = (0u64, false);
+    loop {
+        let n = fill(&mut source, &mut a)?;
+        let m = fill(&mut copy, &mut b)?;
+        if n == 0 {
+            break;
+        }
+        if n != m || a[..n] != b[..m] {
+            changed = true;
+            copy.seek(SeekFrom::Start(at))?;
+            copy.write_all(&a[..n])?;
+        }
+        at += n as u64;
+        copy.seek(SeekFrom::Start(at))?;
+    }
+    if copy.metadata()?.len() != at {
+        changed = true;
+        copy.set_len(at)?;
+    }
+    if changed {
+        dress(to, facts)?;
+        copy.sync_all()?;
+    }
+    Ok(changed)
+}
+
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match from.read(&mut buffer[n..])? {
+            0 => break,
+            k => n += k,
+        }
+    }
+    Ok(n)
+}
+
+/// A file that is being written, read line by line as it grows.
+#[derive(Debug)]
+pub struct Growing {
+    file: File,
+    /// The beginning of a line whose end was not written yet.
+    rest: Vec<u8>,
+}
+
+impl Growing {
+    pub fn open(path: &Path) -> Result<Growing> {
+        Ok(Growing { file: open(path)?, rest: Vec::new() })
+    }
+
+    /// The lines since the last look, without their ends; `all`: also one that has no end. A carriage return, by which
+    /// progress is drawn over itself, ends a line, too.
+    pub fn more(&mut self, all: bool) -> Result<Vec<Vec<u8>>> {
+        self.file.read_to_end(&mut self.rest).context("reading what is being written")?;
+        let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        let whole = if all { self.rest.len() } else { self.rest.iter().rposition(is_end).map_or(0, |at| at + 1) };
+        let bytes: Vec<u8> = self.rest.drain(..whole).collect();
+        Ok(bytes.split(is_end).filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
+    }
+}
+
+/// Removes a tree that this program made; missing is fine. Links are removed, never followed.
+pub fn remove_own_tree(path: &Path) -> Result<()> {
+    let remove = || named("remove", path, files::remove_tree(path));
+    let removed = match remove() {
+        // Folders that even their owner may not write in are made such that he may.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            open_folders(path)?;
+            remove()
+        }
+        removed => removed,
+    };
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Into::into),
+    }
+}
+
+/// Lets the owner read, write and enter a folder and all below it; links are not followed.
+fn open_folders(folder: &Path) -> Result<()> {
+    open_folder(folder)?;
+    for name in names(folder)? {
+        let path = folder.join(name);
+        if facts(&path)?.is_some_and(|is| is.kind == Kind::Folder) {
+            open_folders(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets the owner read, write and enter this folder.
+pub fn open_folder(folder: &Path) -> Result<()> {
+    let name = || format!("setting the mode of {}", folder.display());
+    let mode = files::facts(folder).with_context(name)?.mode;
+    if mode & 0o700 == 0o700 { Ok(()) } else { files::set_mode(folder, mode | 0o700).with_context(name) }
+}
+
+pub fn remove_own_file(path: &Path) -> Result<()> {
+    match remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Into::into),
+    }
+}
+
+/// True when a file is the very one that `facts` described: nothing wrote, replaced or touched it.
+pub fn is_unchanged(was: &Facts, is: &Facts) -> bool {
+    (was.inode, was.volume, was.size, was.mtime, was.ctime, was.kind)
+        == (is.inode, is.volume, is.size, is.mtime, is.ctime, is.kind)
+}
+
+/// Now, in nanoseconds since 1970.
+pub fn now_nanos() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// The mode bits that a bundle may set: 0755 or 0644.
+pub fn reduced_mode(mode: u32) -> u32 {
+    if mode & 0o111 != 0 { 0o755 } else { 0o644 }
+}
+
+/// The owner of the folder.
+pub fn owner_of(path: &Path) -> Result<system::Owner> {
+    Ok(files::facts(path).with_context(|| format!("looking at {}", path.display()))?.owner)
+}

@@ -1,0 +1,198 @@
+//! `adopt`: writes the receipt of the version that is installed already, from its own bundle, so that the next update
+//! knows what the version shipped and what the users wrote. The bundle is kept for repairs.
+//! Refuses a bundle of which less than half is installed, and to touch the server or any file of the install.
+
+use crate::app::carry;
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::head::Head;
+use crate::base::path::RelPath;
+use crate::state::history;
+use crate::state::receipt::{self, Line, Receipt};
+use crate::system::{Kind, files};
+use crate::update::bundle::{self, Bundle, Entry, Expected, Limits};
+use crate::update::context::Context;
+use crate::update::ownership::Ownership;
+use crate::update::recover::{self, Choice};
+use crate::update::rollback;
+use crate::update::staging;
+use crate::update::{self, Request};
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+
+/// How one file of the bundle stands in the install.
+enum Found {
+    /// It is the bundle's, with this much of it: what is installed, where settings were carried into it.
+    Same(String),
+    Differs,
+    Missing,
+}
+
+/// Compares, and writes the receipt. Errors: another version is installed (exit 6), nothing is interrupted that cannot be settled.
+pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<Value> {
+    // Before the lock: where nothing can be adopted, nothing is made.
+    if !bundle.is_file() {
+        return Err(update::no_bundle(bundle).into());
+    }
+    let _lock = update::begin(cx, wait)?;
+    let recovered = recover::settle(cx, Choice::default())?;
+    let recovered = recovered.map(|done| json!({"interrupted_id": done.interrupted_id, "direction": done.direction}));
+    rollback::sweep(&cx.own())?;
+    let request = Request { no_start: true, ..Request::default() };
+    let survey = update::detect(cx, &request)?;
+    let mut opened = open(cx, bundle, &survey.start_file)?;
+    let shipped = opened.entries.iter().map(|entry| &entry.path);
+    let ownership = Ownership::new(&cx.root, &cx.rules(&[])?, None, shipped, false);
+    let (mut lines, mut same, mut differs, mut missing) = (Vec::new(), 0, Vec::new(), Vec::new());
+    for index in 0..opened.entries.len() {
+        let entry = opened.entries[index].clone();
+        let is_own = ownership.is_own(&entry.path, None) || ownership.rules.is_alias_of_own(&entry.path);
+        if is_own || ownership.is_in_users_environment(&entry.path)? {
+            continue;
+        }
+        let found = compare(&ownership, &mut opened, index)?;
+        let is_users = ownership.rules.is_data(&entry.path, false);
+        match &found {
+            Found::Same(_) => same += 1,
+            // At a data path only what is there byte for byte is the release's.
+            _ if is_users => continue,
+            Found::Differs => differs.push(entry.path.clone()),
+            Found::Missing => missing.push(entry.path.clone()),
+        }
+        lines.push(line(&ownership, &entry, &found)?);
+    }
+    let total = same + differs.len() + missing.len();
+    if same * 2 < total || total == 0 {
+        return Err(other_version(bundle, &opened, same, total).into());
+    }
+    let receipt = Receipt {
+        format: receipt::FORMAT,
+        version: opened.version.clone(),
+        content_id: opened.content_id.clone(),
+        applied_at: jiff::Timestamp::now().to_string(),
+        start_file: survey.start_file.clone(),
+        ports: survey.before.ports.clone(),
+        user: survey.launch.as_ref().and_then(|launch| launch.credentials.clone()),
+        assumed: false,
+        files: lines,
+    };
+    store(cx, &receipt, &mut opened)?;
+    Ok(json!({
+        "version": receipt.version,
+        "content_id": receipt.content_id,
+        "same": same,
+        "differs": differs,
+        "missing": missing,
+        "recovered": recovered,
+    }))
+}
+
+fn open(cx: &Context, bundle: &Path, start_file: &RelPath) -> Result<Bundle> {
+    let limits = Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
+    let expected = Expected {
+        named: None,
+        start_file,
+        must_start: false,
+        is_installed: &|name| cx.root.join(name).exists(),
+        folds_case: fsx::folds_case(cx.root.path())?,
+        merges_forms: fsx::merges_forms(cx.root.path())?,
+        judge_top: None,
+        live_link: &|path| bundle::live_link(&cx.root, path),
+    };
+    Bundle::open(bundle, &expected, &limits)
+}
+
+fn compare(ownership: &Ownership, bundle: &mut Bundle, index: usize) -> Result<Found> {
+    let entry = bundle.entries[index].clone();
+    let path = ownership.root.join(&entry.path);
+    let Some(facts) = fsx::facts(&path)? else { return Ok(Found::Missing) };
+    if !matches!(facts.kind, Kind::File | Kind::Link) || (facts.kind == Kind::Link) != entry.link.is_some() {
+        return Ok(Found::Differs);
+    }
+    if fsx::holds(&path, &entry.sha256)? {
+        return Ok(Found::Same(entry.sha256));
+    }
+    if let Some(names) = ownership.rules.carry.get(&entry.path).filter(|_| facts.kind == Kind::File) {
+        let live = fsx::read_at_most(&path, carry::MAX_SIZE)?.filter(|_| entry.size <= carry::MAX_SIZE);
+        if let Some(live) = live
+            && carry::differs_in_settings_alone(&bundle.read_entry(index, carry::MAX_SIZE)?, &live, names)
+        {
+            return Ok(Found::Same(fsx::sha256(&live)));
+        }
+    }
+    Ok(Found::Differs)
+}
+
+fn line(ownership: &Ownership, entry: &Entry, found: &Found) -> Result<Line> {
+    let is_there = matches!(found, Found::Same(_));
+    let facts = fsx::facts(&ownership.root.join(&entry.path))?.filter(|_| is_there);
+    let sha256 = if let Found::Same(sha256) = found { sha256.clone() } else { entry.sha256.clone() };
+    Ok(Line {
+        path: entry.path.clone(),
+        size: facts.map_or(entry.size, |facts| facts.size),
+        carried: sha256 != entry.sha256,
+        sha256,
+        mode: facts.map_or(entry.mode, |facts| facts.mode),
+        mtime: facts.map_or(0, |facts| facts.mtime),
+        is_database: entry.head == Head::Sqlite,
+    })
+}
+
+fn other_version(bundle: &Path, opened: &Bundle, same: usize, total: usize) -> Failure {
+    let message = format!(
+        "the bundle is version {}, and another one is installed: {same} of its {total} files are",
+        opened.version
+    );
+    Failure::refused("not-this-version", message)
+        .at(bundle.display())
+        .remedy("give the bundle of the version that is installed, or update without: updater apply BUNDLE")
+}
+
+/// The bundle first: a receipt without it can only not be repaired from.
+fn store(cx: &Context, receipt: &Receipt, bundle: &mut Bundle) -> Result<()> {
+    let own = cx.own();
+    let folder = own.join("staging");
+    files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let kept = folder.join("bundle.zip");
+    let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
+    bundle.keep(&mut file)?;
+    file.sync_all().context("flushing the kept bundle")?;
+    fsx::adopt(&kept)?;
+    files::rename_over(&kept, &own.join("bundle.zip")).context("placing bundle.zip")?;
+    receipt::store(&receipt::place(&own), receipt)?;
+    fsx::sync_parent(&receipt::place(&own))?;
+    staging::clear(&own)
+}
+
+/// What `adopt` did, in words.
+pub fn text(done: &Value) -> Vec<String> {
+    let count = |key: &str| done[key].as_array().map_or(0, Vec::len);
+    let mut lines = vec![format!(
+        "version {} is adopted: {} of its files are installed, {} differ, {} are missing",
+        done["version"].as_str().unwrap_or_default(),
+        done["same"],
+        count("differs"),
+        count("missing")
+    )];
+    for (key, word) in [("differs", "differs"), ("missing", "missing")] {
+        for path in done[key].as_array().into_iter().flatten() {
+            lines.push(format!("{word:<8} {}", path.as_str().unwrap_or_default()));
+        }
+    }
+    lines
+}
+
+/// Keeps `status.json` current after it.
+pub fn closed(cx: &Context) {
+    // It writes no events of its own.
+    let events = cx.own().join(format!("events/{}.jsonl", cx.update_id));
+    if std::fs::metadata(&events).is_ok_and(|data| data.len() == 0) {
+        let _ = std::fs::remove_file(&events);
+    }
+    if let Some(mut status) = history::read_status(&cx.own()) {
+        status["under_way"] = Value::Null;
+        let _ = history::write_status(&cx.own(), &status);
+    }
+}

@@ -1,0 +1,7 @@
+//! Everything that is remembered below `.updater`, and the settings.
+
+pub mod lock;
+pub mod journal;
+pub mod receipt;
+pub mod settings;
+pub mod history;

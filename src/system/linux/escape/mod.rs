@@ -1,0 +1,120 @@
+//! What ties this process to the servers (whether ending them would end us as well), and the ways out: a session
+//! of its own, a transient unit, the helper's unit.
+//! Refuses to decide when to leave; that is the pipeline's decision. Refuses to leave half: a process that did
+//! not get in touch from outside has not left.
+
+mod line;
+
+pub use line::{Line, Moved, arrive, depart, send};
+
+use super::{boot, processes, service};
+use crate::system::{ProcessId, Tie, Way};
+use std::io;
+
+/// Why ending these processes would end us. None: it would not.
+pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
+    tied(std::process::id(), servers)
+}
+
+fn tied(own: u32, servers: &[ProcessId]) -> io::Result<Option<Tie>> {
+    // The strongest first: who leaves the unit leaves the tree, too.
+    if let Some(unit) = service::unit_of(own)? {
+        for server in servers {
+            if is(*server)? && service::unit_of(server.pid)?.as_ref() == Some(&unit) {
+                return Ok(Some(Tie::Unit(unit)));
+            }
+        }
+    }
+    let mut at = Some(own);
+    let mut seen = Vec::new();
+    while let Some(pid) = at {
+        // A pid that is reused while we walk could make a circle.
+        if seen.contains(&pid) {
+            break;
+        }
+        seen.push(pid);
+        if let Some(id) = processes::identity(pid)?
+            && servers.contains(&id)
+        {
+            return Ok(Some(Tie::Tree));
+        }
+        at = processes::parent(pid)?;
+    }
+    let leader = processes::session(own)?;
+    let leads = |server: &&ProcessId| leader == Some(server.pid);
+    Ok(match servers.iter().find(leads) {
+        Some(server) if is(*server)? => Some(Tie::Session),
+        _ => None,
+    })
+}
+
+fn is(id: ProcessId) -> io::Result<bool> {
+    Ok(processes::identity(id.pid)? == Some(id))
+}
+
+/// The way out of what ties us, or, where nothing does, away from the caller. The inner error: there is none, in
+/// words. `helper` is the name of the install's helper unit.
+pub fn way_out(tie: Option<&Tie>, helper: &str) -> io::Result<Result<Way, String>> {
+    let own = rustix::process::geteuid();
+    match tie {
+        Some(Tie::Unit(_)) if own.is_root() => Ok(Ok(Way::Transient { of_user: false })),
+        Some(Tie::Unit(unit)) if unit.user == Some(own.as_raw()) => Ok(Ok(Way::Transient { of_user: true })),
+        Some(Tie::Unit(unit)) => {
+            if boot::helper_answers(helper) {
+                return Ok(Ok(Way::Helper));
+            }
+            // Who may control the unit may usually start another one.
+            Ok(match service::refusal(unit)? {
+                None => Ok(Way::Transient { of_user: false }),
+                Some(why) => Err(format!("a unit of our own outside of {unit} cannot be started by us: {why}")),
+            })
+        }
+        // A session of a terminal or a job of cron ends by itself; a unit of root's own outlives both.
+        None if own.is_root() && service::is_there() => Ok(Ok(Way::Transient { of_user: false })),
+        Some(Tie::Tree | Tie::Session) | None => Ok(Ok(Way::Session)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn an_ancestor_ties_and_a_child_does_not() {
+        let own = processes::identity(std::process::id()).unwrap().unwrap();
+        let mut child = Command::new("sleep").arg("30").spawn().unwrap();
+        let id = processes::identity(child.id()).unwrap().unwrap();
+        assert_eq!(tied(child.id(), &[own]).unwrap(), Some(Tie::Tree));
+        let stale = ProcessId { start: own.start + 1, ..own };
+        assert_ne!(tied(child.id(), &[stale]).unwrap(), Some(Tie::Tree));
+        assert_ne!(tied_to(&[id]).unwrap(), Some(Tie::Tree));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_leader_of_the_session_ties() {
+        // The shell that leads the session leaves its sleep to init.
+        let mut leader = Command::new("setsid");
+        let mut leader = leader.args(["sh", "-c", "sh -c 'sleep 30 & echo $!'; read x"]);
+        leader = leader.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut leader = leader.spawn().unwrap();
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(leader.stdout.take().unwrap()), &mut line).unwrap();
+        let orphan = processes::identity(line.trim().parse().unwrap()).unwrap().unwrap();
+        let top = processes::session(orphan.pid).unwrap().unwrap();
+        let id = processes::identity(top).unwrap().unwrap();
+        // Until the shell between them has ended, it descends from the leader.
+        let begun = std::time::Instant::now();
+        let mut found = tied(orphan.pid, &[id]).unwrap();
+        while found == Some(Tie::Tree) && begun.elapsed() < std::time::Duration::from_secs(10) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            found = tied(orphan.pid, &[id]).unwrap();
+        }
+        processes::Handle::open(orphan).unwrap().unwrap().kill().unwrap();
+        leader.kill().unwrap();
+        leader.wait().unwrap();
+        assert_eq!(found, Some(Tie::Session));
+    }
+}

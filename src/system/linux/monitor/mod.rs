@@ -1,0 +1,151 @@
+//! Root and the owner of an install: run by root for the install of another user, all reading and file work is
+//! done by a child with that user's ids. Root keeps what only root can do: to start a program as that user with all
+//! his groups, and to stop and start his unit.
+//! Refuses to trust the child: whatever it asks for is checked by root against the system, not against anything
+//! that the user wrote. (Signals need no root: the user may signal his own processes, and no others.)
+//!
+//! Root starts our own executable as `__as`, which takes on the user's ids and turns into `__monitored`, whose
+//! first words are the number of the socket to root and that of a bundle that root opened for it.
+
+mod root;
+
+pub use root::run;
+
+use crate::system::{Credentials, LaunchSpec, ProcessId};
+use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+
+/// What the child may ask for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Ask {
+    /// A held start; the number names it from then on.
+    Hold(Box<LaunchSpec>),
+    Release(u32),
+    /// A held start is given up.
+    Drop(u32),
+    /// How a released one ended.
+    Exited(u32),
+    /// Why this unit may not be controlled.
+    Refusal(String),
+    /// A request to the service manager; the number names it from then on.
+    Begin(String, Verb),
+    Ended(u32),
+    /// The last lines that this unit wrote to the journal since then (nanoseconds since 1970).
+    Said(String, i64, usize),
+    /// Whether the system goes down: at its end the service manager answers root alone.
+    IsShuttingDown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Verb {
+    Stop,
+    Start,
+    Kill,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    Held(u32, ProcessId),
+    Done,
+    Exited(Option<String>),
+    Refusal(Option<String>),
+    Job(u32),
+    IsShuttingDown(bool),
+    Said(Vec<String>),
+    Ended(Option<Result<String, String>>),
+    Failed(String),
+}
+
+/// The socket to root, in a process that was started by a monitor.
+static MONITOR: OnceLock<Mutex<BufReader<UnixStream>>> = OnceLock::new();
+
+/// The bundle that root opened, until somebody takes it.
+static BUNDLE: Mutex<Option<File>> = Mutex::new(None);
+
+/// True in a child that root watches over.
+pub fn is_monitored() -> bool {
+    MONITOR.get().is_some()
+}
+
+/// The bundle that root opened because its owner alone may read it.
+pub fn handed_bundle() -> Option<File> {
+    BUNDLE.lock().ok()?.as_ref()?.try_clone().ok()
+}
+
+/// Takes `__monitored SOCKET BUNDLE` out of the command line. To be called first. Gives back the handles to keep.
+pub fn take(args: &mut Vec<OsString>) -> Vec<RawFd> {
+    if args.get(1).is_none_or(|word| word != "__monitored") || args.len() < 4 {
+        return Vec::new();
+    }
+    let numbers: Vec<Option<RawFd>> = args.drain(1..4).skip(1).map(|word| word.to_str()?.parse().ok()).collect();
+    let open = |number: &RawFd| std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
+    let mut kept = Vec::new();
+    if let Some(number) = numbers.first().copied().flatten().filter(open) {
+        // SAFETY: called at the start with the number that our own `__as` put into the command line; it is open, and
+        // nothing else in this process owns it.
+        let line = unsafe { UnixStream::from_raw_fd(number) };
+        if rustix::io::fcntl_setfd(&line, FdFlags::CLOEXEC).is_ok()
+            && MONITOR.set(Mutex::new(BufReader::new(line))).is_ok()
+        {
+            kept.push(number);
+        }
+    }
+    if let Some(number) = numbers.get(1).copied().flatten().filter(open) {
+        // SAFETY: as above, for the second number.
+        let file = unsafe { File::from_raw_fd(number) };
+        if rustix::io::fcntl_setfd(&file, FdFlags::CLOEXEC).is_ok()
+            && let Ok(mut bundle) = BUNDLE.lock()
+        {
+            *bundle = Some(file);
+            kept.push(number);
+        }
+    }
+    kept
+}
+
+/// The words that hand the monitor on to a program which this process turns into; its handles stay open then.
+pub(super) fn handed_on() -> io::Result<Vec<String>> {
+    let Some(monitor) = MONITOR.get() else { return Ok(Vec::new()) };
+    let lost = || io::Error::other("the monitor cannot be handed on");
+    let line = monitor.lock().map_err(|_| lost())?;
+    rustix::io::fcntl_setfd(line.get_ref(), FdFlags::empty())?;
+    Ok(vec!["__monitored".to_string(), line.get_ref().as_raw_fd().to_string(), "-".to_string()])
+}
+
+/// Asks root. None: nobody watches over this process, and it acts by itself.
+pub(super) fn ask(what: &Ask) -> io::Result<Option<Answer>> {
+    let Some(monitor) = MONITOR.get() else { return Ok(None) };
+    let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "root's half of this updater is gone");
+    let mut line = monitor.lock().map_err(|_| io::Error::other("root's half of this updater cannot be asked"))?;
+    let mut text = serde_json::to_vec(what)?;
+    text.push(b'\n');
+    line.get_mut().write_all(&text).map_err(gone)?;
+    let mut answer = String::new();
+    if line.read_line(&mut answer).map_err(gone)? == 0 {
+        return Err(gone(io::Error::from(io::ErrorKind::UnexpectedEof)));
+    }
+    match serde_json::from_str(&answer)? {
+        Answer::Failed(why) => Err(io::Error::other(why)),
+        answer => Ok(Some(answer)),
+    }
+}
+
+/// What our executable does when started as `__as WHO SOCKET BUNDLE ...` by root: becomes the user and goes on as
+/// `__monitored`, a fresh program of his.
+pub fn descend(args: &[OsString]) -> io::Result<Infallible> {
+    let word = |at: usize| args.get(at).and_then(|word| word.to_str()).unwrap_or_default();
+    let who: Credentials = serde_json::from_str(word(2))?;
+    super::processes::become_user(&who)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("updater").arg("__monitored").args(args.get(3..).unwrap_or_default());
+    Err(command.exec())
+}

@@ -1,0 +1,95 @@
+//! What ties this process to the servers: whether ending them would end us as well.
+//! Refuses to move out: on this system an updater that is tied says so and changes nothing.
+
+use super::processes;
+use crate::system::{Errand, ProcessId, Said, Tie, Way};
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// Why ending these processes would end us. None: it would not.
+pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
+    let own = std::process::id();
+    let mut at = Some(own);
+    let mut seen = Vec::new();
+    while let Some(pid) = at {
+        // A pid that is reused while we walk could make a circle.
+        if seen.contains(&pid) {
+            break;
+        }
+        seen.push(pid);
+        if let Some(id) = processes::identity(pid)?
+            && servers.contains(&id)
+        {
+            // Ending a parent alone ends no child here, but the tree is ended as one, and so is a job.
+            return Ok(Some(Tie::Tree));
+        }
+        at = processes::parent(pid)?;
+    }
+    let Some(unit) = super::service::unit_of(own)? else { return Ok(None) };
+    for server in servers {
+        if super::service::unit_of(server.pid)?.as_ref() == Some(&unit) {
+            return Ok(Some(Tie::Unit(unit)));
+        }
+    }
+    Ok(None)
+}
+
+/// Always the inner error, in words: there is no way out on this system yet.
+pub fn way_out(_tie: Option<&Tie>, _helper: &str) -> io::Result<Result<Way, String>> {
+    Ok(Err("an updater cannot move out of its caller on this system".to_string()))
+}
+
+fn unsupported() -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, "an updater cannot move out of its caller on this system")
+}
+
+/// The process outside; there is none on this system.
+#[derive(Debug)]
+pub struct Moved(Infallible);
+
+/// Always an error on this system.
+pub fn send(_way: &Way, _errand: &Errand) -> io::Result<Moved> {
+    Err(unsupported())
+}
+
+impl Moved {
+    pub fn pid(&self) -> u32 {
+        match self.0 {}
+    }
+    pub fn hear(&mut self, _limit: Duration) -> io::Result<Option<Said>> {
+        match self.0 {}
+    }
+    pub fn interrupt(&self) -> io::Result<()> {
+        match self.0 {}
+    }
+    pub fn ask_to_end(&self) -> io::Result<()> {
+        match self.0 {}
+    }
+}
+
+/// Always an error on this system.
+pub fn depart(_name: &OsStr) -> io::Result<()> {
+    Err(unsupported())
+}
+
+/// Always an error on this system.
+pub fn arrive(_name: Option<&OsStr>, _place: &Path) -> io::Result<Infallible> {
+    Err(unsupported())
+}
+
+/// The line to a first process; there is none on this system.
+#[derive(Debug)]
+pub struct Line(Infallible);
+
+impl Line {
+    /// Always an error on this system.
+    pub fn taken(_number: i32) -> io::Result<Line> {
+        Err(unsupported())
+    }
+    pub fn say(&self, _said: Said) {
+        match self.0 {}
+    }
+}

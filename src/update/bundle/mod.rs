@@ -1,0 +1,392 @@
+//! Bundles: what a version consists of, judged whole before anything is written, read entry by entry.
+//! A zip is opened once and read through the one kept handle; a saved version is read from its backup.
+//! Refuses whole (exit 6) what is malformed, hostile, damaged or not what was asked for; never extracts by itself.
+//!
+//! `directory` judges the zip as an archive, `names` and `links` where its entries lie and lead, `contents` unpacks them
+//! (docs/bundles.md has the rules and their reasons). The `zip` crate only writes: an archive that two readers understand
+//! differently is just what is refused, so there is one reader. What is read was written by anybody, so nothing here may
+//! index, add or take away without a bound.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
+
+mod archive;
+mod contents;
+mod directory;
+mod encoding;
+mod links;
+mod names;
+mod saved;
+
+pub use links::{Target, live_link};
+pub use saved::Saved;
+
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::head::Head;
+use crate::base::path::RelPath;
+use crate::system::Owner;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// How large a bundle may be when unpacked.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// In bytes.
+    pub max_size: u64,
+    pub max_files: u64,
+}
+
+/// One file or link of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub path: RelPath,
+    /// From a zip 0755 or 0644; of a saved version its own.
+    pub mode: u32,
+    /// The mode is the bundle's own; a zip from a system without Unix modes says none.
+    pub has_mode: bool,
+    /// How its contents begin.
+    pub head: Head,
+    pub size: u64,
+    pub sha256: String,
+    /// The target, where the entry is a link.
+    pub link: Option<String>,
+    /// Whom it belongs to, where the bundle knows (a saved version).
+    pub owner: Option<Owner>,
+    /// Data of the users that a restore puts back.
+    pub data: bool,
+    /// What the release shipped, where a saved version holds a file that was changed here.
+    pub(crate) base: Option<String>,
+    /// The time of its last change, where the bundle knows, in nanoseconds since 1970.
+    pub mtime: Option<i64>,
+    /// Where it lies in a backup, where that is not its own path.
+    pub(crate) place: Option<RelPath>,
+    /// Where its contents lie in the zip.
+    stored: directory::Stored,
+}
+
+impl Entry {
+    /// The hash of what the release shipped at this path.
+    pub fn base(&self) -> &str {
+        self.base.as_deref().unwrap_or(&self.sha256)
+    }
+}
+
+/// What a folder at the top of a bundle is to the installed program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopFolder {
+    /// It is no program's: the updater's own, or data.
+    NoProgram,
+    /// The installed program has it, too.
+    Shared,
+    Strange,
+}
+
+/// What a zip is held against before it is taken for a bundle of this install.
+pub struct Expected<'a> {
+    /// What the bundle is called in errors; None: by its path.
+    pub named: Option<&'a str>,
+    pub start_file: &'a RelPath,
+    /// Without the start file it is none.
+    pub must_start: bool,
+    /// Whether something of this name is installed.
+    pub is_installed: &'a dyn Fn(&RelPath) -> bool,
+    /// The volume takes names that differ in case alone for one.
+    pub folds_case: bool,
+    /// It takes composed and decomposed characters for one.
+    pub merges_forms: bool,
+    /// What a folder at the top is to the installed program, where a bundle of another one is refused.
+    pub judge_top: Option<&'a dyn Fn(&RelPath) -> TopFolder>,
+    /// The link that lies at a path of the install, if one does.
+    pub live_link: &'a dyn Fn(&RelPath) -> Option<Target>,
+}
+
+pub struct Bundle {
+    contents: Contents,
+    /// Sorted by path.
+    pub entries: Vec<Entry>,
+    /// SHA-256 over the sorted paths, reduced modes and hashes of all entries but data.
+    pub content_id: String,
+    pub version: String,
+    /// The program that the manifest names.
+    pub app: Option<String>,
+    /// How many files were passed over (`.git`, `__MACOSX`, compiled Python and the like).
+    pub skipped: usize,
+}
+
+enum Contents {
+    Zip(archive::Archive),
+    /// The folder of a backup.
+    Folder(PathBuf),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    version: Option<String>,
+    app: Option<String>,
+}
+
+const MANIFEST: &str = "updater-manifest.json";
+/// The largest manifest, in bytes: it is read whole. One line for each of 100,000 files has about 160.
+const MAX_MANIFEST: u64 = 16 << 20;
+/// The longest version and name of a program, in characters: both are printed, recorded and compared.
+const MAX_WORD: usize = 64;
+
+fn refused(code: &'static str, name: &str, message: impl Into<String>) -> anyhow::Error {
+    Failure::refused(code, message).at(name).remedy("get the bundle again from its source, or make it again").into()
+}
+
+impl Bundle {
+    /// Opens a zip and reads all of it once. Errors: it cannot be opened (exit 1), or it is refused (exit 6).
+    pub fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<Self> {
+        let (archive, entries, skipped) = archive::Archive::open(path, expected, limits)?;
+        Self::of(Contents::Zip(archive), entries, skipped)
+    }
+
+    /// The version that lies in the backup folder `dir`, consisting of `entries`. What is `wanted` is hashed.
+    /// Errors: the start file is missing, or a wanted file is damaged or missing (exit 6, by its name).
+    pub fn open_saved(
+        dir: &Path,
+        entries: Vec<Entry>,
+        start_file: &RelPath,
+        wanted: &dyn Fn(&RelPath) -> bool,
+    ) -> Result<Self> {
+        if !entries.iter().any(|e| e.path == *start_file) {
+            return Err(names::no_start_file(start_file, &dir.display().to_string()));
+        }
+        saved::check(dir, entries.iter().filter(|e| wanted(&e.path)))?;
+        Self::of(Contents::Folder(dir.to_path_buf()), entries, 0)
+    }
+
+    fn of(contents: Contents, mut entries: Vec<Entry>, skipped: usize) -> Result<Self> {
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        let (content_id, version) = (String::new(), String::new());
+        let mut bundle = Self { contents, entries, content_id, version, app: None, skipped };
+        bundle.version = bundle.version_of()?;
+        bundle.entries.retain(|e| e.path.as_bytes() != MANIFEST.as_bytes());
+        bundle.content_id = content_id_of(&bundle.entries);
+        if bundle.version.is_empty() {
+            bundle.version = bundle.content_id.chars().take(12).collect();
+        }
+        Ok(bundle)
+    }
+
+    fn version_of(&mut self) -> Result<String> {
+        let find = |name: &str| self.entries.iter().position(|e| e.path.as_bytes() == name.as_bytes());
+        let is_zip = matches!(self.contents, Contents::Zip(_));
+        if let Some(at) = find(MANIFEST) {
+            let bytes = self.read_entry(at, MAX_MANIFEST)?;
+            let manifest: Manifest = serde_json::from_slice(&bytes)
+                .map_err(|e| refused("bad-manifest", MANIFEST, format!("the manifest cannot be read: {e}")))?;
+            let version = manifest.version.unwrap_or_default();
+            if is_zip {
+                word("version", &version, MANIFEST)?;
+                word("app", manifest.app.as_deref().unwrap_or_default(), MANIFEST)?;
+            }
+            self.app = manifest.app;
+            return Ok(version);
+        }
+        if let Some(at) = find("VERSION").filter(|at| self.entries.get(*at).is_some_and(|e| e.size < 256)) {
+            let text = String::from_utf8_lossy(&self.read_entry(at, 256)?).into_owned();
+            let version = text.lines().next().unwrap_or_default().trim();
+            if is_zip {
+                word("version", version, "VERSION")?;
+            }
+            return Ok(version.to_string());
+        }
+        Ok(String::new())
+    }
+
+    /// Writes the bytes of the entry at `position` of `entries`; they are hashed again on the way.
+    pub fn copy_entry(&mut self, position: usize, out: &mut dyn Write) -> Result<()> {
+        let entry = self.entries.get(position).context("an entry of this bundle")?.clone();
+        let changed = || {
+            let message = format!("{} changed while the bundle was read", entry.path);
+            refused("bundle-changed", &entry.path.to_string(), message)
+        };
+        let (mut sum, mut left) = (Sha256::new(), entry.size);
+        let mut copy = |from: &mut dyn Read| -> Result<()> {
+            let mut buffer = vec![0; 128 * 1024];
+            loop {
+                let n = from.read(&mut buffer).with_context(|| format!("unpacking {}", entry.path))?;
+                if n == 0 {
+                    return Ok(());
+                }
+                let piece = buffer.get(..n).unwrap_or_default();
+                left = left.checked_sub(n as u64).ok_or_else(changed)?;
+                sum.update(piece);
+                out.write_all(piece).with_context(|| format!("writing {}", entry.path))?;
+            }
+        };
+        match &mut self.contents {
+            Contents::Zip(archive) => copy(&mut archive.open_entry(&entry))?,
+            Contents::Folder(dir) => copy(&mut fsx::open(&entry.saved_in(dir))?)?,
+        }
+        if fsx::hex(&sum.finalize()) != entry.sha256 { Err(changed()) } else { Ok(()) }
+    }
+
+    /// The very file, where the bundle is a saved version.
+    pub fn saved_file(&self, position: usize) -> Option<PathBuf> {
+        match &self.contents {
+            Contents::Folder(dir) => Some(self.entries.get(position)?.saved_in(dir)),
+            Contents::Zip(_) => None,
+        }
+    }
+
+    /// The bytes of the entry at `position` of `entries`, whole. Errors (exit 6): there are more than `most`.
+    pub fn read_entry(&mut self, position: usize, most: u64) -> Result<Vec<u8>> {
+        let entry = self.entries.get(position).context("an entry of this bundle")?;
+        if entry.size > most {
+            let message = format!("{} has {} bytes, more than the {most} that are read of it", entry.path, entry.size);
+            return Err(refused("too-large", &entry.path.to_string(), message));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or_default());
+        self.copy_entry(position, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// How many bytes `keep` writes at most.
+    pub fn kept_size(&self) -> Result<u64> {
+        match &self.contents {
+            Contents::Zip(archive) => archive.size(),
+            Contents::Folder(_) => Ok(self.entries.iter().filter(|e| !e.data).map(|e| e.size).sum()),
+        }
+    }
+
+    /// Writes the bundle as a zip, for later repairs: the zip itself, or one made of the saved version.
+    pub fn keep(&mut self, out: &mut File) -> Result<()> {
+        match &mut self.contents {
+            Contents::Zip(archive) => archive.copy_raw(out),
+            Contents::Folder(dir) => saved::write_zip(dir, &self.entries, &self.version, out),
+        }
+    }
+}
+
+/// Refuses what is no version or name of a program: it is printed and recorded wherever this one is named.
+fn word(what: &str, text: &str, place: &str) -> Result<()> {
+    if text.chars().count() <= MAX_WORD && !text.chars().any(names::is_forbidden) {
+        return Ok(());
+    }
+    let message = format!("the {what} in {place} has more than {MAX_WORD} characters, or a control character");
+    Err(refused("bad-manifest", place, message))
+}
+
+/// The content id of these entries; data is no part of it.
+pub fn content_id_of(entries: &[Entry]) -> String {
+    let mut sum = Sha256::new();
+    for entry in entries.iter().filter(|e| !e.data) {
+        sum.update(entry.path.as_bytes());
+        sum.update(format!("\0{:o}\0{}\n", fsx::reduced_mode(entry.mode), entry.sha256));
+    }
+    fsx::hex(&sum.finalize())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+    use zip::write::SimpleFileOptions;
+
+    const LIMITS: Limits = Limits { max_size: 1 << 20, max_files: 100 };
+
+    fn zip_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (name, bytes) in entries {
+            writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    }
+
+    fn open(bytes: &[u8]) -> Result<Bundle> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.zip");
+        std::fs::write(&path, bytes).unwrap();
+        let start_file = RelPath::parse("run.py").unwrap();
+        let is_installed = |path: &RelPath| path.as_bytes() == b"installed";
+        let expected = Expected {
+            named: None,
+            start_file: &start_file,
+            must_start: true,
+            is_installed: &is_installed,
+            folds_case: true,
+            merges_forms: true,
+            judge_top: None,
+            live_link: &|_| None,
+        };
+        Bundle::open(&path, &expected, &LIMITS)
+    }
+
+    fn code(bytes: &[u8]) -> &'static str {
+        let error = open(bytes).err().expect("the bundle was accepted");
+        let failure = error.downcast_ref::<Failure>().unwrap();
+        assert_eq!(failure.class as i32, 6);
+        failure.code
+    }
+
+    #[test]
+    fn one_top_folder_is_stripped_and_flat_is_accepted() {
+        let stripped =
+            open(&zip_of(&[("app-main/run.py", b"x"), ("app-main/app/a.py", b"y"), ("app-main/.git/c", b"z")]))
+                .unwrap();
+        let flat = open(&zip_of(&[("run.py", b"x"), ("app/a.py", b"y"), ("__MACOSX/z", b"z")])).unwrap();
+        assert_eq!(stripped.content_id, flat.content_id);
+        assert_eq!(stripped.entries.iter().map(|e| e.path.to_string()).collect::<Vec<_>>(), ["app/a.py", "run.py"]);
+    }
+
+    #[test]
+    fn hostile_and_damaged_bundles_are_refused_by_name() {
+        assert_eq!(code(b"no zip"), "bad-zip");
+        assert_eq!(code(&zip_of(&[])), "empty-bundle");
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("../evil", b"x")])), "bad-name");
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("/etc/evil", b"x")])), "bad-name");
+        assert_eq!(code(&zip_of(&[("a/run.py", b"x"), ("b/x", b"x")])), "two-top-folders");
+        assert_eq!(code(&zip_of(&[("a/main.py", b"x")])), "no-start-file");
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("App/a", b"x"), ("app/b", b"x")])), "duplicate-name");
+        for (one, other) in [("caf\u{e9}", "cafe\u{301}"), ("\u{3c3}", "\u{3c2}"), ("\u{17f}", "S"), ("\u{212a}", "k")]
+        {
+            assert_eq!(code(&zip_of(&[("run.py", b"x"), (one, b"x"), (other, b"x")])), "duplicate-name", "{one}");
+        }
+        assert_eq!(code(&zip_of(&[("run.py", b"x"), ("a", b"x"), ("a/b", b"x")])), "name-conflict");
+        assert_eq!(code(&zip_of(&[("run.py", &vec![0; 2 << 20])])), "too-large");
+        let whole = zip_of(&[("run.py", &vec![7; 5000])]);
+        for cut in [10, whole.len() / 2, whole.len() - 3] {
+            assert_eq!(code(&whole[..cut]), "bad-zip");
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_in_the_contents_is_noticed() {
+        let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        writer
+            .start_file("run.py", SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored))
+            .unwrap();
+        writer.write_all(b"PRINT-ME").unwrap();
+        let mut bytes = writer.finish().unwrap().into_inner();
+        let at = bytes.windows(8).position(|w| w == b"PRINT-ME").unwrap();
+        bytes[at] ^= 1;
+        assert_eq!(code(&bytes), "bad-zip");
+    }
+
+    #[test]
+    fn links_must_stay_inside() {
+        let with = |target: &str| {
+            let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+            writer.start_file("run.py", SimpleFileOptions::default()).unwrap();
+            writer.add_symlink("app/link", target, SimpleFileOptions::default()).unwrap();
+            writer.finish().unwrap().into_inner()
+        };
+        assert!(open(&with("../run.py")).is_ok());
+        assert_eq!(code(&with("../../etc/passwd")), "bad-link");
+        assert_eq!(code(&with("/etc/passwd")), "bad-link");
+    }
+}

@@ -1,0 +1,104 @@
+//! A saved version as a bundle: its files lie under their own names in the folder of a backup.
+//! Refuses a file that is not what the record says.
+
+use super::{Entry, MANIFEST, Manifest};
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::head::Head;
+use crate::base::path::RelPath;
+use crate::system::{Facts, Kind};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A file as the record of a backup tells of it.
+pub struct Saved<'a> {
+    pub path: &'a RelPath,
+    /// Where it lies in the backup.
+    pub place: &'a RelPath,
+    /// The metadata of the original.
+    pub facts: &'a Facts,
+    pub sha256: &'a str,
+    /// What the release shipped, where that is not what was saved.
+    pub base: Option<&'a str>,
+    pub data: bool,
+}
+
+impl Entry {
+    /// An entry of a saved version.
+    pub fn saved(dir: &Path, saved: &Saved) -> Entry {
+        let Saved { path, place, facts, sha256, base, data } = *saved;
+        let file = dir.join(place.to_path());
+        // A damaged backup may hold something else here; the check says so.
+        let link = match facts.kind {
+            Kind::Link => fsx::link_target(&file).ok().map(|target| target.to_string_lossy().into_owned()),
+            _ => None,
+        };
+        let head = if facts.kind == Kind::File { fsx::head(&file).ok().flatten() } else { None };
+        Entry {
+            path: path.clone(),
+            mode: facts.mode,
+            has_mode: true,
+            head: head.unwrap_or(Head::Plain),
+            size: facts.size,
+            sha256: sha256.to_string(),
+            link,
+            owner: Some(facts.owner),
+            data,
+            base: base.map(str::to_string),
+            mtime: Some(facts.mtime),
+            place: (place != path).then(|| place.clone()),
+            stored: super::directory::Stored::default(),
+        }
+    }
+}
+
+impl Entry {
+    /// Where the file of a saved version lies.
+    pub(super) fn saved_in(&self, dir: &Path) -> PathBuf {
+        dir.join(self.place.as_ref().unwrap_or(&self.path).to_path())
+    }
+}
+
+/// Hashes every file. Errors: the first that is damaged or missing, by name (exit 6).
+pub(super) fn check<'a>(dir: &Path, entries: impl Iterator<Item = &'a Entry>) -> Result<()> {
+    for entry in entries {
+        if fsx::holds(&entry.saved_in(dir), &entry.sha256)? {
+            continue;
+        }
+        let message = format!("the backup {} is damaged: {} is not what was saved", dir.display(), entry.path);
+        return Err(Failure::refused("backup-damaged", message)
+            .at(&entry.path)
+            .remedy("restore another backup; updater backups --check lists which are whole")
+            .into());
+    }
+    Ok(())
+}
+
+/// Makes a zip of a saved version, data left out.
+pub(super) fn write_zip(dir: &Path, entries: &[Entry], version: &str, out: &mut File) -> Result<()> {
+    let name = "keeping the restored version";
+    let mut zip = zip::ZipWriter::new(out);
+    let options = |entry: &Entry| {
+        let plain = zip::write::SimpleFileOptions::default();
+        // Above 4 GiB a zip needs the longer form of its sizes (APPNOTE.TXT 4.3.9.2).
+        // A set-id bit of an installed file is no part of a bundle.
+        plain.unix_permissions(entry.mode & 0o777).large_file(entry.size >= u64::from(u32::MAX))
+    };
+    zip.start_file(MANIFEST, zip::write::SimpleFileOptions::default()).context(name)?;
+    let manifest = Manifest { version: Some(version.to_string()), app: None };
+    zip.write_all(&serde_json::to_vec(&manifest)?).context(name)?;
+    for entry in entries.iter().filter(|e| !e.data) {
+        match &entry.link {
+            Some(target) => zip.add_symlink(entry.path.text(), target, options(entry)).context(name)?,
+            None => {
+                zip.start_file(entry.path.text(), options(entry)).context(name)?;
+                let mut from = fsx::open(&entry.saved_in(dir))?;
+                std::io::copy(&mut from, &mut zip).context(name)?;
+            }
+        }
+    }
+    zip.finish().context(name)?;
+    Ok(())
+}

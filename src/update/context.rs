@@ -1,0 +1,151 @@
+//! What every command is given: the install, its settings, the reporter, the signals. Nothing else is global.
+//! Refuses to hold state of an update; that is the journal's.
+
+use crate::base::error::Failure;
+use crate::base::path::{InstallRoot, RelPath};
+use crate::base::report::{Reporter, Stage};
+use crate::state::history;
+use crate::state::receipt::Receipt;
+use crate::state::settings::Settings;
+use crate::system::escape::Line;
+use crate::system::processes::{self, Signals};
+use crate::system::{Said, files};
+use crate::update::ownership::{self, Databases, Ownership, Rules};
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+pub struct Context {
+    pub root: InstallRoot,
+    pub settings: Settings,
+    pub report: Reporter,
+    pub signals: Signals,
+    pub update_id: String,
+    /// The update under way, for `status.json`.
+    pub under_way: Option<UnderWay>,
+    /// The server was stopped: one SIGINT no longer ends the run.
+    pub is_down: bool,
+    /// That was said.
+    pub has_said: bool,
+    /// To the first process, where this one runs outside of what it was called by.
+    pub line: Option<Rc<Line>>,
+}
+
+pub struct UnderWay {
+    pub update_id: String,
+    pub started_at: String,
+}
+
+/// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
+pub fn check(signals: &Signals) -> Result<()> {
+    if signals.interrupts() + signals.terminations() > 0 {
+        return Err(Failure::failed("interrupted", "stopped by a signal before anything was changed").into());
+    }
+    Ok(())
+}
+
+impl Context {
+    pub fn own(&self) -> PathBuf {
+        self.root.own()
+    }
+
+    pub fn backups(&self) -> PathBuf {
+        self.root.path().join(&self.settings.backup.dir)
+    }
+
+    /// The rules by which the files of this install are judged. Errors: the settings hold a pattern or path that
+    /// cannot be read (exit 2).
+    pub fn rules(&self, set: &[(String, String)]) -> Result<Rc<Rules>> {
+        Ok(Rc::new(Rules::of(&self.root, &self.settings, set)?))
+    }
+
+    /// Whose the files of this install are, by the receipt alone.
+    pub fn ownership(&self, receipt: Option<&Receipt>) -> Result<Ownership> {
+        Ok(Ownership::new(&self.root, &self.rules(&[])?, receipt, std::iter::empty(), false))
+    }
+
+    /// The main files of the databases that `[verify] sqlite` names, among these.
+    pub fn databases<'a>(
+        &self,
+        known: &Databases,
+        data: impl Iterator<Item = &'a RelPath>,
+    ) -> Result<BTreeSet<RelPath>> {
+        let named = ownership::matcher(self.settings.verify.sqlite.iter().map(String::as_str), false)?;
+        let is_named = |main: &RelPath| named.matched_path_or_any_parents(main.to_path(), false).is_ignore();
+        Ok(data.filter_map(|path| known.main_of(path)).filter(is_named).collect())
+    }
+
+    /// Where databases are cloned: on the install's own volume, where there is room for them, unless nothing
+    /// may be written there.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        if self.under_way.is_none() {
+            return Ok(std::env::temp_dir());
+        }
+        let folder = self.own().join("staging");
+        files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// A stage begins: said to people and programs, and kept in `status.json`.
+    pub fn start(&mut self, stage: Stage, message: &str) {
+        self.report.stage_started(stage, message);
+        if self.is_down && !self.has_said && self.signals.interrupts() == 1 {
+            self.has_said = true;
+            let message =
+                "the server is stopped, so the update goes on; interrupt once more to go back to the old version";
+            self.report.warning("interrupted", message, None);
+        }
+        self.keep_status();
+    }
+
+    /// Tells the first process how far this one is, where there is one.
+    pub fn say(&self, said: Said) {
+        if let Some(line) = &self.line {
+            line.say(said);
+        }
+    }
+
+    /// A stage ended. Errors: a signal asked to stop, before anything was stopped.
+    pub fn done(&mut self, stage: Stage, message: &str) {
+        self.report.stage_done(stage, message);
+    }
+
+    /// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
+    pub fn check_signals(&self) -> Result<()> {
+        check(&self.signals)
+    }
+
+    /// After the stop only a second SIGINT or a SIGTERM asks for a rollback.
+    pub fn check_signals_after_stop(&self) -> Result<()> {
+        if self.signals.interrupts() > 1 || self.signals.terminations() > 0 {
+            return Err(Failure::failed("interrupted", "stopped by a signal").into());
+        }
+        Ok(())
+    }
+
+    /// A dashboard may poll this file; that it cannot be written is no reason to fail an update.
+    pub fn keep_status(&self) {
+        let Some(under_way) = &self.under_way else { return };
+        let mut status = history::read_status(&self.own()).unwrap_or_else(|| json!({"schema": 1}));
+        let (name, percent) = self.report.legacy_stage();
+        status["under_way"] = json!({
+            "update_id": under_way.update_id,
+            "pid": std::process::id(),
+            // With it the pid is ours and no later process's.
+            "process_start": processes::identity(std::process::id()).ok().flatten().map(|id| id.start),
+            "stage": self.report.stage_now().map(Stage::word),
+            "percent": self.report.percent(),
+            "started_at": under_way.started_at,
+            "legacy_stage": {"name": name, "percent": percent},
+        });
+        let _ = history::write_status(&self.own(), &status);
+    }
+
+    /// What `status` says, as far as it is known without asking the server.
+    pub fn close_status(&mut self, status: &Value) {
+        self.under_way = None;
+        let _ = history::write_status(&self.own(), status);
+    }
+}

@@ -1,0 +1,217 @@
+//! Detect: the server, how it answers, how it starts. Reading only.
+//! Refuses what cannot end well: a stranger on the port, several servers.
+
+use super::Request;
+use crate::base::error::Failure;
+use crate::base::net::Protocol;
+use crate::base::path::{InstallRoot, RelPath};
+use crate::state::receipt::{self, Receipt};
+use crate::system::{self, LaunchSpec, Unit, trust};
+use crate::update::context::Context;
+use crate::update::health::{self, Before};
+use crate::update::hooks;
+use crate::update::server::{self, Running};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+/// What detection found, by reading alone.
+pub struct Survey {
+    pub server: Option<Running>,
+    /// What is believed about the port of a server that does not run.
+    pub port_source: Option<&'static str>,
+    /// A stranger on the port that `--stop-foreign` allows to stop. It is not started again.
+    pub foreign: Option<Running>,
+    /// How it starts again; None with `--no-start` where nothing runs.
+    pub launch: Option<LaunchSpec>,
+    /// The unit that starts it in our place.
+    pub service: Option<Unit>,
+    pub start_file: RelPath,
+    /// How it answers now: the measure of the old version.
+    pub before: Before,
+    /// How it must answer afterwards.
+    pub expected: Before,
+    pub receipt: Option<Receipt>,
+}
+
+/// Finds the server, how it answers and how it starts. Reads only.
+pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
+    let root = &cx.root;
+    let receipt = receipt::load(&cx.own())?;
+    let server = server::find(root)?;
+
+    let mut foreign = None;
+    let mut port_source = None;
+    let target = request.health_url.as_ref().or(cx.settings.server.health.as_ref());
+    let target = target.map(|text| health::Target::parse(text)).transpose()?;
+    let health = target.as_ref().map(|t| t.path.as_str());
+    let (launch, start_file, before) = match &server {
+        Some(running) => {
+            let start = running_start_file(root, running);
+            // `--port` says which port health asks only where the server listens on it.
+            let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
+            let before = health::measure_while(cx, &running.listeners, asked, health)?;
+            (Some(running.launch.clone()), start, before)
+        }
+        None => {
+            if let Some(failure) = server::elsewhere(root)? {
+                return Err(failure.into());
+            }
+            let believed = stopped_port(cx, request, receipt.as_ref())?;
+            port_source = believed.map(|(_, source)| source);
+            let port = believed.map(|(port, _)| port);
+            let launch = if request.no_start { None } else { Some(stopped_launch(cx, port, receipt.as_ref())?) };
+            if let (Some(port), false) = (port, request.no_start)
+                && let Some(failure) = server::foreign_owner(port, root)?
+            {
+                if !request.stop_foreign {
+                    return Err(failure.into());
+                }
+                foreign = server::owner_tree(port, root)?;
+            }
+            if let Some(launch) = &launch {
+                hooks::may_start(cx, launch)?;
+            }
+            let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
+            let before = Before {
+                running: false,
+                ports: port.into_iter().collect(),
+                asked_port: port,
+                protocol: None,
+                path: health.unwrap_or("/api/sync/ping").to_string(),
+                status: None,
+            };
+            (launch, start, before)
+        }
+    };
+    let service = match &server {
+        Some(running) => running.managed_by.clone(),
+        None => cx.settings.server.service.as_deref().filter(|_| launch.is_some()).map(system::service::named),
+    };
+    let (launch, expected) = with_set(launch, &before, &request.set)?;
+    Ok(Survey { server, port_source, foreign, launch, service, start_file, before, expected, receipt })
+}
+
+/// Refuses what we may not stop and start. `by_helper`: root's half will, and checks for itself.
+pub fn may_stop(survey: &Survey, root: &InstallRoot, by_helper: bool) -> Result<()> {
+    for running in survey.server.iter().chain(&survey.foreign).filter(|_| !by_helper) {
+        server::may_control(running, root)?;
+        server::refuse_respawners(running)?;
+        server::may_stop(running)?;
+    }
+    Ok(())
+}
+
+/// Where nothing tells how the server starts.
+pub fn default_start_file() -> RelPath {
+    RelPath::parse("run.py").unwrap_or_else(|_| unreachable!("a constant name"))
+}
+
+/// The program behind a wrapper script, where there is one: the wrapper may be the operator's own.
+fn running_start_file(root: &InstallRoot, running: &Running) -> RelPath {
+    let behind =
+        running.processes.iter().filter(|p| !p.is_shell()).find_map(|p| inside(root, p.cwd.as_ref()?, &p.argv));
+    behind.unwrap_or_else(|| start_file(root, &running.launch))
+}
+
+/// The script of the launch spec that lies in the install; else the executable; else the default.
+pub(super) fn start_file(root: &InstallRoot, launch: &LaunchSpec) -> RelPath {
+    inside(root, &launch.cwd, &launch.argv).unwrap_or_else(default_start_file)
+}
+
+fn inside(root: &InstallRoot, cwd: &Path, argv: &[String]) -> Option<RelPath> {
+    let inside = |text: &String| {
+        let full = fsx_canonical(&cwd.join(text))?;
+        RelPath::from_disk(full.strip_prefix(root.path()).ok()?)
+    };
+    let scripts = argv.iter().skip(1).filter(|a| !a.starts_with('-')).find_map(inside);
+    let program = || argv.first().filter(|a| a.contains(['/', '\\'])).and_then(inside);
+    scripts.or_else(program)
+}
+
+pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {
+    let full = std::fs::canonicalize(path).ok()?;
+    full.is_file().then_some(full)
+}
+
+/// The order of belief when nothing listens, and which of them won: `--port`, settings, last receipt, `.env`,
+/// `run.py`, and what a legacy server calls its port.
+fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> Result<Option<(u16, &'static str)>> {
+    let settings = &cx.settings.server;
+    let [of_env, of_program] = server::written_ports(&cx.root);
+    let sources = [
+        (request.port, "--port"),
+        (settings.port, "[server] port"),
+        (settings.env.get("PORT").and_then(|port| port.parse().ok()), "[server] env"),
+        (receipt.and_then(|r| r.ports.first().copied()), "the last update"),
+        of_env,
+        of_program,
+        (request.legacy_port, "the caller's --port"),
+    ];
+    let port = sources.into_iter().find_map(|(port, source)| Some((port?, source)));
+    if port.is_none() && !request.no_start {
+        return Err(Failure::failed(
+            "no-port",
+            "no server of this install runs, and nothing says on which port it belongs",
+        )
+        .remedy("name the port with --port N, or update without starting with --no-start")
+        .into());
+    }
+    Ok(port)
+}
+
+/// How a server is started that does not run: where root works, as the user as whom it ran.
+fn stopped_launch(cx: &Context, port: Option<u16>, receipt: Option<&Receipt>) -> Result<LaunchSpec> {
+    let mut env = cx.settings.server.env.clone();
+    if let Some(port) = port {
+        env.entry("PORT".into()).or_insert_with(|| port.to_string());
+    }
+    let user = receipt.and_then(|receipt| receipt.user.as_ref()).filter(|user| trust::is_guarded() && user.uid != 0);
+    server::guess_launch(&cx.root, cx.settings.server.command.as_deref(), &env, user)
+}
+
+/// What `--set` of a port or protocol changes in what is started and expected.
+pub(super) fn with_set(
+    launch: Option<LaunchSpec>,
+    before: &Before,
+    set: &[(String, String)],
+) -> Result<(Option<LaunchSpec>, Before)> {
+    let (mut launch, mut expected) = (launch, before.clone());
+    for (name, value) in set {
+        match name.as_str() {
+            "PORT" => {
+                let port: u16 = value.parse().map_err(|_| {
+                    Failure::usage("bad-port", format!("--set PORT={value}: {value} is no port"))
+                        .remedy("give a number from 1 to 65535")
+                })?;
+                expected.ports = vec![port];
+                expected.asked_port = Some(port);
+                for (key, old) in launch.iter_mut().flat_map(|l| &mut l.env) {
+                    if key == "PORT" {
+                        old.clone_from(value);
+                    }
+                }
+            }
+            "USE_WAITRESS" => {
+                expected.protocol =
+                    Some(if value.eq_ignore_ascii_case("true") { Protocol::Http } else { Protocol::Https });
+            }
+            _ => {}
+        }
+    }
+    Ok((launch, expected))
+}
+
+/// What was found, in words.
+pub fn described(survey: &Survey) -> String {
+    match &survey.server {
+        Some(server) => {
+            let pid = server.processes.first().map_or(0, |p| p.id.pid);
+            let ports: Vec<String> = server.ports.iter().map(u16::to_string).collect();
+            format!("the server is process {pid} on port {}", ports.join(", "))
+        }
+        None => match (survey.before.asked_port, survey.port_source) {
+            (Some(port), Some(source)) => format!("the server is not running; port {port} by {source}"),
+            _ => "the server is not running".into(),
+        },
+    }
+}

@@ -1,0 +1,254 @@
+//! Escape: an updater that would end with the server moves out before it takes the lock. The one outside does
+//! everything; the first one stays to pass on what its caller wants to know, and holds nothing.
+//! Refuses to go on where there is no way out: then nothing was changed.
+
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::path::InstallRoot;
+use crate::base::report::Reporter;
+use crate::state::history;
+use crate::system::escape::{self, Line, Moved};
+use crate::system::processes::{self, Signals};
+use crate::system::{Errand, Said, Way, files};
+use crate::update::server;
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use std::ffi::OsString;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How often the first one looks for signals and news.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long `--detach` waits for the other one to begin before it returns all the same.
+const BEGINNING: Duration = Duration::from_millis(700);
+
+/// `site-1a2b3c4d`: readable, one per install, and safe as part of a unit's name.
+pub fn unit_name(root: &Path) -> String {
+    let shown = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "_.".contains(c) { c } else { '_' };
+    let short: String = shown.chars().map(safe).take(64).collect();
+    let sum = fsx::sha256(root.as_os_str().as_encoded_bytes());
+    format!("{short}-{}", sum.get(..8).unwrap_or_default())
+}
+
+/// How this process has to leave before it may update: the way out of what ties it to the running server, or
+/// away from its caller (`detach`). None: it may stay. Errors (`would-end-us`, exit 1): it must leave and cannot.
+pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
+    // What cannot be found is refused, with its reasons, by the detection.
+    let tie = match server::find(root) {
+        Ok(Some(running)) => escape::tied_to(&running.ids()).context("finding out what ties us to the server")?,
+        _ => None,
+    };
+    if tie.is_none() && !detach {
+        return Ok(None);
+    }
+    let way = escape::way_out(tie.as_ref(), &unit_name(root.path())).context("looking for a way out")?;
+    way.map(Some).map_err(|why| {
+        let tied = tie.map_or_else(|| "it is asked to go on by itself".to_string(), |tie| tie.to_string());
+        Failure::failed("would-end-us", format!("this updater cannot leave what it was started by ({tied}): {why}"))
+            .at(root.path().display())
+            .remedy(REMEDY)
+            .into()
+    })
+}
+
+const REMEDY: &str = "let root install the helper once: updater init --systemd-helper; or start the updater from \
+                      outside the server: from a shell of your own, or a scheduled task";
+
+/// What the one outside finds that is still tied. Errors: it proves not to be outside.
+pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()> {
+    match escape::tied_to(&server.ids()).context("finding out what ties us to the server")? {
+        None => Ok(()),
+        Some(tie) => Err(Failure::failed("would-end-us", format!("stopping the server would end this updater: {tie}"))
+            .at(root.path().display())
+            .remedy(REMEDY)
+            .into()),
+    }
+}
+
+/// What a process that runs outside of its caller was started with; nothing of it in an ordinary call.
+#[derive(Default)]
+pub struct Outside {
+    number: Option<i32>,
+    pub line: Option<Rc<Line>>,
+    pub update_id: Option<String>,
+}
+
+impl Outside {
+    /// Takes `__outside LINE ID` out of the command line.
+    pub fn named(args: &mut Vec<OsString>) -> Outside {
+        if args.get(1).is_none_or(|word| word != "__outside") || args.len() < 4 {
+            return Outside::default();
+        }
+        let mut words = args.drain(1..4).skip(1).map(|word| word.to_string_lossy().into_owned());
+        let number = words.next().and_then(|word| word.parse().ok());
+        let line = number.and_then(|number| Line::taken(number).ok()).map(Rc::new);
+        Outside { number: number.filter(|_| line.is_some()), line, update_id: words.next() }
+    }
+
+    /// The handles that are ours beside the standard ones.
+    pub fn handles(&self) -> Vec<i32> {
+        self.number.into_iter().collect()
+    }
+
+    /// Tells the first process how this one ended.
+    pub fn ended(&self, code: u8) {
+        if let Some(line) = &self.line {
+            line.say(Said::Ended(code));
+        }
+    }
+}
+
+/// The steps between the first process and the one outside. None: this is an ordinary call.
+pub fn step(args: &[OsString]) -> Option<std::io::Result<()>> {
+    match (args.get(1)?.to_str()?, args.get(2)) {
+        ("__depart", Some(name)) => Some(escape::depart(name)),
+        ("__arrive", Some(name)) => Some(escape::arrive(Some(name), Path::new(".")).map(|never| match never {})),
+        _ => None,
+    }
+}
+
+/// Who asks, and for what.
+pub struct Caller<'a> {
+    /// The command line without the program.
+    pub argv: &'a [OsString],
+    pub cwd: &'a Path,
+    pub detach: bool,
+}
+
+/// Has the work done outside. The exit code is the other's, or with `--detach` tells whether it has begun.
+/// Errors: it did not get out; nothing was changed.
+pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Reporter) -> Result<u8> {
+    let signals = Signals::install().context("watching for signals")?;
+    let update_id = history::new_update_id();
+    let place = meeting_place(root)?;
+    let outputs = caller.detach.then(|| [tempfile::tempfile(), tempfile::tempfile()]);
+    let outputs = match outputs {
+        Some([out, err]) => {
+            Some([out.context("making room for the output")?, err.context("making room for the output")?])
+        }
+        None => None,
+    };
+    let errand =
+        Errand { argv: caller.argv, cwd: caller.cwd, update_id: &update_id, place: &place, outputs: outputs.as_ref() };
+    let mut moved = escape::send(way, &errand).map_err(|e| {
+        let message = format!("the updater that was to run outside ({}) did not begin: {e}", way.word());
+        Failure::failed("escape-failed", message).at(root.path().display()).remedy(REMEDY)
+    })?;
+    match outputs {
+        None => relay(&mut moved, &signals, root, report),
+        Some(outputs) => detached(&mut moved, &update_id, outputs, root, report),
+    }
+}
+
+/// Where both meet: of root's own where root runs it, so that nobody else has a say in it.
+fn meeting_place(root: &InstallRoot) -> Result<PathBuf> {
+    let run = Path::new("/run");
+    if processes::own_credentials().context("finding out who we are")?.uid == 0 && run.is_dir() {
+        return Ok(run.to_path_buf());
+    }
+    let own = root.own();
+    files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
+    Ok(own)
+}
+
+/// Passes signals on, and gives back how it ended.
+fn relay(moved: &mut Moved, signals: &Signals, root: &InstallRoot, report: &mut Reporter) -> Result<u8> {
+    let (mut interrupts, mut terminations) = (0, 0);
+    let mut is_stopping = false;
+    loop {
+        // Counted before the news are read: whoever stops the server may mean us with it, and that was announced.
+        let (now_interrupts, now_terminations) = (signals.interrupts(), signals.terminations());
+        match moved.hear(POLL).context("listening to the updater outside")? {
+            Some(Said::Ended(code)) => return Ok(code),
+            Some(Said::Lost) => return Ok(lost(root, report)),
+            Some(Said::Stopping) => is_stopping = true,
+            Some(Said::Begun) => continue,
+            None => {}
+        }
+        while interrupts < now_interrupts {
+            interrupts += 1;
+            moved.interrupt().context("passing the interrupt on")?;
+        }
+        if is_stopping && now_terminations > terminations {
+            return Ok(left_behind(moved, root, report));
+        }
+        while terminations < now_terminations {
+            terminations += 1;
+            moved.ask_to_end().context("passing the signal on")?;
+        }
+    }
+}
+
+/// The server ends, and this process with it: whoever stops a unit waits for all that belongs to it.
+fn left_behind(moved: &Moved, root: &InstallRoot, report: &mut Reporter) -> u8 {
+    let message = format!("this process ends with the server; the update goes on as process {}", moved.pid());
+    let failure = Failure::operator("left-behind", message)
+        .at(root.path().display())
+        .remedy(format!("to see its end type: updater status --follow --root '{}'", root.path().display()));
+    let code = failure.class as u8;
+    report.error(&crate::base::error::record(&failure.into()));
+    code
+}
+
+fn lost(root: &InstallRoot, report: &mut Reporter) -> u8 {
+    let failure = Failure::operator("lost", "the updater outside ended without telling how")
+        .at(root.path().display())
+        .remedy(format!("see what stands: updater status --root '{}'", root.path().display()));
+    let code = failure.class as u8;
+    report.error(&crate::base::error::record(&failure.into()));
+    code
+}
+
+/// Returns as soon as the other one holds the lock, or soon anyway; what it said when it ended before is passed on.
+fn detached(
+    moved: &mut Moved,
+    update_id: &str,
+    outputs: [std::fs::File; 2],
+    root: &InstallRoot,
+    report: &mut Reporter,
+) -> Result<u8> {
+    let until = Instant::now() + BEGINNING;
+    let heard =
+        moved.hear(until.saturating_duration_since(Instant::now())).context("listening to the updater outside")?;
+    if let Some(ended @ (Said::Ended(_) | Said::Lost)) = heard {
+        let [out, err] = outputs.map(text_of);
+        report.relayed(&out, &err);
+        return Ok(match ended {
+            Said::Ended(code) => code,
+            _ => lost(root, report),
+        });
+    }
+    let own = root.own();
+    let place = |name: String| own.join(name).display().to_string();
+    let (status, events) = (place("status.json".into()), place(format!("events/{update_id}.jsonl")));
+    if report.options().json {
+        report.object(&json!({"update_id": update_id, "pid": moved.pid(), "status": status, "events": events}));
+    } else {
+        report.line(&format!("the update {update_id} goes on by itself as process {}", moved.pid()));
+        report.line(&format!("to see it type: updater status --follow --root '{}'", root.path().display()));
+    }
+    Ok(0)
+}
+
+fn text_of(mut file: std::fs::File) -> String {
+    let mut bytes = Vec::new();
+    // An unlinked file of ours: what cannot be read was not written.
+    let _ = file.rewind().and_then(|()| file.read_to_end(&mut bytes).map(drop));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_name_is_safe_and_one_per_install() {
+        let (one, two) = (unit_name(Path::new("/srv/my site%")), unit_name(Path::new("/opt/my site%")));
+        assert!(one.starts_with("my_site_-") && one.len() == "my_site_-".len() + 8);
+        assert_ne!(one, two);
+    }
+}

@@ -1,0 +1,572 @@
+//! Whether a server that was started again is as well as it was before.
+//! Refuses to be content with an open port: a new process of the install must own every port, answer over
+//! the same protocol and as well as before, and keep doing so. It starts and ends nothing.
+
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::net::{self, Answer, PING, Protocol, url};
+use crate::base::path::InstallRoot;
+use crate::ports::{self, Listener};
+use crate::system::{ProcessId, processes};
+use crate::update::context::Context;
+use crate::update::server::{Launched, Table};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
+use std::path::Path;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+/// The longest wait between two looks.
+const POLL: Duration = Duration::from_millis(20);
+/// The longest that one question may take.
+const ASK: Duration = Duration::from_secs(3);
+/// How often all processes are read while nobody answers a knock (a server may listen elsewhere).
+const RELOOK: Duration = Duration::from_millis(500);
+const KNOCK: Duration = Duration::from_millis(200);
+/// How long a server is given to answer when it is measured.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it is given when somebody asked us to end.
+const HURRY: Duration = Duration::from_millis(50);
+/// How often a wait looks for signals.
+const SIGNAL_POLL: Duration = Duration::from_millis(20);
+/// A bad status must last at least this long before it counts.
+const LEAST_BAD: Duration = Duration::from_secs(1);
+/// How far back the end of a log is read.
+const TAIL_BYTES: u64 = 64 * 1024;
+
+/// How the server answered before the stop: the measure of health.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Before {
+    pub running: bool,
+    /// Every port that must be owned again.
+    pub ports: Vec<u16>,
+    /// The one that is asked.
+    pub asked_port: Option<u16>,
+    /// None: it answered over none, and afterwards either will do.
+    pub protocol: Option<Protocol>,
+    pub path: String,
+    /// None: no answer; then 2xx or 3xx is needed afterwards.
+    pub status: Option<u16>,
+}
+
+/// Asks a running server: `path`, or the ping and, where there is none (404), `/`. With several ports,
+/// `asked` or the first that answers. `timeout` is for each single question.
+pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, timeout: Duration) -> Before {
+    let ports: BTreeSet<u16> = listeners.iter().map(|l| l.port).collect();
+    let mut before = Before {
+        running: !listeners.is_empty(),
+        ports: ports.iter().copied().collect(),
+        asked_port: asked.or(ports.first().copied()),
+        protocol: None,
+        path: path.unwrap_or(PING).to_string(),
+        status: None,
+    };
+    for listener in listeners.iter().filter(|l| asked.is_none_or(|port| port == l.port)) {
+        let at = (listener.reachable(), listener.port);
+        let Some((protocol, answer)) = net::ask_protocol_at(at.0, at.1, &before.path, timeout) else { continue };
+        before.asked_port = Some(listener.port);
+        before.protocol = Some(protocol);
+        before.status = Some(answer.status);
+        if path.is_none()
+            && answer.status == 404
+            && let Ok(front) = net::get(protocol, at.0, at.1, "/", timeout)
+        {
+            before.path = "/".to_string();
+            before.status = Some(front.status);
+        }
+        break;
+    }
+    before
+}
+
+/// Measures in a thread of its own, so that a signal ends the wait for a server that does not answer. Errors: a signal
+/// came, before anything was changed.
+pub fn measure_while(
+    cx: &Context,
+    listeners: &[Listener],
+    asked: Option<u16>,
+    path: Option<&str>,
+) -> anyhow::Result<Before> {
+    let came = || cx.signals.interrupts() + cx.signals.terminations();
+    // One that came before was answered: how an update ended is told all the same, and nobody is waited for any more.
+    let known = came();
+    let patience = if known == 0 { PATIENCE } else { HURRY };
+    let (tell, told) = std::sync::mpsc::channel();
+    let (listeners, path) = (listeners.to_vec(), path.map(str::to_string));
+    let thread = std::thread::Builder::new().name("measure".into());
+    // Abandoned, it ends by itself when its patience does.
+    let ask = move || drop(tell.send(measure(&listeners, asked, path.as_deref(), patience)));
+    thread.spawn(ask).map_err(|e| anyhow::anyhow!("the server cannot be asked how it answers: {e}"))?;
+    loop {
+        if came() > known {
+            cx.check_signals()?;
+        }
+        match told.recv_timeout(SIGNAL_POLL) {
+            Ok(before) => return Ok(before),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the server could not be asked how it answers"),
+        }
+    }
+}
+
+/// Where health is asked, as the operator wrote it: a path, or a URL of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub path: String,
+    pub port: Option<u16>,
+}
+
+impl Target {
+    /// Errors (exit 2): it is neither a path nor an http or https URL.
+    pub fn parse(text: &str) -> anyhow::Result<Target> {
+        if text.starts_with('/') {
+            return Ok(Target { path: text.to_string(), port: None });
+        }
+        let bad = || {
+            Failure::usage(
+                "bad-health-url",
+                format!("'{}' is neither a path nor an http or https URL", url::shown(text)),
+            )
+            .remedy("write it as /path or as http://127.0.0.1:8081/path")
+        };
+        let url: ureq::http::Uri = text.parse().map_err(|_| bad())?;
+        let usual = match url.scheme_str() {
+            Some("http") => 80,
+            Some("https") => 443,
+            _ => return Err(bad().into()),
+        };
+        let path = url.path_and_query().map_or("/", |p| p.as_str()).to_string();
+        Ok(Target { path, port: Some(url.port_u16().unwrap_or(usual)) })
+    }
+}
+
+/// How good a status is: 2xx and 3xx, then 4xx, then 5xx, then none.
+fn rank(status: Option<u16>) -> u8 {
+    match status {
+        Some(200..=399) => 3,
+        Some(400..=499) => 2,
+        Some(_) => 1,
+        None => 0,
+    }
+}
+
+/// A server that was started and may end; what the judge needs of it.
+pub trait Started {
+    /// Who it is.
+    fn id(&self) -> ProcessId;
+    /// How it ended (`exit code 1`); None while it runs.
+    fn exited(&mut self) -> std::io::Result<Option<String>>;
+}
+
+impl Started for Launched {
+    fn id(&self) -> ProcessId {
+        Launched::id(self)
+    }
+    fn exited(&mut self) -> std::io::Result<Option<String>> {
+        Launched::exited(self)
+    }
+}
+
+/// A server that has proven itself.
+#[derive(Debug, Clone)]
+pub struct Healthy {
+    pub pid: u32,
+    pub port: u16,
+    pub protocol: Protocol,
+    /// When the answer came that ends the outage.
+    pub first_answer: Instant,
+}
+
+/// How long the server may take to come up, and how long it must then stay well.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge {
+    pub timeout: Duration,
+    pub soak: Duration,
+}
+
+/// What one look at the server showed.
+enum Seen {
+    /// Ports that nobody new listens on.
+    Missing(Vec<u16>),
+    /// A port whose owner is not a new process of the install.
+    Stranger(u16, u32),
+    /// It listens; None: no answer (yet).
+    Status(u32, IpAddr, Option<(Protocol, u16)>),
+}
+
+impl Judge {
+    /// Waits until the server is well, and then through the soak. `old` are the processes from before the
+    /// stop; `new` is the one that we started, None where a service manager did. `tick` is called at
+    /// least between two questions.
+    /// Errors: `health-exited`, `health-timeout`, `health-status`, `health-port`, and what `tick` says.
+    pub fn judge(
+        &self,
+        before: &Before,
+        root: &InstallRoot,
+        old: &[ProcessId],
+        mut new: Option<&mut dyn Started>,
+        tick: &mut dyn FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Healthy> {
+        let begun = Instant::now();
+        let mut ports: BTreeSet<u16> = before.ports.iter().copied().collect();
+        ports.extend(before.asked_port.filter(|_| before.ports.is_empty()));
+        let Some(asked) = before.asked_port.or(ports.first().copied()) else {
+            return Err(Failure::failed("health-port", "no port is known on which the server could be asked").into());
+        };
+        let mut well: Option<(Healthy, ProcessId)> = None;
+        let mut bad: Option<(u16, Instant)> = None;
+        let mut silent: Option<Instant> = None;
+        let mut looked: Option<Instant> = None;
+        loop {
+            tick()?;
+            if let Some(server) = new.as_deref_mut() {
+                self.still_runs(server, root, old)?;
+            }
+            if let Some((healthy, id)) = &well {
+                let lives = processes::identity(id.pid)? == Some(*id);
+                if lives && healthy.first_answer.elapsed() < self.soak {
+                    std::thread::sleep(POLL.min(self.soak.saturating_sub(healthy.first_answer.elapsed())));
+                    continue;
+                }
+            }
+            if looked.is_some_and(|at: Instant| at.elapsed() < RELOOK) && !anything_listens(&ports) {
+                std::thread::sleep(POLL);
+                if begun.elapsed() < self.timeout {
+                    continue;
+                }
+            }
+            looked = Some(Instant::now());
+            let seen = look(before, root, old, new.as_deref().map(|n| n.id()), (&ports, asked))?;
+            match &seen {
+                Seen::Status(pid, _, Some((protocol, status))) if good_enough(before, *status) => {
+                    let soaked = well.take().filter(|(healthy, _)| healthy.pid == *pid);
+                    bad = None;
+                    silent = None;
+                    match (soaked, processes::identity(*pid)?) {
+                        (Some((healthy, id)), now)
+                            if now == Some(id) && healthy.first_answer.elapsed() >= self.soak =>
+                        {
+                            return Ok(healthy);
+                        }
+                        (_, Some(id)) => {
+                            let first_answer = Instant::now();
+                            let healthy = Healthy { pid: *pid, port: asked, protocol: *protocol, first_answer };
+                            well = Some((healthy, id));
+                            // Nothing to sit out: the answer itself was the proof.
+                            if self.soak > Duration::ZERO {
+                                continue;
+                            }
+                        }
+                        (_, None) => {}
+                    }
+                }
+                Seen::Status(_, _, Some((_, status))) if *status != 503 => {
+                    well = None;
+                    silent = None;
+                    let since = bad.filter(|(same, _)| same == status).map_or_else(Instant::now, |(_, since)| since);
+                    bad = Some((*status, since));
+                    if since.elapsed() >= self.soak.max(LEAST_BAD) {
+                        return Err(failed("health-status", before, asked, &format!("status {status}")));
+                    }
+                }
+                Seen::Status(_, address, None) => {
+                    well = None;
+                    bad = None;
+                    let since = *silent.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.soak.max(LEAST_BAD) {
+                        silent = Some(Instant::now());
+                        self.speaks_otherwise(before, *address, asked)?;
+                    }
+                }
+                _ => {
+                    well = None;
+                    bad = None;
+                }
+            }
+            let too_late = |(healthy, _): &(Healthy, ProcessId)| healthy.first_answer >= begun + self.timeout;
+            if begun.elapsed() >= self.timeout && well.as_ref().is_none_or(too_late) {
+                return Err(timed_out(before, asked, &seen));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Fails at once when the started process ended badly, or ended and left nothing of the install.
+    fn still_runs(&self, server: &mut dyn Started, root: &InstallRoot, old: &[ProcessId]) -> anyhow::Result<()> {
+        let Some(how) = server.exited()? else { return Ok(()) };
+        let ProcessId { pid, start } = server.id();
+        if how == "exit code 0" {
+            // A daemon that it left is born after it; whatever else stands in the install is none.
+            let newcomers = Table::read(&ports::listeners()?)?.newcomers(root, old);
+            let born = |pid: &u32| processes::identity(*pid).ok().flatten().map(|id| id.start);
+            if newcomers.iter().any(|new| *new != pid && born(new).is_some_and(|at| at >= start)) {
+                return Ok(());
+            }
+        }
+        Err(Failure::failed("health-exited", format!("the new server (pid {pid}) ended with {how}")).into())
+    }
+
+    /// Fails when the server answers over the protocol that it did not speak before.
+    fn speaks_otherwise(&self, before: &Before, address: IpAddr, port: u16) -> anyhow::Result<()> {
+        let Some(expected) = before.protocol else { return Ok(()) };
+        let answer = net::get(expected.other(), address, port, &before.path, ASK);
+        // 400: a TLS port that explains itself to a plain request.
+        match answer {
+            Ok(answer) if answer.status != 400 && answer.status != 503 => {
+                let seen = format!("status {} over {}", answer.status, expected.other());
+                Err(failed("health-status", before, port, &seen))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// True when a measured answer is at least as good as the one expected.
+pub fn answers_as_well(expected: &Before, measured: &Before) -> bool {
+    let protocol = expected.protocol.is_none() || expected.protocol == measured.protocol;
+    protocol && measured.status.is_some_and(|status| good_enough(expected, status))
+}
+
+/// A knock on the usual addresses: cheap, where reading every process is not, so that the wait takes
+/// nothing from a server that starts. The connection is closed at once.
+fn anything_listens(ports: &BTreeSet<u16>) -> bool {
+    let here: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let knock = |port: u16| here.iter().any(|at| TcpStream::connect_timeout(&(*at, port).into(), KNOCK).is_ok());
+    ports.iter().all(|port| knock(*port))
+}
+
+fn good_enough(before: &Before, status: u16) -> bool {
+    let needed = if before.status.is_some() { rank(before.status) } else { rank(Some(200)) };
+    rank(Some(status)) >= needed
+}
+
+/// One look: who listens, and what he says.
+fn look(
+    before: &Before,
+    root: &InstallRoot,
+    old: &[ProcessId],
+    new: Option<ProcessId>,
+    (wanted, asked): (&BTreeSet<u16>, u16),
+) -> anyhow::Result<Seen> {
+    let listeners = ports::listeners()?;
+    let missing: Vec<u16> = wanted.iter().copied().filter(|p| !listeners.iter().any(|l| l.port == *p)).collect();
+    if !missing.is_empty() {
+        return Ok(Seen::Missing(missing));
+    }
+    let table = Table::read(&listeners)?;
+    let newcomers = table.newcomers(root, old);
+    let counts = |pid: &u32| {
+        // Where we started one, only it and its children count, or what it left behind as a daemon.
+        let of_ours = new.is_none_or(|new| table.descends(*pid, new.pid) || !table.holds(new.pid));
+        newcomers.contains(pid) && of_ours || new.is_some_and(|new| table.descends(*pid, new.pid))
+    };
+    let mut owner = None;
+    for port in wanted.iter().chain([&asked]) {
+        let held: Vec<&Listener> = listeners.iter().filter(|l| l.port == *port).collect();
+        let ours = held.iter().find_map(|l| l.pids.iter().find(|pid| counts(pid)).map(|pid| (*pid, l.reachable())));
+        match (ours, held.iter().find_map(|l| l.pids.first())) {
+            (Some(found), _) if *port == asked => owner = Some(found),
+            (Some(_), _) => {}
+            (None, Some(pid)) => return Ok(Seen::Stranger(*port, *pid)),
+            (None, None) => return Ok(Seen::Missing(vec![*port])),
+        }
+    }
+    let Some((pid, address)) = owner else { return Ok(Seen::Missing(vec![asked])) };
+    Ok(Seen::Status(pid, address, ask(before, address, asked)))
+}
+
+/// Asks over the protocol of before, or whichever it speaks.
+fn ask(before: &Before, address: IpAddr, port: u16) -> Option<(Protocol, u16)> {
+    let found: Option<(Protocol, Answer)> = match before.protocol {
+        Some(protocol) => net::get(protocol, address, port, &before.path, ASK).ok().map(|answer| (protocol, answer)),
+        None => net::ask_protocol_at(address, port, &before.path, ASK),
+    };
+    let (protocol, answer) = found?;
+    // Nobody knew before whether this server has a ping.
+    if before.status.is_none() && answer.status == 404 && before.path == PING {
+        return net::get(protocol, address, port, "/", ASK).ok().map(|front| (protocol, front.status));
+    }
+    Some((protocol, answer.status))
+}
+
+/// `https://127.0.0.1:8081/x with status 200`
+fn expectation(before: &Before, port: u16) -> String {
+    let scheme = before.protocol.map_or("http or https", Protocol::scheme);
+    let status = match before.status {
+        Some(status) => format!("a status as good as {status} (the answer before)"),
+        None => "a 2xx or 3xx status".to_string(),
+    };
+    // A query may hold a key.
+    let path = before.path.split('?').next().unwrap_or_default();
+    format!("{status} at {scheme}://{}:{port}{path}", Ipv4Addr::LOCALHOST)
+}
+
+fn failed(code: &'static str, before: &Before, port: u16, seen: &str) -> anyhow::Error {
+    let message = format!("the new server is not well: expected {}, seen: {seen}", expectation(before, port));
+    Failure::failed(code, message).into()
+}
+
+fn timed_out(before: &Before, asked: u16, seen: &Seen) -> anyhow::Error {
+    match seen {
+        Seen::Missing(ports) => {
+            let named: Vec<String> = ports.iter().map(u16::to_string).collect();
+            let text = format!("no new process of the install listening on port {} in time", named.join(", "));
+            failed("health-timeout", before, asked, &text)
+        }
+        Seen::Stranger(port, pid) => {
+            let text = format!("port {port} held by pid {pid}, which is not a new process of the install");
+            failed("health-port", before, asked, &text)
+        }
+        Seen::Status(_, _, None) => failed("health-timeout", before, asked, "an open port but no answer in time"),
+        Seen::Status(_, _, Some((_, status))) => {
+            failed("health-timeout", before, asked, &format!("still status {status} in time"))
+        }
+    }
+}
+
+/// The last lines (at most `lines`) that a log got after `from`; from its beginning when it has become
+/// shorter. Text that is not UTF-8 is replaced. Errors: the file cannot be read.
+pub fn tail(path: &Path, from: u64, lines: usize) -> anyhow::Result<Vec<String>> {
+    let mut file = fsx::open(path)?;
+    let size = file.metadata()?.len();
+    let from = if from > size { 0 } else { from };
+    file.seek(SeekFrom::Start(from.max(size.saturating_sub(TAIL_BYTES))))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<&str> = text.lines().collect();
+    Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| line.to_string()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_path_or_a_url() {
+        let target = |text| Target::parse(text).ok();
+        let some = |path: &str, port| Some(Target { path: path.into(), port });
+        assert_eq!(target("/up?x=1"), some("/up?x=1", None));
+        assert_eq!(target("http://127.0.0.1:81/up"), some("/up", Some(81)));
+        assert_eq!(target("https://localhost"), some("/", Some(443)));
+        assert_eq!(target("up"), None);
+        assert_eq!(target("ftp://x/y"), None);
+    }
+    use std::process::{Child, Command, Stdio};
+
+    /// Answers every request with the status in `STATUS`, or never where that is 0.
+    const SERVE: &str = "import http.server,os,sys\n\
+        s=int(os.environ['STATUS'])\n\
+        class H(http.server.BaseHTTPRequestHandler):\n\
+        \x20def do_GET(self):\n\
+        \x20 self.send_response(s if self.path=='/' or s!=200 else 404)\n\
+        \x20 self.end_headers()\n\
+        if s==0: sys.exit(3)\n\
+        http.server.ThreadingHTTPServer(('127.0.0.1',int(os.environ['PORT'])),H).serve_forever()\n";
+
+    /// A child that is ended with the test, by its own handle.
+    struct Server(Child, ProcessId);
+    impl Drop for Server {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    impl Started for Server {
+        fn id(&self) -> ProcessId {
+            self.1
+        }
+        fn exited(&mut self) -> std::io::Result<Option<String>> {
+            Ok(self.0.try_wait()?.map(|status| format!("exit code {}", status.code().unwrap_or(-1))))
+        }
+    }
+
+    fn start(root: &InstallRoot, port: u16, status: u16) -> Server {
+        let mut command = Command::new("python3");
+        command.arg("run.py").current_dir(root.path()).env("PORT", port.to_string());
+        command.env("STATUS", status.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let id = processes::identity(child.id()).unwrap().unwrap();
+        Server(child, id)
+    }
+
+    fn install() -> (tempfile::TempDir, InstallRoot, u16) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("run.py"), SERVE).unwrap();
+        let root = InstallRoot::resolve(folder.path()).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        (folder, root, port)
+    }
+
+    fn before(port: u16, status: Option<u16>) -> Before {
+        let protocol = status.map(|_| Protocol::Http);
+        let (ports, asked_port) = (vec![port], Some(port));
+        Before { running: true, ports, asked_port, protocol, path: "/".to_string(), status }
+    }
+
+    const QUICK: Judge = Judge { timeout: Duration::from_secs(20), soak: Duration::from_millis(200) };
+
+    fn judged(judge: Judge, was: &Before, root: &InstallRoot, new: &mut Server) -> Result<Healthy, &'static str> {
+        judge
+            .judge(was, root, &[], Some(new), &mut || Ok(()))
+            .map_err(|error| error.downcast_ref::<Failure>().map_or("other", |failure| failure.code))
+    }
+
+    #[test]
+    fn a_server_as_good_as_before_is_healthy() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 200);
+        let healthy = judged(QUICK, &before(port, Some(200)), &root, &mut server).unwrap();
+        assert_eq!((healthy.pid, healthy.port, healthy.protocol), (server.1.pid, port, Protocol::Http));
+        assert!(healthy.first_answer.elapsed() >= QUICK.soak);
+        let measured = measure(&ports::held_by(port).unwrap(), None, None, ASK);
+        assert_eq!((measured.path.as_str(), measured.status), ("/", Some(200)));
+        assert_eq!((measured.protocol, measured.asked_port), (Some(Protocol::Http), Some(port)));
+    }
+
+    #[test]
+    fn a_worse_status_fails_and_an_equal_one_does_not() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 500);
+        assert_eq!(judged(QUICK, &before(port, Some(404)), &root, &mut server).unwrap_err(), "health-status");
+        assert_eq!(judged(QUICK, &before(port, None), &root, &mut server).unwrap_err(), "health-status");
+        assert!(judged(QUICK, &before(port, Some(503)), &root, &mut server).is_ok());
+    }
+
+    #[test]
+    fn an_end_at_start_fails_at_once() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 0);
+        let begun = Instant::now();
+        assert_eq!(judged(QUICK, &before(port, None), &root, &mut server).unwrap_err(), "health-exited");
+        assert!(begun.elapsed() < QUICK.timeout);
+    }
+
+    #[test]
+    fn a_503_is_waited_out_until_the_timeout() {
+        let (_folder, root, port) = install();
+        let mut server = start(&root, port, 503);
+        let judge = Judge { timeout: Duration::from_secs(3), ..QUICK };
+        assert_eq!(judged(judge, &before(port, Some(200)), &root, &mut server).unwrap_err(), "health-timeout");
+    }
+
+    #[test]
+    fn a_stranger_on_the_port_is_no_health() {
+        let (_folder, root, port) = install();
+        let (_other, elsewhere, own) = install();
+        let _stranger = start(&elsewhere, port, 200);
+        let mut server = start(&root, own, 200);
+        let judge = Judge { timeout: Duration::from_secs(3), ..QUICK };
+        assert_eq!(judged(judge, &before(port, Some(200)), &root, &mut server).unwrap_err(), "health-port");
+    }
+
+    #[test]
+    fn the_tail_begins_at_the_offset() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "old\nnew 1\nnew 2\nnew 3\n").unwrap();
+        assert_eq!(tail(file.path(), 4, 2).unwrap(), ["new 2", "new 3"]);
+        assert_eq!(tail(file.path(), 900, 20).unwrap().len(), 4);
+    }
+}

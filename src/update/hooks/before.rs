@@ -1,0 +1,151 @@
+//! The tree as it was when the hooks began: so that an undo finds its way through whatever they made of it.
+//! Refuses to hold contents: those are the backup's and the swap's.
+//!
+//! It lies in staging, flushed before the journal says that hooks begin: every thing below the data that they may write,
+//! and the folders of the version with what lies in them directly.
+
+use crate::base::fsx;
+use crate::base::path::{InstallRoot, RelPath};
+use crate::state::journal::Exchange;
+use crate::system::{Facts, Kind, files};
+use crate::update::ownership::{Databases, MEMBERS, OwnPlaces, member};
+use crate::update::swap;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// What was where.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Before {
+    data: Vec<RelPath>,
+    /// Folders of the version.
+    folders: BTreeSet<RelPath>,
+    /// Not looked into: the backups, and what is exchanged, which goes back as a whole.
+    beside: Vec<RelPath>,
+    entries: Vec<(RelPath, Facts)>,
+}
+
+fn place(own: &Path) -> PathBuf {
+    own.join("staging/before-hooks.json")
+}
+
+fn place_of_made(own: &Path) -> PathBuf {
+    own.join("staging/made-by-hooks.json")
+}
+
+impl Before {
+    /// Looks. `data`: what hooks may write of it; `files`: those of the version.
+    pub fn take<'a>(
+        root: &InstallRoot,
+        data: &'a [RelPath],
+        files: impl Iterator<Item = &'a RelPath>,
+        exchanges: &'a [Exchange],
+        backups: &'a RelPath,
+    ) -> Result<Before> {
+        let exchanged = exchanges.iter().map(|one| &one.path);
+        let folders = files.chain(data).chain(exchanged.clone()).flat_map(RelPath::ancestors).collect();
+        let beside = exchanged.chain([backups]).cloned().collect();
+        let mut before = Before { data: data.to_vec(), folders, beside, entries: Vec::new() };
+        before.entries = before.seen(root)?.into_iter().collect();
+        Ok(before)
+    }
+
+    /// Keeps it, flushed.
+    pub fn store(&self, own: &Path) -> Result<()> {
+        fsx::write_atomic(&place(own), &serde_json::to_vec(self)?)
+    }
+
+    /// Errors: it cannot be read, so that nothing is known of what hooks made.
+    pub fn load(own: &Path) -> Result<Before> {
+        let bytes = fsx::read(&place(own), fsx::RECORD)?;
+        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", place(own).display()))
+    }
+
+    /// All that is there now.
+    fn seen(&self, root: &InstallRoot) -> Result<BTreeMap<RelPath, Facts>> {
+        let mut all = BTreeMap::new();
+        let own = OwnPlaces::new(&[])?;
+        let is_left_out = |path: &RelPath| {
+            path.parts().any(|part| part == b"__pycache__")
+                || own.hold(path)
+                || self.beside.iter().any(|beside| path.is_within(beside))
+        };
+        let folders = self.folders.iter().map(|folder| (root.join(folder), 1));
+        let data = self.data.iter().map(|path| (root.join(path), usize::MAX));
+        for (top, depth) in folders.chain(data).chain([(root.path().to_path_buf(), 1)]) {
+            let mut walk = walkdir::WalkDir::new(&top).max_depth(depth).follow_root_links(false).into_iter();
+            while let Some(item) = walk.next() {
+                // What cannot be looked into is mended from above, by the folder that is known.
+                let Ok(item) = item else { continue };
+                let Some(path) = item.path().strip_prefix(root.path()).ok().and_then(RelPath::from_disk) else {
+                    continue;
+                };
+                let is_folder = item.file_type().is_dir();
+                if is_left_out(&path) {
+                    if is_folder {
+                        walk.skip_current_dir();
+                    }
+                    continue;
+                }
+                all.extend(fsx::facts(item.path())?.map(|facts| (path, facts)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// What was not there before, each thing once: what lies in a folder that is new goes with it. A part of a database
+    /// that was there belongs to that.
+    pub fn made(&self, root: &InstallRoot) -> Result<Vec<RelPath>> {
+        let databases = Databases::default();
+        let known: BTreeSet<&RelPath> = self.entries.iter().map(|(path, _)| path).collect();
+        let of_known = |path: &RelPath| {
+            let main = databases.main_of(path);
+            main.is_some_and(|main| MEMBERS.iter().any(|ending| known.contains(&member(&main, ending))))
+        };
+        let new: BTreeSet<RelPath> =
+            self.seen(root)?.into_keys().filter(|path| !known.contains(path) && !of_known(path)).collect();
+        Ok(new.iter().filter(|path| !path.ancestors().iter().any(|above| new.contains(above))).cloned().collect())
+    }
+
+    /// True where this is among the data that hooks may write.
+    pub fn is_data(&self, path: &RelPath) -> bool {
+        self.data.iter().any(|data| path.is_within(data))
+    }
+
+    /// Makes every folder a folder again, with its owner and mode, so that what lay in it can go back. What stands in
+    /// its place is set aside.
+    pub fn mend_folders(&self, root: &InstallRoot, after: &Path) -> Result<()> {
+        for (path, was) in self.entries.iter().filter(|(_, facts)| facts.kind == Kind::Folder) {
+            let live = root.join(path);
+            let is = fsx::facts(&live)?;
+            if is.is_some_and(|is| is.kind != Kind::Folder) {
+                swap::set_aside(&live, after, path)?;
+            }
+            if is.is_none_or(|is| is.kind != Kind::Folder) {
+                fsx::make_folder(&live)?;
+            }
+            if is.is_none_or(|is| (is.kind, is.mode, is.owner) != (was.kind, was.mode, was.owner)) {
+                files::set_mode(&live, was.mode).with_context(|| format!("setting the mode of {path}"))?;
+                fsx::dress(&live, was)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keeps what hooks made, flushed: from then on others may make something, too.
+pub fn store_made(own: &Path, made: &[RelPath]) -> Result<()> {
+    fsx::write_atomic(&place_of_made(own), &serde_json::to_vec(made)?)
+}
+
+/// What hooks made, where it was kept. None: it was not yet.
+pub fn load_made(own: &Path) -> Result<Option<Vec<RelPath>>> {
+    let place = place_of_made(own);
+    if !fsx::exists(&place)? {
+        return Ok(None);
+    }
+    serde_json::from_slice(&fsx::read(&place, fsx::RECORD)?)
+        .map(Some)
+        .with_context(|| format!("reading {}", place.display()))
+}

@@ -1,0 +1,69 @@
+//! What was written between the plan and the end of the stop, by the server as it ended or by anybody: judged again, and
+//! staged again where another thing is to arrive.
+//! Refuses to let the plan's older look decide over what users wrote since.
+
+use super::record::write_receipt;
+use super::{Prepared, Request, Survey};
+use crate::base::fsx;
+use crate::base::path::RelPath;
+use crate::system::files;
+use crate::update::context::Context;
+use crate::update::plan::Action;
+use crate::update::staging::{self, Staged};
+use anyhow::Result;
+
+/// Brings what waits to arrive up to date, and the receipt-to-be with it. Names what stays because of it.
+pub(super) fn stage_again(
+    cx: &mut Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &mut Prepared,
+    staged: &mut Vec<Staged>,
+) -> Result<()> {
+    let noted = prepared.plan.changed_here.len();
+    let (again, mut positions) = prepared.rejudge(cx, survey)?;
+    for path in &again {
+        fsx::remove_own_file(&staging::waiting(&cx.root, &prepared.plan.annexes, path))?;
+        staged.retain(|one| one.path != *path);
+    }
+    let arrives = |action: Action| !matches!(action, Action::Keep | Action::Unchanged | Action::Remove);
+    let actions = prepared.plan.actions.iter().enumerate();
+    let anew = actions.filter(|(_, planned)| arrives(planned.action) && again.contains(&planned.path));
+    positions.extend(anew.map(|(at, _)| at));
+    staged.extend(staging::write_late(&prepared.ownership, &mut prepared.bundle, &prepared.plan, &positions)?);
+    start_file_again(cx, survey, staged)?;
+    if again.is_empty() {
+        return Ok(());
+    }
+    let stays: Vec<RelPath> = prepared
+        .plan
+        .changed_here
+        .iter()
+        .skip(noted)
+        .chain(&prepared.plan.held_back)
+        .filter(|p| again.contains(p))
+        .cloned()
+        .collect();
+    if !stays.is_empty() {
+        cx.report.warn_of("changed-here", "written until the server had stopped, so it stays", &stays);
+    }
+    if !request.is_partly() {
+        write_receipt(cx, request, survey, prepared, staged)?;
+    }
+    Ok(())
+}
+
+/// A start file that does not change arrives as a copy of itself: of what it is now.
+fn start_file_again(cx: &Context, survey: &Survey, staged: &mut [Staged]) -> Result<()> {
+    let live = cx.root.join(&survey.start_file);
+    let Some(one) = staged.iter_mut().find(|one| one.path == survey.start_file && one.is_copy) else { return Ok(()) };
+    let Some(facts) = fsx::facts(&live)?.filter(|facts| facts.mtime != one.facts.mtime || facts.size != one.facts.size)
+    else {
+        return Ok(());
+    };
+    let to = staging::waiting(&cx.root, &[], &survey.start_file);
+    fsx::remove_own_file(&to)?;
+    one.sha256 = fsx::copy(&live, &to, &facts)?;
+    one.facts = files::facts(&to)?;
+    Ok(())
+}

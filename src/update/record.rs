@@ -1,0 +1,190 @@
+//! What an update writes down: the receipt-to-be, the journal's first record, the backup's record.
+//! Refuses to decide anything.
+
+use super::preflight::{journal_size, reserve_size};
+use super::{Prepared, Request, Survey, millis};
+use crate::backup::{self, Backup};
+use crate::base::error::Failure;
+use crate::base::fsx;
+use crate::base::head::Head;
+use crate::base::path::RelPath;
+use crate::state::journal::{self, Begin, Journal, Measure};
+use crate::state::receipt::{self, Receipt};
+use crate::system::files;
+use crate::update::bundle::Entry;
+use crate::update::context::Context;
+use crate::update::ownership::Census;
+use crate::update::plan::{Action, Planned};
+use crate::update::staging::{self, Staged};
+use anyhow::{Context as _, Result};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Writes the receipt-to-be and keeps the bundle beside it; the commit puts both in place.
+pub(super) fn write_receipt(
+    cx: &Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &mut Prepared,
+    staged: &[Staged],
+) -> Result<()> {
+    let staged: BTreeMap<&RelPath, &Staged> = staged.iter().map(|s| (&s.path, s)).collect();
+    let mut lines = Vec::new();
+    for planned in prepared.plan.actions.iter().filter(|planned| planned.listed) {
+        let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
+        lines.extend(line(cx, prepared, planned, entry, staged.get(&planned.path).copied())?);
+    }
+    let before = survey.receipt.as_ref();
+    let receipt = Receipt {
+        format: receipt::FORMAT,
+        version: prepared.bundle.version.clone(),
+        content_id: prepared.bundle.content_id.clone(),
+        applied_at: jiff::Timestamp::now().to_string(),
+        start_file: survey.start_file.clone(),
+        ports: survey.expected.ports.clone(),
+        user: survey
+            .launch
+            .as_ref()
+            .and_then(|launch| launch.credentials.clone())
+            .or_else(|| before.and_then(|receipt| receipt.user.clone())),
+        assumed: match &request.saved {
+            Some(saved) => saved.record.is_uncertain(),
+            None => request.heal && before.is_some_and(|receipt| receipt.assumed),
+        },
+        files: lines,
+    };
+    let staging = cx.own().join("staging");
+    receipt::store(&staging.join("receipt.json"), &receipt)?;
+    let kept = staging.join("bundle.zip");
+    let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
+    prepared.bundle.keep(&mut file)?;
+    file.sync_all().context("flushing the kept bundle")
+}
+
+/// Where only a part of a version is put back, the installed one keeps its receipt; what comes back that it lacks is
+/// listed, too, so that it is nobody's but ours.
+pub(super) fn extend_receipt(cx: &Context, survey: &Survey, prepared: &Prepared, staged: &[Staged]) -> Result<()> {
+    let Some(mut receipt) = survey.receipt.clone() else { return Ok(()) };
+    for planned in prepared.plan.actions.iter().filter(|planned| planned.action == Action::Add && planned.listed) {
+        let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
+        let arriving = staged.iter().find(|one| one.path == planned.path);
+        if !receipt.files.iter().any(|line| line.path == planned.path) {
+            receipt.files.extend(line(cx, prepared, planned, entry, arriving)?);
+        }
+    }
+    receipt.format = receipt::FORMAT;
+    receipt::store(&cx.own().join("staging/receipt.json"), &receipt)
+}
+
+/// What the receipt says of one entry. None: nothing of it is there.
+fn line(
+    cx: &Context,
+    prepared: &Prepared,
+    planned: &Planned,
+    entry: &Entry,
+    arriving: Option<&Staged>,
+) -> Result<Option<receipt::Line>> {
+    let Some(facts) = arriving.map(|staged| staged.facts).or(planned.live) else { return Ok(None) };
+    let known = prepared.plan.shipped.get(&planned.path).map(|live| live.sha256.clone());
+    let is = match arriving.map(|staged| staged.sha256.clone()).or(known) {
+        Some(sha256) => sha256,
+        None => fsx::sha256_of(&cx.root.join(&planned.path))?,
+    };
+    // Of a file with settings of the install the base is what was written, not what the bundle holds.
+    let has_settings = prepared.ownership.rules.is_carried(&planned.path) && planned.action != Action::Keep;
+    let sha256 = if has_settings { is.clone() } else { entry.base().to_string() };
+    let is_base = is == sha256;
+    Ok(Some(receipt::Line {
+        path: planned.path.clone(),
+        size: if is_base { facts.size } else { entry.size },
+        carried: has_settings && sha256 != entry.sha256,
+        sha256,
+        mode: facts.mode,
+        mtime: if is_base { facts.mtime } else { 0 },
+        is_database: entry.head == Head::Sqlite,
+    }))
+}
+
+pub(super) fn open_journal(
+    cx: &Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &Prepared,
+    saved: &Backup,
+) -> Result<Journal> {
+    let settings = &cx.settings.server;
+    let begin = Begin {
+        format: journal::FORMAT,
+        update_id: cx.update_id.clone(),
+        command: request.command().into(),
+        root: cx.root.path().to_path_buf(),
+        backup: saved.id.clone(),
+        backup_dir: RelPath::parse(&cx.settings.backup.dir)
+            .map_err(|e| Failure::usage("bad-settings", format!("[backup] dir: {e}")))?,
+        from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
+        to_version: Some(prepared.bundle.version.clone()),
+        start_file: survey.start_file.clone(),
+        launch: survey.server.as_ref().map(|s| s.launch.clone()).or_else(|| survey.launch.clone()),
+        was_running: survey.server.is_some(),
+        service: survey.service.clone(),
+        before: Measure {
+            old: Some(serde_json::to_value(&survey.before)?),
+            new: Some(serde_json::to_value(&survey.expected)?),
+        },
+        stop_timeout_ms: millis(settings.stop_timeout),
+        health_timeout_ms: millis(request.health_timeout.unwrap_or(settings.health_timeout)),
+        soak_ms: millis(settings.soak),
+    };
+    staging::reserve(&cx.own(), reserve_size(&prepared.selection))?;
+    Journal::create(&cx.own(), begin, journal_size(&prepared.plan))
+}
+
+/// The databases that their contents alone tell: those that lie there, and those that the bundle brings.
+fn databases(prepared: &Prepared, census: &Census) -> Vec<RelPath> {
+    let brought = prepared.bundle.entries.iter().filter(|entry| entry.head == Head::Sqlite).map(|entry| &entry.path);
+    let all: BTreeSet<&RelPath> = census.databases.by_contents().chain(brought).collect();
+    all.into_iter().cloned().collect()
+}
+
+/// What the backup is made for. One of the same content holds a damaged tree.
+fn kind(request: &Request, prepared: &Prepared) -> backup::Kind {
+    match &request.saved {
+        Some(_) => backup::Kind::Restore,
+        None if prepared.heal && !prepared.plan.set_changes => backup::Kind::Repair,
+        None => backup::Kind::Apply,
+    }
+}
+
+/// Pass 2 of the backup, and its record.
+pub(super) fn finish_backup(
+    cx: &Context,
+    request: &Request,
+    survey: &Survey,
+    prepared: &mut Prepared,
+    saved: &mut Backup,
+) -> Result<backup::Record> {
+    let census = prepared.ownership.census(Some(&prepared.census)).context("looking at the install")?;
+    let lines = prepared.ownership.lines();
+    let bases: BTreeMap<RelPath, String> = lines.map(|line| (line.path.clone(), line.sha256.clone())).collect();
+    let record = backup::Record {
+        format: backup::FORMAT,
+        id: saved.id.clone(),
+        number: prepared.selection.number,
+        created: jiff::Timestamp::now().to_string(),
+        kind: kind(request, prepared),
+        update_id: cx.update_id.clone(),
+        from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
+        to_version: Some(prepared.bundle.version.clone()),
+        start_file: survey.start_file.clone(),
+        content_id: survey.receipt.as_ref().map(|r| r.content_id.clone()),
+        is_first: prepared.ownership.is_first || prepared.ownership.is_assumed,
+        files: Vec::new(),
+        folders: Vec::new(),
+        linked: Vec::new(),
+        watched: Vec::new(),
+        databases: databases(prepared, &census),
+    };
+    let live = backup::Live { census: &census, bases: &bases, selection: &prepared.selection };
+    let record = saved.finish(&cx.root, &live, record)?;
+    prepared.census = census;
+    Ok(record)
+}

@@ -1,0 +1,208 @@
+//! The contents of the way back: what was altered or deleted since the stop is put back from the backup, by hash.
+//! Refuses to drop what stands in the way: it goes to the backup's `after/`.
+
+use crate::backup;
+use crate::base::fsx;
+use crate::base::path::{InstallRoot, RelPath};
+use crate::state::journal::{DataBack, Moves};
+use crate::system::{Facts, Kind, files};
+use crate::update::ownership::member;
+use crate::update::swap;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+
+/// Puts back what was altered or deleted: whole database sets, and single files, also of the version where the swap
+/// did not move them. Newer files stay.
+pub(super) fn put_all_back(
+    root: &InstallRoot,
+    dir: &std::path::Path,
+    record: &backup::Record,
+    moves: &Moves,
+) -> Result<()> {
+    let after = swap::after(dir);
+    let databases = record.databases();
+    // What the swap itself merged or added is the undo's, not ours.
+    let swapped: BTreeSet<&RelPath> = moves.moves.iter().map(|m| &m.path).collect();
+    let mut sets = BTreeSet::new();
+    for line in record.files.iter().filter(|l| !swapped.contains(&l.path)) {
+        if let Some(main) = databases.main_of(&line.path) {
+            sets.insert(main);
+        } else if differs(root, dir, line)? {
+            put_back(root, dir, line, &after)?;
+        }
+    }
+    sets.extend(moves.moves.iter().filter_map(|m| databases.main_of(&m.path)));
+    for main in sets {
+        set_back(root, dir, record, &main, &swapped)?;
+    }
+    Ok(())
+}
+
+/// Hooks may have written anywhere: what they altered of the old version beside what the swap moved is put back, and
+/// what they deleted of the users'. What of the users' was altered may have been so by the users.
+pub(super) fn program_back(
+    root: &InstallRoot,
+    dir: &std::path::Path,
+    start_file: &RelPath,
+    data: DataBack,
+) -> Result<()> {
+    let record = match backup::load(dir) {
+        // Somebody decided to go on without it.
+        Err(_) if data == DataBack::Kept => return Ok(()),
+        loaded => loaded.map_err(|e| super::backup_lost(root, dir, &e))?,
+    };
+    let is_gone = |line: &backup::Line| fsx::exists(&root.join(&line.path)).is_ok_and(|is_there| !is_there);
+    for line in record.files.iter().filter(|l| l.path != *start_file && (!l.data || is_gone(l))) {
+        if differs(root, dir, line)? {
+            put_back(root, dir, line, &swap::after(dir))?;
+        }
+    }
+    Ok(())
+}
+
+/// The name under which data waits to take its place.
+const DATA_BACK: &str = ".updater-data-back";
+
+/// Whether the contents differ. Where only owner, mode or access lists do, they are set again.
+fn differs(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line) -> Result<bool> {
+    let live = root.join(&line.path);
+    Ok(match fsx::facts(&live)? {
+        None => true,
+        Some(is) if fsx::is_unchanged(&line.facts, &is) => false,
+        // A link and a file may hold the same bytes.
+        Some(is) if is.kind != line.facts.kind => true,
+        Some(_) if !fsx::holds(&live, &line.sha256)? => true,
+        Some(is) => {
+            let saved = dir.join(line.saved_at().to_path());
+            let same = || files::same_attributes(&live, &saved).unwrap_or(true);
+            let dress = |facts: &Facts| (facts.mode, facts.owner, facts.mtime);
+            if dress(&is) != dress(&line.facts) || !same() {
+                fsx::dress_like(&saved, &live, &line.facts)?;
+            }
+            false
+        }
+    })
+}
+
+/// A database and its log only make sense together: one changed member puts the whole set back, and
+/// the shared memory, which is rebuilt from them, is taken away. A set of which the swap moved a member
+/// counts as changed; that member is the undo's.
+fn set_back(
+    root: &InstallRoot,
+    dir: &std::path::Path,
+    record: &backup::Record,
+    main: &RelPath,
+    swapped: &BTreeSet<&RelPath>,
+) -> Result<()> {
+    let after = &swap::after(dir);
+    let (mut changed, mut saved, mut extra) = (false, Vec::new(), Vec::new());
+    for ending in ["", "-wal", "-journal"] {
+        let path = member(main, ending);
+        if swapped.contains(&path) {
+            changed = true;
+            continue;
+        }
+        match record.files.iter().find(|l| l.path == path) {
+            Some(line) => {
+                changed |= differs(root, dir, line)?;
+                saved.push(line);
+            }
+            // A folder of such a name is none of the database's.
+            None if fsx::facts(&root.join(&path))?.is_some_and(|f| f.kind == Kind::File) => {
+                // An empty log left by a clean close says nothing.
+                let empty = fsx::facts(&root.join(&path))?.is_some_and(|f| f.size == 0);
+                changed |= !empty;
+                extra.push(path);
+            }
+            None => {}
+        }
+    }
+    if !changed {
+        return Ok(());
+    }
+    if !swapped.contains(&member(main, "-shm")) {
+        extra.push(member(main, "-shm"));
+    }
+    for path in &extra {
+        if fsx::exists(&root.join(path))? {
+            swap::set_aside(&root.join(path), after, path)?;
+        }
+    }
+    for line in saved {
+        if differs(root, dir, line)? {
+            put_back(root, dir, line, after)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the saved file beside its place (on its volume, whichever that is), moves the altered one to
+/// `after/`, and the copy into its place. A copy that is cut off is made again by the next try.
+fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, after: &std::path::Path) -> Result<()> {
+    let live = root.join(&line.path);
+    let copy = live.with_file_name(DATA_BACK);
+    fsx::remove_own_file(&copy)?;
+    let saved = dir.join(line.saved_at().to_path());
+    let facts = Facts {
+        kind: line.facts.kind,
+        ..files::facts(&saved).with_context(|| format!("looking at {}", saved.display()))?
+    };
+    let sum = fsx::copy(&saved, &copy, &facts)?;
+    anyhow::ensure!(sum == line.sha256, "the backup's {} is damaged", line.path);
+    fsx::dress_like(&saved, &copy, &line.facts)?;
+    if fsx::exists(&live)? {
+        swap::set_aside(&live, after, &line.path)?;
+    }
+    if let Some(parent) = live.parent() {
+        fsx::make_folders(parent)?;
+    }
+    files::rename_new(&copy, &live).with_context(|| format!("putting {} back", line.path))?;
+    fsx::sync_parent(&live)
+}
+
+/// Holds what the swap moved against the backup once it is back: an original that is gone, or was never brought back
+/// because the new version took it away, is put back from its copy. Errors (exit 4): there is none.
+pub(super) fn moved_back(
+    root: &InstallRoot,
+    dir: &std::path::Path,
+    record: Option<&backup::Record>,
+    moves: &Moves,
+    counts: &dyn Fn(&RelPath) -> bool,
+) -> Result<()> {
+    for path in moves.moves.iter().filter(|m| m.old && counts(&m.path)).map(|m| &m.path) {
+        let line = record.and_then(|record| record.files.iter().find(|line| line.path == *path));
+        let live = fsx::facts(&root.join(path))?;
+        let Some(line) = line else {
+            // Caches are in no backup, and the program makes them again.
+            if live.is_none() && record.is_none() {
+                return Err(super::backup_lost(root, dir, &anyhow::anyhow!("{path} is gone")).into());
+            }
+            continue;
+        };
+        let look = |facts: &Facts| (facts.kind, facts.inode, facts.size, facts.mtime);
+        if live.as_ref().map(look) != Some(look(&line.facts)) && differs(root, dir, line)? {
+            put_back(root, dir, line, &swap::after(dir))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives large files that nobody saved their owner, mode, access lists and other attributes back.
+pub(super) fn watched_back(root: &InstallRoot, record: &backup::Record) -> Result<()> {
+    for watched in &record.watched {
+        let path = root.join(&watched.path);
+        let Some(is) = fsx::facts(&path)? else { continue };
+        // A number is given to another file once its own is gone.
+        if (is.inode, is.kind) != (watched.facts.inode, watched.facts.kind) {
+            continue;
+        }
+        if (is.mode, is.owner) != (watched.facts.mode, watched.facts.owner) {
+            fsx::dress(&path, &Facts { mtime: is.mtime, ..watched.facts })?;
+        }
+        if let Some(wanted) = watched.attributes() {
+            files::give_attributes(&path, &wanted)
+                .with_context(|| format!("setting attributes of {}", watched.path))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Begin and end of every changing command: the lock and the logs, what an earlier run left, and the outcome.
+//! Refuses to begin beside another one, and to end without saying how.
+
+use crate::base::error::{self, Class};
+use crate::base::fsx;
+use crate::base::report::{Finished, Reporter, Stage};
+use crate::state::history;
+use crate::state::lock::Lock;
+use crate::system::{Kind, Said, files};
+use crate::update::context::{Context, UnderWay};
+use crate::update::hooks;
+use crate::update::recover;
+use crate::update::rollback;
+use anyhow::{Context as _, Result};
+use std::time::Duration;
+
+/// Takes the lock and opens the logs of this run.
+pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
+    let own = cx.own();
+    files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
+    let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
+    cx.root.check()?;
+    // Hooks before the stop run before there is a journal.
+    if let Some(id) = history::left_under_way(&own) {
+        hooks::end_left(&id)?;
+    }
+    let id = cx.update_id.clone();
+    for name in ["events", "log"] {
+        files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
+    }
+    cx.report.events_to(&own.join(format!("events/{id}.jsonl")));
+    cx.report.log_to(&own.join(format!("log/{id}.log")));
+    let human = cx.root.path().join("instance");
+    if human.is_dir() {
+        let log = human.join("update_log.txt");
+        // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced. The
+        // server's user may write in that folder: a link there, or another name of some file, is left alone.
+        let own = |file: &std::fs::File| files::facts_of(file).is_ok_and(|f| f.kind == Kind::File && f.links == 1);
+        if let Some(file) = files::open_log(&log).ok().filter(own).filter(|file| file.set_len(0).is_ok()) {
+            let _ = fsx::adopt(&log);
+            cx.report.log_into(file);
+        }
+    }
+    cx.under_way = Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string() });
+    history::prune(&own, history::KEEP);
+    cx.keep_status();
+    cx.say(Said::Begun);
+    Ok(lock)
+}
+
+/// Finishes or undoes what an earlier run left, before any work of this one.
+pub fn recover_first(cx: &mut Context) -> Result<()> {
+    if let Some(done) = recover::settle(cx, recover::Choice::default())? {
+        cx.report.recovered(&done.interrupted_id, done.direction);
+        let events = cx.own().join(format!("events/{}.jsonl", done.interrupted_id));
+        let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
+        theirs.stage_started(Stage::Rollback, "settled by the next command");
+        theirs.finished(&done.finished());
+    }
+    // Without a journal nothing refers to what an earlier run may have left.
+    rollback::sweep(&cx.own())
+}
+
+/// How often a bundle may fail by its own fault before an unattended run skips it.
+pub const MOST_FAILURES: u64 = 2;
+
+/// The failures that the bundle itself caused, by their codes.
+pub(super) const OWN_FAULT: [&str; 12] = [
+    "health-exited",
+    "health-timeout",
+    "health-status",
+    "health-port",
+    "cannot-start",
+    "critical-missing",
+    "database-damaged",
+    "rows-lost",
+    "hook-failed",
+    "hook-timeout",
+    "hook-changed-program",
+    "hook-changed-data",
+];
+
+/// Turns the end of a run into its `finished` record.
+pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
+    match outcome {
+        Ok(word) => {
+            finished.outcome = word.to_string();
+            finished.exit_code = 0;
+        }
+        Err(e) => {
+            let class = error::class(&e);
+            finished.exit_code = class as u8;
+            finished.error = Some(error::record(&e));
+            finished.outcome = match class {
+                Class::Refused => "refused",
+                Class::RolledBack => "rolled-back",
+                Class::NeedsOperator => "needs-operator",
+                _ => "failed",
+            }
+            .to_string();
+            cx.report.fail_current(&format!("{e:#}"));
+        }
+    }
+    finished.stands = Some(recover::stands(cx));
+    if finished.outcome == "skipped" {
+        finished.reason = Some("known-bad".into());
+    }
+    cx.report.finished(finished);
+}
