@@ -16,11 +16,12 @@ use crate::restore;
 use crate::state::history;
 use crate::state::settings::Settings;
 use crate::system::{self, SystemPart, monitor, processes};
-use crate::update::context::Context;
 use crate::update::escape::{self, Outside};
 use crate::update::fetch;
+use crate::update::install::Install;
 use crate::update::owner;
 use crate::update::recover;
+use crate::update::run::Run;
 use crate::update::{self, Origin, Request};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -102,18 +103,18 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
         Ok(Some(code)) => return code,
         Err(e) => return usage(&mut early, &e, writes_events),
     }
-    let (mut cx, warnings) = match context(cli, root, Reporter::new(options.clone()), &cwd, outside) {
+    let (install, mut run, warnings) = match prepare(cli, root, Reporter::new(options.clone()), &cwd, outside) {
         Ok(both) => both,
         Err(e) => return usage(&mut Reporter::new(options), &e, writes_events),
     };
     // The caller's folder may lie in what is replaced.
-    if cx.root.enter().is_err() {
-        let failure = Failure::failed("no-access", "the install cannot be entered").at(cx.root.path().display());
+    if install.root.enter().is_err() {
+        let failure = Failure::failed("no-access", "the install cannot be entered").at(install.root.path().display());
         return usage(&mut early, &failure.into(), writes_events);
     }
-    match command(&mut cx, cli, &cwd, &warnings) {
+    match command(&install, &mut run, cli, &cwd, &warnings) {
         Ok(code) => code,
-        Err(e) => usage(&mut cx.report, &e, cli.command.writes_events()),
+        Err(e) => usage(&mut run.report, &e, cli.command.writes_events()),
     }
 }
 
@@ -179,13 +180,13 @@ fn is_of_the_system(command: &Command) -> bool {
 }
 
 /// What a command is given, and what is wrong with the settings where that may be.
-fn context(
+fn prepare(
     cli: &Cli,
     root: InstallRoot,
     report: Reporter,
     cwd: &Path,
     outside: &Outside,
-) -> Result<(Context, Vec<String>)> {
+) -> Result<(Install, Run, Vec<String>)> {
     let config = settings_place(cli, root.path(), cwd);
     let strict = !matches!(cli.command, Command::Recover(_) | Command::Doctor);
     if !is_of_the_system(&cli.command) {
@@ -195,9 +196,7 @@ fn context(
     let signals = processes::Signals::install().context("watching for signals")?;
     let claimed = root.claimed_port().or(settings.server.port);
     let root = root.claiming(claimed);
-    let cx = Context {
-        root,
-        settings,
+    let run = Run {
         report,
         signals,
         update_id: outside.update_id.clone().unwrap_or_else(history::new_update_id),
@@ -206,59 +205,59 @@ fn context(
         has_said: false,
         line: outside.line.clone(),
     };
-    Ok((cx, warnings))
+    Ok((Install { root, settings }, run, warnings))
 }
 
 fn settings_place(cli: &Cli, root: &Path, cwd: &Path) -> PathBuf {
     cli.global.config.as_ref().map_or_else(|| root.join("updater.toml"), |config| cwd.join(config))
 }
 
-fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Result<u8> {
+fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[String]) -> Result<u8> {
     match &cli.command {
         Command::Apply(args) if !args.dry_run => {
             let request = request(args, cwd)?;
-            cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
-            let finished = update::apply(cx, &request);
-            Ok(end(cx, &finished))
+            run.report.begin(run.update_id.clone(), &Stage::PIPELINE);
+            let finished = update::apply(install, run, &request);
+            Ok(end(install, run, &finished))
         }
         Command::Apply(args) | Command::Plan(args) => {
-            let (object, code) = inspect::plan(cx, &request(args, cwd)?)?;
-            show(cx, &object, inspect::plan_text);
+            let (object, code) = inspect::plan(install, run, &request(args, cwd)?)?;
+            show(run, &object, inspect::plan_text);
             Ok(code)
         }
         Command::Status(args) => {
-            let object = inspect::status(cx)?;
+            let object = inspect::status(install, run)?;
             if args.follow && !object["under_way"].is_null() {
-                return follow::follow(cx, &object["under_way"]);
+                return follow::follow(install, run, &object["under_way"]);
             }
-            show(cx, &object, inspect::status_text);
+            show(run, &object, inspect::status_text);
             Ok(0)
         }
         Command::Verify(args) if args.repair => {
             let from = args.from.as_ref().map(|from| local(from, cwd)).transpose()?;
-            cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
-            let finished = inspect::repair(cx, from.as_deref(), args.no_restart, args.wait);
-            Ok(end(cx, &finished))
+            run.report.begin(run.update_id.clone(), &Stage::PIPELINE);
+            let finished = inspect::repair(install, run, from.as_deref(), args.no_restart, args.wait);
+            Ok(end(install, run, &finished))
         }
         Command::Verify(_) => {
-            let (object, whole) = inspect::verify(cx)?;
-            show(cx, &object, inspect::verify_text);
+            let (object, whole) = inspect::verify(install, run)?;
+            show(run, &object, inspect::verify_text);
             Ok(u8::from(!whole))
         }
         Command::Backups(args) => match &args.action {
             None => {
-                let (object, whole) = inspect::backups(cx, args.check)?;
-                show(cx, &object, inspect::backups_text);
+                let (object, whole) = inspect::backups(install, args.check)?;
+                show(run, &object, inspect::backups_text);
                 Ok(u8::from(!whole))
             }
             Some(cli::BackupsAction::Prune { keep, wait }) => {
-                let object = restore::prune(cx, *keep, *wait)?;
-                show(cx, &object, inspect::backups_text);
+                let object = restore::prune(install, run, *keep, *wait)?;
+                show(run, &object, inspect::backups_text);
                 Ok(0)
             }
         },
         Command::Restore(args) => {
-            cx.report.begin(cx.update_id.clone(), &Stage::PIPELINE);
+            run.report.begin(run.update_id.clone(), &Stage::PIPELINE);
             let wanted = restore::Wanted {
                 id: args.id.clone(),
                 data: args.data,
@@ -268,8 +267,8 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
                 yes: args.yes,
                 run: run_of(&args.run),
             };
-            let finished = restore::restore(cx, &wanted);
-            Ok(end(cx, &finished))
+            let finished = restore::restore(install, run, &wanted);
+            Ok(end(install, run, &finished))
         }
         Command::Recover(args) => {
             if args.boot && args.data.is_some() {
@@ -288,48 +287,48 @@ fn command(cx: &mut Context, cli: &Cli, cwd: &Path, warnings: &[String]) -> Resu
                 boot: args.boot,
                 by_hand: !args.boot && !args.if_needed,
             };
-            if args.if_needed && !cx.report.options().json && !recover::is_needed(cx)? {
+            if args.if_needed && !run.report.options().json && !recover::is_needed(install)? {
                 return Ok(0);
             }
-            cx.report.begin(cx.update_id.clone(), &[Stage::Rollback]);
+            run.report.begin(run.update_id.clone(), &[Stage::Rollback]);
             for warning in warnings {
-                cx.report.warning("bad-settings", warning, Some("updater.toml"));
+                run.report.warning("bad-settings", warning, Some("updater.toml"));
             }
-            let finished = recover::recover(cx, choice, args.run.wait);
+            let finished = recover::recover(install, run, choice, args.run.wait);
             // At boot the service manager waits for us: it must not be asked who runs.
-            Ok(if args.boot { end_unasked(cx, &finished) } else { end(cx, &finished) })
+            Ok(if args.boot { end_unasked(install, run, &finished) } else { end(install, run, &finished) })
         }
         Command::Adopt(args) => {
-            let done = adopt::adopt(cx, &local(args.bundle.as_os_str(), cwd)?, args.wait);
-            adopt::closed(cx);
-            show(cx, &done?, adopt::text);
+            let done = adopt::adopt(install, run, &local(args.bundle.as_os_str(), cwd)?, args.wait);
+            adopt::closed(install, run);
+            show(run, &done?, adopt::text);
             Ok(0)
         }
         Command::Init(args) if args.boot_recovery || args.systemd_helper => {
             let part = if args.boot_recovery { SystemPart::BootRecovery } else { SystemPart::Helper };
-            let done = if args.remove { init::remove_part(cx, part) } else { init::install_part(cx, part) }?;
-            show(cx, &done, init::part_text);
+            let done = if args.remove { init::remove_part(install, part) } else { init::install_part(install, part) }?;
+            show(run, &done, init::part_text);
             Ok(0)
         }
         Command::Init(args) => {
-            let place = settings_place(cli, cx.root.path(), cwd);
-            let done = init::settings(cx, &place, args.force)?;
-            show(cx, &done, init::settings_text);
+            let place = settings_place(cli, install.root.path(), cwd);
+            let done = init::settings(install, &place, args.force)?;
+            show(run, &done, init::settings_text);
             Ok(0)
         }
         Command::Doctor => {
-            let (object, ok) = doctor::doctor(cx, warnings)?;
-            show(cx, &object, doctor::text);
+            let (object, ok) = doctor::doctor(install, run, warnings)?;
+            show(run, &object, doctor::text);
             Ok(u8::from(!ok))
         }
         Command::Shim(args) => {
-            let done = if args.remove { shim::remove(cx) } else { shim::install(cx) }?;
-            show(cx, &done, shim::text);
+            let done = if args.remove { shim::remove(install) } else { shim::install(install) }?;
+            show(run, &done, shim::text);
             Ok(0)
         }
         Command::Helper(_) => {
             let Err(e) = if monitor::is_monitored() {
-                system::escape::arrive(None, &cx.own())
+                system::escape::arrive(None, &install.own())
             } else {
                 Err(std::io::Error::other("root does this for the owner of an install"))
             };
@@ -418,39 +417,39 @@ fn run_of(run: &cli::Run) -> Request {
 }
 
 /// What an event command leaves behind: the last outcome, `status.json`, words for people.
-fn end(cx: &mut Context, finished: &Finished) -> u8 {
-    if cx.own().is_dir() && finished.exit_code != 5 {
-        if let Some(last) = cx.report.last_finished() {
-            let _ = history::Last::write(&cx.own(), &last);
+fn end(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
+    if install.own().is_dir() && finished.exit_code != 5 {
+        if let Some(last) = run.report.last_finished() {
+            let _ = history::Last::write(&install.own(), &last);
         }
-        if let Ok(mut status) = inspect::status(cx) {
+        if let Ok(mut status) = inspect::status(install, run) {
             status["schema"] = json!(1);
             status["under_way"] = Value::Null;
-            cx.close_status(&status);
+            run.close_status(install, &status);
         }
     }
     finished.exit_code
 }
 
 /// The same without a look at the server.
-fn end_unasked(cx: &mut Context, finished: &Finished) -> u8 {
-    if let Some(last) = cx.report.last_finished().filter(|_| cx.own().is_dir() && finished.exit_code != 5) {
-        let _ = history::Last::write(&cx.own(), &last);
-        if let Some(mut status) = history::read_status(&cx.own()) {
+fn end_unasked(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
+    if let Some(last) = run.report.last_finished().filter(|_| install.own().is_dir() && finished.exit_code != 5) {
+        let _ = history::Last::write(&install.own(), &last);
+        if let Some(mut status) = history::read_status(&install.own()) {
             status["under_way"] = Value::Null;
             status["last"] = last;
-            cx.close_status(&status);
+            run.close_status(install, &status);
         }
     }
     finished.exit_code
 }
 
-fn show(cx: &mut Context, object: &Value, text: fn(&Value) -> Vec<String>) {
-    if cx.report.options().json {
-        cx.report.object(object);
+fn show(run: &mut Run, object: &Value, text: fn(&Value) -> Vec<String>) {
+    if run.report.options().json {
+        run.report.object(object);
     } else {
         for line in text(object) {
-            cx.report.line(&line);
+            run.report.line(&line);
         }
     }
 }

@@ -7,8 +7,9 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::base::report::Finished;
 use crate::state::receipt;
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::ownership::{MEMBERS, member};
+use crate::update::run::Run;
 use crate::update::staging;
 use crate::update::{self, Request, Saved};
 use crate::verify::{self, Contents};
@@ -38,33 +39,33 @@ pub struct Wanted {
 }
 
 /// Runs the restore. The `Finished` says how it ended, whatever happened.
-pub fn restore(cx: &mut Context, wanted: &Wanted) -> Finished {
+pub fn restore(install: &Install, run: &mut Run, wanted: &Wanted) -> Finished {
     let mut finished = Finished::default();
-    let outcome = run(cx, wanted, &mut finished);
-    update::conclude(cx, &mut finished, outcome);
+    let outcome = restore_locked(install, run, wanted, &mut finished);
+    update::conclude(install, run, &mut finished, outcome);
     finished
 }
 
-fn run(cx: &mut Context, wanted: &Wanted, finished: &mut Finished) -> Result<&'static str> {
+fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted, finished: &mut Finished) -> Result<&'static str> {
     let only = paths(&wanted.only)?;
     if wanted.id.is_some() {
         // Before the lock: a mistyped id makes nothing.
-        choose(cx, wanted)?;
+        choose(install, wanted)?;
     }
-    let _lock = update::begin(cx, wanted.run.wait)?;
-    update::recover_first(cx)?;
-    let (dir, record) = choose(cx, wanted)?;
+    let _lock = update::begin(install, run, wanted.run.wait)?;
+    update::recover_first(install, run)?;
+    let (dir, record) = choose(install, wanted)?;
     let mut saved = Saved { dir, record, data: wanted.data, only };
-    complete(cx, &mut saved)?;
+    complete(install, &mut saved)?;
     if !saved.data && !wanted.code_only {
-        let judged = same_schemas(cx, &saved);
-        staging::clear(&cx.own())?;
+        let judged = same_schemas(install, run, &saved);
+        staging::clear(&install.own())?;
         judged?;
     }
     let words = format!("restore {} (version {})", saved.record.id, saved.record.version());
     if wanted.id.is_none() {
-        cx.report.line(&words);
-        if !wanted.yes && !cx.report.confirm("go on?") {
+        run.report.line(&words);
+        if !wanted.yes && !run.report.confirm("go on?") {
             return Err(Failure::failed("not-confirmed", "nothing was changed: the question was not answered with y")
                 .remedy(format!("type: updater restore {}", saved.record.id))
                 .into());
@@ -72,10 +73,10 @@ fn run(cx: &mut Context, wanted: &Wanted, finished: &mut Finished) -> Result<&'s
     }
     let data = if saved.data { " --data" } else { "" };
     let request = Request { saved: Some(saved), ..wanted.run.clone() };
-    let outcome = update::pipeline(cx, &request, finished)?;
+    let outcome = update::pipeline(install, run, &request, finished)?;
     if let Some(id) = &finished.backup {
-        let root = cx.root.path().display();
-        cx.report.line(&format!("to undo this, type: updater restore {id}{data} --root '{root}'"));
+        let root = install.root.path().display();
+        run.report.line(&format!("to undo this, type: updater restore {id}{data} --root '{root}'"));
     }
     Ok(if outcome == "applied" { "restored" } else { outcome })
 }
@@ -92,15 +93,15 @@ fn paths(names: &[String]) -> Result<Vec<RelPath>> {
 }
 
 /// The backup that is meant. Errors: there is none (exit 1), it has no record or is damaged (exit 6).
-fn choose(cx: &Context, wanted: &Wanted) -> Result<(PathBuf, Record)> {
-    let backups = cx.backups();
+fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
+    let backups = install.backups();
     let Some(id) = &wanted.id else {
         if wanted.legacy {
             return Err(Failure::usage("no-id", "--legacy needs the name of a folder")
                 .remedy("updater backups lists them")
                 .into());
         }
-        return newest_other(cx);
+        return newest_other(install);
     };
     let name = RelPath::parse(id).ok().filter(|name| name.parent().is_none());
     let dir = name.map(|name| backups.join(name.to_path()));
@@ -127,15 +128,15 @@ fn choose(cx: &Context, wanted: &Wanted) -> Result<(PathBuf, Record)> {
         .remedy(format!("if the old updater made it, look through it, then type: updater restore {id} --legacy"))
         .into());
     }
-    let start_file = receipt::load(&cx.own())?.map_or_else(update::default_start_file, |r| r.start_file);
-    let record = backup::legacy(&dir, &*cx.rules(&[])?, &start_file)?;
+    let start_file = receipt::load(&install.own())?.map_or_else(update::default_start_file, |r| r.start_file);
+    let record = backup::legacy(&dir, &*install.rules(&[])?, &start_file)?;
     Ok((dir, record))
 }
 
 /// The newest whole backup of an applied update whose version is not the installed one.
-fn newest_other(cx: &Context) -> Result<(PathBuf, Record)> {
-    let installed = receipt::load(&cx.own())?;
-    for (dir, record) in backup::list(&cx.backups())? {
+fn newest_other(install: &Install) -> Result<(PathBuf, Record)> {
+    let installed = receipt::load(&install.own())?;
+    for (dir, record) in backup::list(&install.backups())? {
         let version = record.version();
         let is_installed = installed.as_ref().is_some_and(|r| r.version == version);
         if record.kind == Kind::Apply && !is_installed && backup::damage(&dir, &record, false)?.is_empty() {
@@ -143,14 +144,14 @@ fn newest_other(cx: &Context) -> Result<(PathBuf, Record)> {
         }
     }
     Err(Failure::failed("no-backup", "there is no whole backup of an applied update to another version")
-        .at(cx.backups().display())
+        .at(install.backups().display())
         .remedy("updater backups lists what there is; updater restore ID takes one of them")
         .into())
 }
 
 /// `--only`: each path must be saved; a database is put back whole; data that is named is meant.
-fn complete(cx: &Context, saved: &mut Saved) -> Result<()> {
-    let (rules, databases) = (cx.rules(&[])?, saved.record.databases());
+fn complete(install: &Install, saved: &mut Saved) -> Result<()> {
+    let (rules, databases) = (install.rules(&[])?, saved.record.databases());
     let mut all: BTreeSet<RelPath> = saved.only.iter().cloned().collect();
     for path in &saved.only {
         let lines = || saved.record.files.iter().filter(|l| l.path.is_within(path));
@@ -174,13 +175,13 @@ fn complete(cx: &Context, saved: &mut Saved) -> Result<()> {
 
 /// Old code on a database with another schema fails late, or writes what the new code cannot read.
 /// Errors (exit 6): a schema differs; both ways out, and what each loses.
-fn same_schemas(cx: &Context, saved: &Saved) -> Result<()> {
+fn same_schemas(install: &Install, run: &Run, saved: &Saved) -> Result<()> {
     let lines: Vec<_> = saved.record.files.iter().filter(|l| l.data).collect();
     let place = |main: &RelPath| lines.iter().find(|l| l.path == *main).map(|l| l.saved_at().to_path());
-    let scratch = cx.scratch()?;
-    for main in cx.databases(&saved.record.databases(), lines.iter().map(|l| &l.path))? {
+    let scratch = run.scratch(install)?;
+    for main in install.databases(&saved.record.databases(), lines.iter().map(|l| &l.path))? {
         let Some(place) = place(&main) else { continue };
-        let (live, kept) = (cx.root.join(&main), saved.dir.join(place));
+        let (live, kept) = (install.root.join(&main), saved.dir.join(place));
         if !fsx::exists(&live)? || !fsx::exists(&kept)? {
             continue;
         }
@@ -230,16 +231,16 @@ fn rows(now: &Contents, then: &Contents) -> String {
 
 /// `backups prune`: takes the oldest backups away, never the newest whole one. Those that hold what gave way to an
 /// update go with them: nothing else takes them away.
-pub fn prune(cx: &mut Context, keep: Option<u32>, wait: Option<Duration>) -> Result<Value> {
-    let nothing = !fsx::exists(&cx.own())? && backup::list(&cx.backups())?.is_empty();
+pub fn prune(install: &Install, run: &mut Run, keep: Option<u32>, wait: Option<Duration>) -> Result<Value> {
+    let nothing = !fsx::exists(&install.own())? && backup::list(&install.backups())?.is_empty();
     let gone = if nothing {
         Vec::new()
     } else {
-        let _lock = update::begin(cx, wait)?;
-        update::recover_first(cx)?;
-        let keep = keep.unwrap_or(cx.settings.backup.keep);
+        let _lock = update::begin(install, run, wait)?;
+        update::recover_first(install, run)?;
+        let keep = keep.unwrap_or(install.settings.backup.keep);
         let spare = backup::Spare { ids: &[], users: false };
-        backup::prune(&cx.own(), &cx.backups(), keep, &spare).context("pruning the backups")?
+        backup::prune(&install.own(), &install.backups(), keep, &spare).context("pruning the backups")?
     };
     let ids: Vec<&str> = gone.iter().map(|one| one.id.as_str()).collect();
     let aside: Vec<Value> = gone
@@ -247,5 +248,5 @@ pub fn prune(cx: &mut Context, keep: Option<u32>, wait: Option<Duration>) -> Res
         .filter(|one| !one.aside.is_empty())
         .map(|one| json!({"backup": one.id, "paths": one.aside}))
         .collect();
-    Ok(json!({"pruned": ids, "aside": aside, "backups": backup::list_all(&cx.backups(), false)?}))
+    Ok(json!({"pruned": ids, "aside": aside, "backups": backup::list_all(&install.backups(), false)?}))
 }

@@ -11,10 +11,11 @@ use crate::state::history;
 use crate::state::receipt::{self, Line, Receipt};
 use crate::system::{Kind, files};
 use crate::update::bundle::{self, Bundle, Entry, Expected, Limits};
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::ownership::Ownership;
 use crate::update::recover::{self, Choice};
 use crate::update::rollback;
+use crate::update::run::Run;
 use crate::update::staging;
 use crate::update::{self, Request};
 use anyhow::{Context as _, Result};
@@ -31,20 +32,20 @@ enum Found {
 }
 
 /// Compares, and writes the receipt. Errors: another version is installed (exit 6), nothing is interrupted that cannot be settled.
-pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<Value> {
+pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Duration>) -> Result<Value> {
     // Before the lock: where nothing can be adopted, nothing is made.
     if !bundle.is_file() {
         return Err(update::no_bundle(bundle).into());
     }
-    let _lock = update::begin(cx, wait)?;
-    let recovered = recover::settle(cx, Choice::default())?;
+    let _lock = update::begin(install, run, wait)?;
+    let recovered = recover::settle(install, run, Choice::default())?;
     let recovered = recovered.map(|done| json!({"interrupted_id": done.interrupted_id, "direction": done.direction}));
-    rollback::sweep(&cx.own())?;
+    rollback::sweep(&install.own())?;
     let request = Request { no_start: true, ..Request::default() };
-    let survey = update::detect(cx, &request)?;
-    let mut opened = open(cx, bundle, &survey.start_file)?;
+    let survey = update::detect(install, run, &request)?;
+    let mut opened = open(install, bundle, &survey.start_file)?;
     let shipped = opened.entries.iter().map(|entry| &entry.path);
-    let ownership = Ownership::new(&cx.root, &cx.rules(&[])?, None, shipped, false);
+    let ownership = Ownership::new(&install.root, &install.rules(&[])?, None, shipped, false);
     let (mut lines, mut same, mut differs, mut missing) = (Vec::new(), 0, Vec::new(), Vec::new());
     for index in 0..opened.entries.len() {
         let entry = opened.entries[index].clone();
@@ -78,7 +79,7 @@ pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<
         assumed: false,
         files: lines,
     };
-    store(cx, &receipt, &mut opened)?;
+    store(install, &receipt, &mut opened)?;
     Ok(json!({
         "version": receipt.version,
         "content_id": receipt.content_id,
@@ -89,17 +90,17 @@ pub fn adopt(cx: &mut Context, bundle: &Path, wait: Option<Duration>) -> Result<
     }))
 }
 
-fn open(cx: &Context, bundle: &Path, start_file: &RelPath) -> Result<Bundle> {
-    let limits = Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
+fn open(install: &Install, bundle: &Path, start_file: &RelPath) -> Result<Bundle> {
+    let limits = Limits { max_size: install.settings.bundle.max_size, max_files: install.settings.bundle.max_files };
     let expected = Expected {
         named: None,
         start_file,
         must_start: false,
-        is_installed: &|name| cx.root.join(name).exists(),
-        folds_case: fsx::folds_case(cx.root.path())?,
-        merges_forms: fsx::merges_forms(cx.root.path())?,
+        is_installed: &|name| install.root.join(name).exists(),
+        folds_case: fsx::folds_case(install.root.path())?,
+        merges_forms: fsx::merges_forms(install.root.path())?,
         judge_top: None,
-        live_link: &|path| bundle::live_link(&cx.root, path),
+        live_link: &|path| bundle::live_link(&install.root, path),
     };
     Bundle::open(bundle, &expected, &limits)
 }
@@ -151,8 +152,8 @@ fn other_version(bundle: &Path, opened: &Bundle, same: usize, total: usize) -> F
 }
 
 /// The bundle first: a receipt without it can only not be repaired from.
-fn store(cx: &Context, receipt: &Receipt, bundle: &mut Bundle) -> Result<()> {
-    let own = cx.own();
+fn store(install: &Install, receipt: &Receipt, bundle: &mut Bundle) -> Result<()> {
+    let own = install.own();
     let folder = own.join("staging");
     files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let kept = folder.join("bundle.zip");
@@ -185,14 +186,14 @@ pub fn text(done: &Value) -> Vec<String> {
 }
 
 /// Keeps `status.json` current after it.
-pub fn closed(cx: &Context) {
+pub fn closed(install: &Install, run: &Run) {
     // It writes no events of its own.
-    let events = cx.own().join(format!("events/{}.jsonl", cx.update_id));
+    let events = install.own().join(format!("events/{}.jsonl", run.update_id));
     if std::fs::metadata(&events).is_ok_and(|data| data.len() == 0) {
         let _ = std::fs::remove_file(&events);
     }
-    if let Some(mut status) = history::read_status(&cx.own()) {
+    if let Some(mut status) = history::read_status(&install.own()) {
         status["under_way"] = Value::Null;
-        let _ = history::write_status(&cx.own(), &status);
+        let _ = history::write_status(&install.own(), &status);
     }
 }

@@ -9,10 +9,11 @@ use crate::commands::shim;
 use crate::state::history;
 use crate::state::receipt;
 use crate::system::{Kind, SystemPart, Unit, Way, boot, files, processes};
-use crate::update::context::Context;
 use crate::update::escape;
 use crate::update::hooks;
+use crate::update::install::Install;
 use crate::update::ownership::Class;
+use crate::update::run::Run;
 use crate::update::{self, Request, Survey};
 use crate::verify;
 use anyhow::{Context as _, Result};
@@ -72,38 +73,38 @@ impl Checks {
 }
 
 /// Looks at everything; `wrong_settings` is what is wrong with the settings file. The second: no problem was found.
-pub fn doctor(cx: &Context, wrong_settings: &[String]) -> Result<(Value, bool)> {
+pub fn doctor(install: &Install, run: &Run, wrong_settings: &[String]) -> Result<(Value, bool)> {
     let mut checks = Checks::default();
-    checks.look("trust", || Ok(trust(cx)));
+    checks.look("trust", || Ok(trust(install)));
     checks.look("settings", || Ok(settings(wrong_settings)));
-    checks.look("interrupted", || interrupted(cx));
-    checks.look("access", || access(cx));
+    checks.look("interrupted", || interrupted(install));
+    checks.look("access", || access(install));
     let mut survey = None;
     checks.look("server", || {
-        let found = update::detect(cx, &Request::default())?;
+        let found = update::detect(install, run, &Request::default())?;
         Ok(served(survey.insert(found)))
     });
     if let Some(survey) = &survey {
         checks.look("answer", || Ok(answer(survey)));
-        checks.look("stop", || stop(cx, survey));
+        checks.look("stop", || stop(install, survey));
         checks.look("start", || Ok(start(survey)));
-        checks.look("from-inside", || Ok(from_inside(cx, survey)));
-        checks.look("hooks", || hooks(cx, survey));
-        checks.look("boot-recovery", || Ok(boot_recovery(cx, survey)));
+        checks.look("from-inside", || Ok(from_inside(install, survey)));
+        checks.look("hooks", || hooks(install, run, survey));
+        checks.look("boot-recovery", || Ok(boot_recovery(install, survey)));
     }
-    checks.look("shim", || drop_in(cx));
-    checks.look("tree", || tree(cx));
-    checks.look("data", || data(cx));
-    checks.look("databases", || databases(cx));
-    checks.look("space", || space(cx));
-    checks.look("backups", || backups(cx));
-    checks.look("known-bad", || Ok(known_bad(cx)));
+    checks.look("shim", || drop_in(install));
+    checks.look("tree", || tree(install));
+    checks.look("data", || data(install));
+    checks.look("databases", || databases(install, run));
+    checks.look("space", || space(install));
+    checks.look("backups", || backups(install));
+    checks.look("known-bad", || Ok(known_bad(install)));
     let ok = !checks.has_problem;
     Ok((json!({"ok": ok, "checks": checks.all}), ok))
 }
 
-fn trust(cx: &Context) -> Found {
-    let legacy = shim::is_legacy(cx) || shim::is_installed(cx);
+fn trust(install: &Install) -> Found {
+    let legacy = shim::is_legacy(install) || shim::is_installed(install);
     let more =
         if legacy { "; the legacy server passes on whatever address an unauthenticated request names" } else { "" };
     warning(
@@ -122,22 +123,22 @@ fn settings(wrong: &[String]) -> Found {
     }
 }
 
-fn interrupted(cx: &Context) -> Result<Found> {
-    let (_, found) = inspect::interrupted(cx)?;
+fn interrupted(install: &Install) -> Result<Found> {
+    let (_, found) = inspect::interrupted(install)?;
     Ok(found.map_or_else(|| fine("no update was cut off"), problem_of))
 }
 
 /// Whether this user may do it at all.
-fn access(cx: &Context) -> Result<Found> {
+fn access(install: &Install) -> Result<Found> {
     let own = processes::own_credentials().context("finding out who we are")?;
-    let owner = fsx::owner_of(cx.root.path())?;
+    let owner = fsx::owner_of(install.root.path())?;
     if own.uid != 0 && own.uid != owner.uid {
         return Ok(problem(
             format!("the install belongs to user {}, and this is {}", owner.uid, own.user),
             "run the updater as the owner of the install, or as root",
         ));
     }
-    for folder in [cx.root.path().to_path_buf(), cx.own(), cx.backups()] {
+    for folder in [install.root.path().to_path_buf(), install.own(), install.backups()] {
         let reason = if folder.exists() { files::obstacle(&folder)? } else { None };
         if let Some(reason) = reason {
             return Ok(problem(format!("nothing can be moved in {}: {reason}", folder.display()), "lift that"));
@@ -177,9 +178,9 @@ fn answer(survey: &Survey) -> Found {
     }
 }
 
-fn stop(cx: &Context, survey: &Survey) -> Result<Found> {
-    let way = escape::way(&cx.root, false)?;
-    update::may_stop(survey, &cx.root, way == Some(Way::Helper))?;
+fn stop(install: &Install, survey: &Survey) -> Result<Found> {
+    let way = escape::way(&install.root, false)?;
+    update::may_stop(survey, &install.root, way == Some(Way::Helper))?;
     let how = way.map_or(String::new(), |way| format!(", by an updater that moves out first ({})", way.word()));
     Ok(match survey.service.as_ref().filter(|_| survey.server.is_some()) {
         Some(unit) => fine(format!("it is stopped and started as {unit}{how}")),
@@ -195,9 +196,9 @@ fn start(survey: &Survey) -> Found {
     }
 }
 
-fn hooks(cx: &Context, survey: &Survey) -> Result<Found> {
-    let missing = hooks::foresee(cx, survey.launch.as_ref(), &survey.start_file)?;
-    let count = cx.settings.hooks.before_stop.len() + cx.settings.hooks.after_swap.len();
+fn hooks(install: &Install, run: &Run, survey: &Survey) -> Result<Found> {
+    let missing = hooks::foresee(install, run, survey.launch.as_ref(), &survey.start_file)?;
+    let count = install.settings.hooks.before_stop.len() + install.settings.hooks.after_swap.len();
     Ok(match missing.as_slice() {
         [] => fine(format!("{count} hooks of the settings can run")),
         missing => warning(
@@ -213,39 +214,42 @@ fn system_unit(survey: &Survey) -> Option<&Unit> {
 }
 
 /// Whether the server itself may start an update of it.
-fn from_inside(cx: &Context, survey: &Survey) -> Found {
+fn from_inside(install: &Install, survey: &Survey) -> Found {
     let is_roots =
         survey.launch.as_ref().and_then(|launch| launch.credentials.as_ref()).is_some_and(|who| who.uid == 0);
     let Some(unit) = system_unit(survey).filter(|_| !is_roots) else {
         return fine("an update that the server itself starts moves out of it first");
     };
-    let [path, _] = boot::places(SystemPart::Helper, &escape::unit_name(cx.root.path()));
+    let [path, _] = boot::places(SystemPart::Helper, &escape::unit_name(install.root.path()));
     if path.exists() {
         return fine(format!("an update that {unit} itself starts is run by the helper"));
     }
     warning(
         format!("{unit} may not update itself: an update that it starts would end with it, and is refused"),
-        format!("if it is to, type once: sudo updater --root '{}' init --systemd-helper", cx.root.path().display()),
+        format!(
+            "if it is to, type once: sudo updater --root '{}' init --systemd-helper",
+            install.root.path().display()
+        ),
     )
 }
 
-fn boot_recovery(cx: &Context, survey: &Survey) -> Found {
+fn boot_recovery(install: &Install, survey: &Survey) -> Found {
     if let Some(why) = boot::refusal() {
         return fine(format!("{why}; after a power cut the next command recovers"));
     }
-    let [unit, _] = boot::places(SystemPart::BootRecovery, &escape::unit_name(cx.root.path()));
+    let [unit, _] = boot::places(SystemPart::BootRecovery, &escape::unit_name(install.root.path()));
     match (unit.exists(), system_unit(survey)) {
         (true, _) => fine("an update that the power cuts off is mended at boot"),
         (false, _) => warning(
             "after a power cut in the middle of an update the server stays down until somebody recovers",
-            format!("type once: sudo updater --root '{}' init --boot-recovery", cx.root.path().display()),
+            format!("type once: sudo updater --root '{}' init --boot-recovery", install.root.path().display()),
         ),
     }
 }
 
-fn drop_in(cx: &Context) -> Result<Found> {
-    Ok(match (shim::is_installed(cx), shim::is_legacy(cx)) {
-        (true, _) if !shim::is_current(cx)? => {
+fn drop_in(install: &Install) -> Result<Found> {
+    Ok(match (shim::is_installed(install), shim::is_legacy(install)) {
+        (true, _) if !shim::is_current(install)? => {
             warning("the drop-in names another program or root than this", "type: updater shim")
         }
         (true, _) => fine("the legacy server calls this program"),
@@ -256,12 +260,12 @@ fn drop_in(cx: &Context) -> Result<Found> {
     })
 }
 
-fn tree(cx: &Context) -> Result<Found> {
-    let Some(receipt) = receipt::load(&cx.own())? else {
+fn tree(install: &Install) -> Result<Found> {
+    let Some(receipt) = receipt::load(&install.own())? else {
         return Ok(fine("nothing was installed by this program yet"));
     };
-    let mut kept = update::kept_bundle(cx, &receipt)?;
-    let found = verify::installed(&cx.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
+    let mut kept = update::kept_bundle(install, &receipt)?;
+    let found = verify::installed(&install.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
     let mut wrong = found.modified.iter().chain(&found.missing);
     Ok(match wrong.next() {
         None if found.changed_here.is_empty() => {
@@ -281,13 +285,13 @@ fn tree(cx: &Context) -> Result<Found> {
 }
 
 /// What users wrote must be readable to be saved.
-fn data(cx: &Context) -> Result<Found> {
-    let receipt = receipt::load(&cx.own())?;
-    let ownership = cx.ownership(receipt.as_ref())?;
+fn data(install: &Install) -> Result<Found> {
+    let receipt = receipt::load(&install.own())?;
+    let ownership = install.ownership(receipt.as_ref())?;
     let census = ownership.census(None)?;
     let mut unreadable: Vec<String> = census.unreadable.iter().map(|(path, _)| path.to_string()).collect();
     for (path, facts) in census.of(Class::Data).filter(|(_, facts)| facts.kind == Kind::File) {
-        let may = files::open_to_read(&cx.root.join(path));
+        let may = files::open_to_read(&install.root.join(path));
         if facts.size > 0 && may.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
             unreadable.push(path.to_string());
         }
@@ -302,13 +306,13 @@ fn data(cx: &Context) -> Result<Found> {
     })
 }
 
-fn databases(cx: &Context) -> Result<Found> {
-    let receipt = receipt::load(&cx.own())?;
-    let census = cx.ownership(receipt.as_ref())?.census(None)?;
-    let scratch = cx.scratch()?;
+fn databases(install: &Install, run: &Run) -> Result<Found> {
+    let receipt = receipt::load(&install.own())?;
+    let census = install.ownership(receipt.as_ref())?.census(None)?;
+    let scratch = run.scratch(install)?;
     let mut names = Vec::new();
-    for main in cx.databases(&census.databases, census.items.keys())? {
-        let found = verify::check_database(cx.root.path(), &main, &[], &scratch)?;
+    for main in install.databases(&census.databases, census.items.keys())? {
+        let found = verify::check_database(install.root.path(), &main, &[], &scratch)?;
         if !found.ok {
             return Ok(problem(
                 format!("the database {main} is damaged"),
@@ -324,12 +328,12 @@ fn databases(cx: &Context) -> Result<Found> {
 }
 
 /// A backup and the same again for a new version: what an update of everything would need.
-fn space(cx: &Context) -> Result<Found> {
-    let receipt = receipt::load(&cx.own())?;
-    let ownership = cx.ownership(receipt.as_ref())?;
+fn space(install: &Install) -> Result<Found> {
+    let receipt = receipt::load(&install.own())?;
+    let ownership = install.ownership(receipt.as_ref())?;
     let census = ownership.census(None)?;
-    let free = files::free_space(cx.root.path()).context("asking for free space")?;
-    let selection = Selection::choose(&cx.root, &ownership.rules, &census, &cx.backups(), free)?;
+    let free = files::free_space(install.root.path()).context("asking for free space")?;
+    let selection = Selection::choose(&install.root, &ownership.rules, &census, &install.backups(), free)?;
     let code: u64 = census.of(Class::Shipped).map(|(_, facts)| facts.size).sum();
     let needed = 2 * code + selection.bytes + selection.databases;
     let told = format!("{free} bytes are free, and an update of everything would need about {needed}");
@@ -340,8 +344,8 @@ fn space(cx: &Context) -> Result<Found> {
     })
 }
 
-fn backups(cx: &Context) -> Result<Found> {
-    let all = backup::list_all(&cx.backups(), false)?;
+fn backups(install: &Install) -> Result<Found> {
+    let all = backup::list_all(&install.backups(), false)?;
     let damaged: Vec<&str> = all.iter().filter(|b| !b.damaged.is_empty()).map(|b| b.id.as_str()).collect();
     Ok(if damaged.is_empty() {
         fine(format!("{} backups", all.len()))
@@ -350,8 +354,8 @@ fn backups(cx: &Context) -> Result<Found> {
     })
 }
 
-fn known_bad(cx: &Context) -> Found {
-    let bad = history::known_bad(&cx.own(), update::MOST_FAILURES);
+fn known_bad(install: &Install) -> Found {
+    let bad = history::known_bad(&install.own(), update::MOST_FAILURES);
     let names: Vec<&str> = bad.iter().map(|failed| failed.version.as_str()).collect();
     if names.is_empty() {
         return fine("no bundle failed twice by its own fault");

@@ -6,8 +6,8 @@ use crate::app::Profile;
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::system::{BootPlan, Owner, SystemPart, Unit, boot, files, processes, service, trust};
-use crate::update::context::Context;
 use crate::update::escape::unit_name;
+use crate::update::install::Install;
 use crate::update::owner;
 use crate::update::server;
 use anyhow::{Context as _, Result};
@@ -16,7 +16,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// `init --boot-recovery`, `init --systemd-helper`: writes the units and enables them. Again: changes nothing.
-pub fn install_part(cx: &Context, part: SystemPart) -> Result<Value> {
+pub fn install_part(install: &Install, part: SystemPart) -> Result<Value> {
     may_install(part, "")?;
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
     let open = trust::distrust(&exe).context("asking who may change this program")?;
@@ -27,15 +27,15 @@ pub fn install_part(cx: &Context, part: SystemPart) -> Result<Value> {
             .remedy("install the program for root alone, for example in /usr/local/bin, and run it from there")
             .into());
     }
-    let server = server_unit(cx)?;
+    let server = server_unit(install)?;
     if part == SystemPart::Helper && server.as_ref().is_none_or(|unit| unit.user.is_some()) {
         return Err(Failure::failed("no-unit", "the server belongs to no unit of the system that is known")
-            .at(cx.root.path().display())
+            .at(install.root.path().display())
             .remedy("start the server through its unit, or name the unit as [server] service in updater.toml")
             .into());
     }
-    let plan = BootPlan { root: cx.root.path().to_path_buf(), exe, server: server.clone() };
-    let name = unit_name(cx.root.path());
+    let plan = BootPlan { root: install.root.path().to_path_buf(), exe, server: server.clone() };
+    let name = unit_name(install.root.path());
     let places = boot::places(part, &name);
     let texts = boot::texts(part, &plan).map_err(|e| Failure::failed("odd-path", e.to_string()))?;
     for (place, text) in places.iter().zip(&texts) {
@@ -60,9 +60,9 @@ pub fn install_part(cx: &Context, part: SystemPart) -> Result<Value> {
 }
 
 /// With `--remove`: takes the units away. Ok when there are none.
-pub fn remove_part(cx: &Context, part: SystemPart) -> Result<Value> {
+pub fn remove_part(install: &Install, part: SystemPart) -> Result<Value> {
     may_install(part, " --remove")?;
-    let units = remove(part, &unit_name(cx.root.path()))?;
+    let units = remove(part, &unit_name(install.root.path()))?;
     Ok(json!({word(part): "removed", "units": units, "server": null}))
 }
 
@@ -105,15 +105,16 @@ fn may_install(part: SystemPart, more: &str) -> Result<()> {
 }
 
 /// The unit of the settings, else the one that the running server belongs to.
-fn server_unit(cx: &Context) -> Result<Option<Unit>> {
-    if let Some(name) = &cx.settings.server.service {
+fn server_unit(install: &Install) -> Result<Option<Unit>> {
+    if let Some(name) = &install.settings.server.service {
         let unit = service::named(name);
-        if let Some(owner) = owner::other_than_root(&cx.root)? {
-            may_be_bound(&unit, owner).map_err(|failure| failure.at(cx.root.path().join("updater.toml").display()))?;
+        if let Some(owner) = owner::other_than_root(&install.root)? {
+            may_be_bound(&unit, owner)
+                .map_err(|failure| failure.at(install.root.path().join("updater.toml").display()))?;
         }
         return Ok(Some(unit));
     }
-    Ok(server::find(&cx.root)?.and_then(|running| running.managed_by))
+    Ok(server::find(&install.root)?.and_then(|running| running.managed_by))
 }
 
 /// Settings of another user tie nothing to a unit that is not his: a recovery that fails would keep it from starting.
@@ -154,20 +155,20 @@ pub fn part_text(done: &Value) -> Vec<String> {
 }
 
 /// Plain `init`: writes the settings file from what runs now.
-pub fn settings(cx: &Context, place: &Path, force: bool) -> Result<Value> {
+pub fn settings(install: &Install, place: &Path, force: bool) -> Result<Value> {
     if fsx::exists(place)? && !force {
         return Err(Failure::failed("settings-exist", "there are settings already, and they are left as they are")
             .at(place.display())
             .remedy("edit them, or have them replaced with updater init --force")
             .into());
     }
-    let running = server::find(&cx.root)?;
+    let running = server::find(&install.root)?;
     let port = running.as_ref().and_then(|r| r.ports.first().copied());
     let unit = running.as_ref().and_then(|r| r.managed_by.as_ref()).filter(|unit| unit.user.is_none());
     let command = running.as_ref().map(|r| r.launch.argv.clone());
     fsx::write_atomic(
         place,
-        text(Profile::of(cx.root.path()), port, command.as_deref(), unit.map(|u| u.name.as_str())).as_bytes(),
+        text(Profile::of(install.root.path()), port, command.as_deref(), unit.map(|u| u.name.as_str())).as_bytes(),
     )?;
     Ok(json!({
         "settings": place.display().to_string(),

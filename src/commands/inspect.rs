@@ -9,11 +9,12 @@ use crate::state::history;
 use crate::state::journal::{self, Found, Journal};
 use crate::state::receipt;
 use crate::system::Way;
-use crate::update::context::Context;
 use crate::update::escape;
 use crate::update::health;
 use crate::update::hooks::Hooks;
+use crate::update::install::Install;
 use crate::update::ownership::Class;
+use crate::update::run::Run;
 use crate::update::server::{self, Running};
 use crate::update::{self, Prepared, Request};
 use crate::verify;
@@ -23,13 +24,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The `server` object of `status` and `plan`.
-fn server_object(cx: &Context, server: Option<&Running>) -> Result<Value> {
+fn server_object(install: &Install, run: &Run, server: Option<&Running>) -> Result<Value> {
     let Some(running) = server else {
         return Ok(json!({
             "state": "stopped", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null,
         }));
     };
-    let answer = health::measure_while(cx, &running.listeners, None, cx.settings.server.health.as_deref())?;
+    let answer = health::measure_while(run, &running.listeners, None, install.settings.server.health.as_deref())?;
     Ok(json!({
         "state": "running",
         "pid": running.processes.first().map(|p| p.id.pid),
@@ -41,53 +42,53 @@ fn server_object(cx: &Context, server: Option<&Running>) -> Result<Value> {
 }
 
 /// What an interrupted or unreadable journal means to a reader.
-pub fn interrupted(cx: &Context) -> Result<(Value, Option<ErrorRecord>)> {
+pub fn interrupted(install: &Install) -> Result<(Value, Option<ErrorRecord>)> {
     let problem = |failure: Failure| error::record(&failure.into());
-    Ok(match Journal::find(&cx.own())? {
+    Ok(match Journal::find(&install.own())? {
         Found::Nothing => (Value::Null, None),
         Found::Open(journal) => {
             let failure =
                 Failure::failed("interrupted", format!("the update {} was interrupted", journal.begin.update_id))
-                    .remedy(format!("type: updater recover --root '{}'", cx.root.path().display()));
+                    .remedy(format!("type: updater recover --root '{}'", install.root.path().display()));
             (json!(journal.begin.update_id), Some(problem(failure)))
         }
-        Found::Unreadable(reason) => (Value::Null, Some(problem(journal::blocked(&cx.own(), &reason)))),
+        Found::Unreadable(reason) => (Value::Null, Some(problem(journal::blocked(&install.own(), &reason)))),
     })
 }
 
 /// `status`: what is installed, runs, is under way, was interrupted. Always exit 0 when it can be read.
-pub fn status(cx: &Context) -> Result<Value> {
-    let receipt = receipt::load(&cx.own())?;
-    let kept = history::read_status(&cx.own()).unwrap_or(Value::Null);
+pub fn status(install: &Install, run: &Run) -> Result<Value> {
+    let receipt = receipt::load(&install.own())?;
+    let kept = history::read_status(&install.own()).unwrap_or(Value::Null);
     let under_way = Some(kept["under_way"].clone()).filter(is_alive).unwrap_or(Value::Null);
-    let (interrupted, problem) = if under_way.is_null() { interrupted(cx)? } else { (Value::Null, None) };
-    let server = server::find(&cx.root);
+    let (interrupted, problem) = if under_way.is_null() { interrupted(install)? } else { (Value::Null, None) };
+    let server = server::find(&install.root);
     let mut warnings: Vec<ErrorRecord> = problem.into_iter().collect();
-    for bad in history::known_bad(&cx.own(), update::MOST_FAILURES) {
+    for bad in history::known_bad(&install.own(), update::MOST_FAILURES) {
         let message =
             format!("{} failed here {} times by its own fault: unattended runs skip it", bad.version, bad.count);
         let failure = Failure::failed("known-bad", message)
             .remedy("apply a mended bundle, or try this one once more with --retry-failed");
         warnings.push(error::record(&failure.into()));
     }
-    let elsewhere = if matches!(server, Ok(None)) { server::elsewhere(&cx.root)? } else { None };
+    let elsewhere = if matches!(server, Ok(None)) { server::elsewhere(&install.root)? } else { None };
     let server = match elsewhere.map_or(server, |failure| Err(failure.into())) {
-        Ok(found) => server_object(cx, found.as_ref())?,
+        Ok(found) => server_object(install, run, found.as_ref())?,
         Err(e) => {
             warnings.push(error::record(&e));
             json!({"state": "unknown", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null})
         }
     };
     Ok(json!({
-        "root": cx.root.path().display().to_string(),
+        "root": install.root.path().display().to_string(),
         "installed": receipt.as_ref().map(|r| json!({
             "version": r.version, "content_id": r.content_id, "applied_at": r.applied_at, "files": r.files.len(),
         })),
         "server": server,
         "under_way": under_way,
         "interrupted": interrupted,
-        "last": history::Last::read(&cx.own()).map(|l| l.0),
-        "backups": backup::list(&cx.backups())?.len(),
+        "last": history::Last::read(&install.own()).map(|l| l.0),
+        "backups": backup::list(&install.backups())?.len(),
         "warnings": warnings,
     }))
 }
@@ -99,29 +100,29 @@ fn is_alive(under_way: &Value) -> bool {
 }
 
 /// `plan`: what `apply` would do. The exit code is the one with which `apply` would end before the stop.
-pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
+pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Value, u8)> {
     let mut problems: Vec<ErrorRecord> = Vec::new();
     let scratch = tempfile::tempdir().context("making a temporary folder")?;
     let mut fetched = request.clone();
-    let missing = match update::fetch_to(cx, request, &scratch.path().join("bundle")) {
+    let missing = match update::fetch_to(install, run, request, &scratch.path().join("bundle")) {
         Ok(path) => {
             fetched.bundle = path;
             None
         }
         Err(e) => Some(e),
     };
-    let (cx, request) = (&*cx, &fetched);
+    let (run, request) = (&*run, &fetched);
     let mut worst = 0u8;
     let mut note = |e: anyhow::Error, problems: &mut Vec<ErrorRecord>| {
         worst = worst.max(error::class(&e) as u8);
         problems.push(error::record(&e));
     };
-    match Journal::find(&cx.own())? {
+    match Journal::find(&install.own())? {
         // `apply` settles it first.
-        Found::Nothing | Found::Open(_) => problems.extend(interrupted(cx)?.1),
-        Found::Unreadable(reason) => note(journal::blocked(&cx.own(), &reason).into(), &mut problems),
+        Found::Nothing | Found::Open(_) => problems.extend(interrupted(install)?.1),
+        Found::Unreadable(reason) => note(journal::blocked(&install.own(), &reason).into(), &mut problems),
     }
-    let survey = match update::detect(cx, request) {
+    let survey = match update::detect(install, run, request) {
         Ok(survey) => Some(survey),
         Err(e) if error::class(&e) == error::Class::Failed => {
             note(e, &mut problems);
@@ -129,25 +130,26 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
         }
         Err(e) => return Err(e),
     };
-    let way = escape::way(&cx.root, false).unwrap_or_else(|e| {
+    let way = escape::way(&install.root, false).unwrap_or_else(|e| {
         note(e, &mut problems);
         None
     });
     if let Some(survey) = &survey
-        && let Err(e) = update::may_stop(survey, &cx.root, way == Some(Way::Helper))
+        && let Err(e) = update::may_stop(survey, &install.root, way == Some(Way::Helper))
     {
         note(e, &mut problems);
     }
-    let prepared = match survey.as_ref().map(|s| missing.map_or_else(|| update::preflight(cx, request, s), Err)) {
-        Some(Ok(prepared)) => Some(prepared),
-        Some(Err(e)) => {
-            note(e, &mut problems);
-            None
-        }
-        None => None,
-    };
-    let found = server::find(&cx.root).ok().flatten();
-    let mut server = server_object(cx, found.as_ref())?;
+    let prepared =
+        match survey.as_ref().map(|s| missing.map_or_else(|| update::preflight(install, run, request, s), Err)) {
+            Some(Ok(prepared)) => Some(prepared),
+            Some(Err(e)) => {
+                note(e, &mut problems);
+                None
+            }
+            None => None,
+        };
+    let found = server::find(&install.root).ok().flatten();
+    let mut server = server_object(install, run, found.as_ref())?;
     server["processes"] = found
         .iter()
         .flat_map(|r| &r.processes)
@@ -156,11 +158,11 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
     let from = survey.as_ref().and_then(|s| s.receipt.as_ref()).map(|r| r.version.clone());
     let plan = prepared.as_ref().map(|p| &p.plan);
     let bundle = prepared.as_ref().map(|p| &p.bundle);
-    let volume = cx.root.path().display().to_string();
-    let free = crate::system::files::free_space(cx.root.path()).ok();
+    let volume = install.root.path().display().to_string();
+    let free = crate::system::files::free_space(install.root.path()).ok();
     let mut warnings = Vec::new();
-    let aside = plan.and_then(|plan| update::moved_aside(cx, plan, None));
-    let notes = prepared.as_ref().map(|prepared| update::notes(cx, prepared)).transpose()?;
+    let aside = plan.and_then(|plan| update::moved_aside(install, plan, None));
+    let notes = prepared.as_ref().map(|prepared| update::notes(install, prepared)).transpose()?;
     for note in aside.into_iter().chain(notes.unwrap_or_default()) {
         let path = if let [path] = &note.paths[..] { Some(path.to_string()) } else { None };
         warnings.push(json!({"code": note.code, "message": note.message, "path": path}));
@@ -183,14 +185,14 @@ pub fn plan(cx: &mut Context, request: &Request) -> Result<(Value, u8)> {
         "changed_here": plan.map(|p| p.changed_here.clone()).unwrap_or_default(),
         "moved_aside": plan.map(|p| p.moved_aside()).unwrap_or_default(),
         "not_taken": plan.map(|p| p.not_taken.clone()).unwrap_or_default(),
-        "not_saved": counted(prepared.as_ref().map(|p| not_saved(cx, p)).transpose()?.unwrap_or_default()),
-        "outage": outage(cx, hooks),
+        "not_saved": counted(prepared.as_ref().map(|p| not_saved(install, p)).transpose()?.unwrap_or_default()),
+        "outage": outage(install, hooks),
         "server": server,
         "launch": survey.as_ref().and_then(|s| s.launch.as_ref()).map(|l| json!({
             "argv": l.argv, "cwd": l.cwd.display().to_string(),
             "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": survey.as_ref().and_then(|s| s.service.as_ref()).map_or("process".to_string(), |unit| format!("service {unit}")),
         })),
-        "hooks": hooks.map(|hooks| hooks.shown(&cx.root)).unwrap_or_default(),
+        "hooks": hooks.map(|hooks| hooks.shown(&install.root)).unwrap_or_default(),
         "escape": way.map_or("none", |way| way.word()),
         "space": prepared.as_ref().map(|p| vec![json!({"volume": volume, "needed": p.needed, "free": free})]).unwrap_or_default(),
         "problems": problems,
@@ -211,32 +213,32 @@ fn stays(prepared: &Prepared) -> (u64, u64) {
 }
 
 /// How many large files are only watched, and their bytes.
-fn not_saved(cx: &Context, prepared: &Prepared) -> Result<(u64, u64)> {
-    let all = prepared.selection.not_saved(&cx.root)?;
+fn not_saved(install: &Install, prepared: &Prepared) -> Result<(u64, u64)> {
+    let all = prepared.selection.not_saved(&install.root)?;
     Ok((all.len() as u64, all.iter().map(|(_, bytes)| bytes).sum()))
 }
 
 /// How long the server was down the last time, and what makes it longer now.
-fn outage(cx: &Context, hooks: Option<&Hooks>) -> Value {
-    let last_ms = history::Last::read(&cx.own()).map(|last| last.0["downtime_ms"].clone()).unwrap_or(Value::Null);
+fn outage(install: &Install, hooks: Option<&Hooks>) -> Value {
+    let last_ms = history::Last::read(&install.own()).map(|last| last.0["downtime_ms"].clone()).unwrap_or(Value::Null);
     let longer = hooks.filter(|hooks| hooks.run_after_swap()).map(|_| "hooks run while the server is down");
     json!({"last_ms": last_ms, "why_longer": longer})
 }
 
 /// What `verify` found, and whether all is well.
-pub fn verify(cx: &Context) -> Result<(Value, bool)> {
-    let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
-    let ownership = cx.ownership(Some(&receipt))?;
-    let mut kept = update::kept_bundle(cx, &receipt)?;
+pub fn verify(install: &Install, run: &Run) -> Result<(Value, bool)> {
+    let receipt = receipt::load(&install.own())?.ok_or_else(no_receipt)?;
+    let ownership = install.ownership(Some(&receipt))?;
+    let mut kept = update::kept_bundle(install, &receipt)?;
     let found = verify::installed(&ownership, &receipt, &mut kept, false)?;
     let mut databases = Vec::new();
     let census = ownership.census(None)?;
-    let scratch = cx.scratch()?;
-    for main in cx.databases(&census.databases, census.items.keys())? {
-        databases.push(verify::check_database(cx.root.path(), &main, &cx.settings.verify.tables, &scratch)?);
+    let scratch = run.scratch(install)?;
+    for main in install.databases(&census.databases, census.items.keys())? {
+        databases.push(verify::check_database(install.root.path(), &main, &install.settings.verify.tables, &scratch)?);
     }
     let whole = found.is_whole() && databases.iter().all(|d| d.ok);
-    let (_, problem) = interrupted(cx)?;
+    let (_, problem) = interrupted(install)?;
     let object = json!({
         "whole": whole,
         "checked": found.checked,
@@ -251,10 +253,10 @@ pub fn verify(cx: &Context) -> Result<(Value, bool)> {
 }
 
 /// `backups`, newest first; `check` hashes every saved file again. The second: nothing is found wrong.
-pub fn backups(cx: &Context, check: bool) -> Result<(Value, bool)> {
-    let all = backup::list_all(&cx.backups(), check)?;
+pub fn backups(install: &Install, check: bool) -> Result<(Value, bool)> {
+    let all = backup::list_all(&install.backups(), check)?;
     let whole = all.iter().all(|b| b.damaged.is_empty() && (b.whole || b.kind == backup::Kind::Legacy));
-    let (_, problem) = interrupted(cx)?;
+    let (_, problem) = interrupted(install)?;
     Ok((json!({"backups": all, "problems": problem.into_iter().collect::<Vec<_>>()}), !check || whole))
 }
 
@@ -264,48 +266,55 @@ fn no_receipt() -> Failure {
 }
 
 /// `verify --repair`: the installed bundle applied again to what is damaged, as a small update of its own.
-pub fn repair(cx: &mut Context, from: Option<&std::path::Path>, no_restart: bool, wait: Option<Duration>) -> Finished {
+pub fn repair(
+    install: &Install,
+    run: &mut Run,
+    from: Option<&std::path::Path>,
+    no_restart: bool,
+    wait: Option<Duration>,
+) -> Finished {
     let mut finished = Finished::default();
-    let outcome = heal(cx, from, no_restart, wait, &mut finished);
-    update::conclude(cx, &mut finished, outcome);
+    let outcome = heal(install, run, from, no_restart, wait, &mut finished);
+    update::conclude(install, run, &mut finished, outcome);
     finished
 }
 
 fn heal(
-    cx: &mut Context,
+    install: &Install,
+    run: &mut Run,
     from: Option<&std::path::Path>,
     no_restart: bool,
     wait: Option<Duration>,
     finished: &mut Finished,
 ) -> Result<&'static str> {
     // Before the lock: where nothing was installed, nothing is made.
-    receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
-    let _lock = update::begin(cx, wait)?;
-    update::recover_first(cx)?;
-    let request = repair_request(cx, from, no_restart)?;
-    let damaged = damaged(cx)?;
-    let outcome = update::pipeline(cx, &request, finished)?;
+    receipt::load(&install.own())?.ok_or_else(no_receipt)?;
+    let _lock = update::begin(install, run, wait)?;
+    update::recover_first(install, run)?;
+    let request = repair_request(install, from, no_restart)?;
+    let damaged = damaged(install)?;
+    let outcome = update::pipeline(install, run, &request, finished)?;
     for path in &damaged {
-        cx.report.healed(&path.to_string(), "bundle");
+        run.report.healed(&path.to_string(), "bundle");
     }
     Ok(if outcome == "applied" || !damaged.is_empty() { "repaired" } else { outcome })
 }
 
-fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool) -> Result<Request> {
-    let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
+fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart: bool) -> Result<Request> {
+    let receipt = receipt::load(&install.own())?.ok_or_else(no_receipt)?;
     let bundle = match from {
         Some(path) => path.to_path_buf(),
-        None => cx.own().join("bundle.zip"),
+        None => install.own().join("bundle.zip"),
     };
     let limits = crate::update::bundle::Limits {
-        max_size: cx.settings.bundle.max_size,
-        max_files: cx.settings.bundle.max_files,
+        max_size: install.settings.bundle.max_size,
+        max_files: install.settings.bundle.max_files,
     };
     let expected = crate::update::bundle::Expected {
         named: None,
         start_file: &receipt.start_file,
         must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
-        is_installed: &|name| cx.root.join(name).exists(),
+        is_installed: &|name| install.root.join(name).exists(),
         // The run itself judges it for this install.
         folds_case: false,
         merges_forms: false,
@@ -333,16 +342,16 @@ fn repair_request(cx: &Context, from: Option<&std::path::Path>, no_restart: bool
         reinstall: true,
         heal: true,
         in_place: no_restart,
-        no_start: server::find(&cx.root)?.is_none(),
+        no_start: server::find(&install.root)?.is_none(),
         ..Request::default()
     })
 }
 
 /// What is damaged now, for the `healed` events.
-fn damaged(cx: &Context) -> Result<BTreeSet<RelPath>> {
-    let receipt = receipt::load(&cx.own())?.ok_or_else(no_receipt)?;
-    let mut kept = update::kept_bundle(cx, &receipt)?;
-    let found = verify::installed(&cx.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
+fn damaged(install: &Install) -> Result<BTreeSet<RelPath>> {
+    let receipt = receipt::load(&install.own())?.ok_or_else(no_receipt)?;
+    let mut kept = update::kept_bundle(install, &receipt)?;
+    let found = verify::installed(&install.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
     Ok(found.modified.into_iter().chain(found.missing).collect())
 }
 

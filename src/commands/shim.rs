@@ -5,7 +5,7 @@
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::system::files;
-use crate::update::context::Context;
+use crate::update::install::Install;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -21,43 +21,43 @@ const ITS_OWN: [&str; 3] =
     ["app/utils/remote_updater.py", "app/simple_remote_updater.py", "app/app/utils/remote_updater.py"];
 
 /// True where a legacy server's own updater lies.
-pub fn is_legacy(cx: &Context) -> bool {
-    ITS_OWN.iter().any(|place| cx.root.path().join(place).is_file())
+pub fn is_legacy(install: &Install) -> bool {
+    ITS_OWN.iter().any(|place| install.root.path().join(place).is_file())
 }
 
 /// True where our drop-in lies.
-pub fn is_installed(cx: &Context) -> bool {
-    let text = fsx::read(&cx.root.path().join(PLACE), fsx::PROGRAM);
+pub fn is_installed(install: &Install) -> bool {
+    let text = fsx::read(&install.root.path().join(PLACE), fsx::PROGRAM);
     text.is_ok_and(|text| String::from_utf8_lossy(&text).contains(MARK))
 }
 
 /// Whether it calls this very program for this very root.
-pub fn is_current(cx: &Context) -> Result<bool> {
+pub fn is_current(install: &Install) -> Result<bool> {
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
-    Ok(fsx::read(&cx.root.path().join(PLACE), fsx::PROGRAM)? == script(&exe, cx.root.path())?.as_bytes())
+    Ok(fsx::read(&install.root.path().join(PLACE), fsx::PROGRAM)? == script(&exe, install.root.path())?.as_bytes())
 }
 
 /// Writes the shim. Again: it is written anew, for a program that has moved.
-pub fn install(cx: &Context) -> Result<Value> {
-    let place = cx.root.path().join(PLACE);
-    let folder = cx.root.path().join("app");
+pub fn install(install: &Install) -> Result<Value> {
+    let place = install.root.path().join(PLACE);
+    let folder = install.root.path().join("app");
     if !folder.is_dir() {
         return Err(Failure::failed("no-app-folder", "the install has no folder app/, in which a legacy server looks")
-            .at(cx.root.path().display())
+            .at(install.root.path().display())
             .remedy("give the root of a legacy server with --root")
             .into());
     }
     refuse_foreign(&place, "have it replaced by hand: move it away, then type updater shim again")?;
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
-    fsx::write_atomic(&place, script(&exe, cx.root.path())?.as_bytes())?;
+    fsx::write_atomic(&place, script(&exe, install.root.path())?.as_bytes())?;
     // The server that runs it need not be its owner.
     files::set_mode(&place, 0o644).with_context(|| format!("setting the mode of {}", place.display()))?;
     Ok(json!({"shim": place.display().to_string(), "program": exe.display().to_string(), "installed": true}))
 }
 
 /// Takes the shim away. Ok when there is none.
-pub fn remove(cx: &Context) -> Result<Value> {
-    let place = cx.root.path().join(PLACE);
+pub fn remove(install: &Install) -> Result<Value> {
+    let place = install.root.path().join(PLACE);
     refuse_foreign(&place, "it is not ours to remove")?;
     if fsx::exists(&place)? {
         fsx::remove_file(&place)?;

@@ -6,8 +6,9 @@ use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::system::Facts;
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::ownership::member;
+use crate::update::run::Run;
 use crate::verify::{self, Database};
 use anyhow::Result;
 use std::path::Path;
@@ -16,45 +17,51 @@ use std::path::Path;
 const LOOKS: usize = 20;
 
 /// Preflight: a database that is damaged already must not be blamed on the update.
-pub(super) fn whole_already(cx: &Context, main: &RelPath) -> Result<()> {
+pub(super) fn whole_already(install: &Install, run: &Run, main: &RelPath) -> Result<()> {
     let damaged = Failure::failed("database-damaged", format!("the database {main} is damaged already, before the update"))
         .at(main)
         .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite");
-    judge(cx, main, &[], |found| (!found.ok).then(|| damaged.clone()))
+    judge(install, run, main, &[], |found| (!found.ok).then(|| damaged.clone()))
 }
 
 /// A busy database may be cloned in the middle of a write, so `fault` counts only in files that stood still.
-fn judge(cx: &Context, main: &RelPath, tables: &[String], fault: impl Fn(&Database) -> Option<Failure>) -> Result<()> {
-    let scratch = cx.scratch()?;
+fn judge(
+    install: &Install,
+    run: &Run,
+    main: &RelPath,
+    tables: &[String],
+    fault: impl Fn(&Database) -> Option<Failure>,
+) -> Result<()> {
+    let scratch = run.scratch(install)?;
     for _ in 0..LOOKS {
-        let was = facts(cx, main)?;
-        let found = verify::check_database(cx.root.path(), main, tables, &scratch)?;
+        let was = facts(install, main)?;
+        let found = verify::check_database(install.root.path(), main, tables, &scratch)?;
         let Some(failure) = fault(&found) else { return Ok(()) };
-        if was == facts(cx, main)? {
+        if was == facts(install, main)? {
             return Err(failure.into());
         }
     }
     Ok(())
 }
 
-fn facts(cx: &Context, main: &RelPath) -> Result<[Option<Facts>; 3]> {
-    let of = |ending| fsx::facts(&cx.root.join(&member(main, ending)));
+fn facts(install: &Install, main: &RelPath) -> Result<[Option<Facts>; 3]> {
+    let of = |ending| fsx::facts(&install.root.join(&member(main, ending)));
     Ok([of("")?, of("-wal")?, of("-journal")?])
 }
 
 /// After the new version answered: each database is as whole as at the stop, and has no fewer rows in the watched
 /// tables. How it was then tells the backup's copy, so that nothing of this costs outage.
-pub(super) fn kept(cx: &Context, prepared: &Prepared, backup: &Path) -> Result<()> {
-    let scratch = cx.scratch()?;
-    let tables = &cx.settings.verify.tables;
-    for main in &prepared.watched_databases(cx)? {
+pub(super) fn kept(install: &Install, run: &Run, prepared: &Prepared, backup: &Path) -> Result<()> {
+    let scratch = run.scratch(install)?;
+    let tables = &install.settings.verify.tables;
+    for main in &prepared.watched_databases(install)? {
         let was = verify::check_database(backup, main, tables, &scratch)?;
         // Damaged already (`--force-data`), or not there: nothing is to be judged.
         if !was.ok || was.size == 0 {
             continue;
         }
-        let gone = || !fsx::facts(&cx.root.join(main)).is_ok_and(|facts| facts.is_some_and(|f| f.size > 0));
-        judge(cx, main, tables, |is| lost(&was, is, gone()))?;
+        let gone = || !fsx::facts(&install.root.join(main)).is_ok_and(|facts| facts.is_some_and(|f| f.size > 0));
+        judge(install, run, main, tables, |is| lost(&was, is, gone()))?;
     }
     Ok(())
 }

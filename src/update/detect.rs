@@ -7,9 +7,10 @@ use crate::base::net::Protocol;
 use crate::base::path::{InstallRoot, RelPath};
 use crate::state::receipt::{self, Receipt};
 use crate::system::{self, LaunchSpec, Unit, trust};
-use crate::update::context::Context;
 use crate::update::health::{self, Before};
 use crate::update::hooks;
+use crate::update::install::Install;
+use crate::update::run::Run;
 use crate::update::server::{self, Running};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
@@ -34,14 +35,14 @@ pub struct Survey {
 }
 
 /// Finds the server, how it answers and how it starts. Reads only.
-pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
-    let root = &cx.root;
-    let receipt = receipt::load(&cx.own())?;
+pub fn detect(install: &Install, run: &Run, request: &Request) -> Result<Survey> {
+    let root = &install.root;
+    let receipt = receipt::load(&install.own())?;
     let server = server::find(root)?;
 
     let mut foreign = None;
     let mut port_source = None;
-    let target = request.health_url.as_ref().or(cx.settings.server.health.as_ref());
+    let target = request.health_url.as_ref().or(install.settings.server.health.as_ref());
     let target = target.map(|text| health::Target::parse(text)).transpose()?;
     let health = target.as_ref().map(|t| t.path.as_str());
     let (launch, start_file, before) = match &server {
@@ -49,17 +50,17 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
             let start = running_start_file(root, running);
             // `--port` says which port health asks only where the server listens on it.
             let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
-            let before = health::measure_while(cx, &running.listeners, asked, health)?;
+            let before = health::measure_while(run, &running.listeners, asked, health)?;
             (Some(running.launch.clone()), start, before)
         }
         None => {
             if let Some(failure) = server::elsewhere(root)? {
                 return Err(failure.into());
             }
-            let believed = stopped_port(cx, request, receipt.as_ref())?;
+            let believed = stopped_port(install, request, receipt.as_ref())?;
             port_source = believed.map(|(_, source)| source);
             let port = believed.map(|(port, _)| port);
-            let launch = if request.no_start { None } else { Some(stopped_launch(cx, port, receipt.as_ref())?) };
+            let launch = if request.no_start { None } else { Some(stopped_launch(install, port, receipt.as_ref())?) };
             if let (Some(port), false) = (port, request.no_start)
                 && let Some(failure) = server::foreign_owner(port, root)?
             {
@@ -69,7 +70,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
                 foreign = server::owner_tree(port, root)?;
             }
             if let Some(launch) = &launch {
-                hooks::may_start(cx, launch)?;
+                hooks::may_start(install, launch)?;
             }
             let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
             let before = Before {
@@ -85,7 +86,7 @@ pub fn detect(cx: &Context, request: &Request) -> Result<Survey> {
     };
     let service = match &server {
         Some(running) => running.managed_by.clone(),
-        None => cx.settings.server.service.as_deref().filter(|_| launch.is_some()).map(system::service::named),
+        None => install.settings.server.service.as_deref().filter(|_| launch.is_some()).map(system::service::named),
     };
     let (launch, expected) = with_set(launch, &before, &request.set)?;
     Ok(Survey { server, port_source, foreign, launch, service, start_file, before, expected, receipt })
@@ -135,9 +136,13 @@ pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {
 
 /// The order of belief when nothing listens, and which of them won: `--port`, settings, last receipt, `.env`,
 /// `run.py`, and what a legacy server calls its port.
-fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> Result<Option<(u16, &'static str)>> {
-    let settings = &cx.settings.server;
-    let [of_env, of_program] = server::written_ports(&cx.root);
+fn stopped_port(
+    install: &Install,
+    request: &Request,
+    receipt: Option<&Receipt>,
+) -> Result<Option<(u16, &'static str)>> {
+    let settings = &install.settings.server;
+    let [of_env, of_program] = server::written_ports(&install.root);
     let sources = [
         (request.port, "--port"),
         (settings.port, "[server] port"),
@@ -160,13 +165,13 @@ fn stopped_port(cx: &Context, request: &Request, receipt: Option<&Receipt>) -> R
 }
 
 /// How a server is started that does not run: where root works, as the user as whom it ran.
-fn stopped_launch(cx: &Context, port: Option<u16>, receipt: Option<&Receipt>) -> Result<LaunchSpec> {
-    let mut env = cx.settings.server.env.clone();
+fn stopped_launch(install: &Install, port: Option<u16>, receipt: Option<&Receipt>) -> Result<LaunchSpec> {
+    let mut env = install.settings.server.env.clone();
     if let Some(port) = port {
         env.entry("PORT".into()).or_insert_with(|| port.to_string());
     }
     let user = receipt.and_then(|receipt| receipt.user.as_ref()).filter(|user| trust::is_guarded() && user.uid != 0);
-    server::guess_launch(&cx.root, cx.settings.server.command.as_deref(), &env, user)
+    server::guess_launch(&install.root, install.settings.server.command.as_deref(), &env, user)
 }
 
 /// What `--set` of a port or protocol changes in what is started and expected.

@@ -8,7 +8,7 @@ use crate::base::net::{self, Answer, PING, Protocol, url};
 use crate::base::path::InstallRoot;
 use crate::ports::{self, Listener};
 use crate::system::{ProcessId, processes};
-use crate::update::context::Context;
+use crate::update::run::Run;
 use crate::update::server::{Launched, Table};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -84,12 +84,12 @@ pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, t
 /// Measures in a thread of its own, so that a signal ends the wait for a server that does not answer. Errors: a signal
 /// came, before anything was changed.
 pub fn measure_while(
-    cx: &Context,
+    run: &Run,
     listeners: &[Listener],
     asked: Option<u16>,
     path: Option<&str>,
 ) -> anyhow::Result<Before> {
-    let came = || cx.signals.interrupts() + cx.signals.terminations();
+    let came = || run.signals.interrupts() + run.signals.terminations();
     // One that came before was answered: how an update ended is told all the same, and nobody is waited for any more.
     let known = came();
     let patience = if known == 0 { PATIENCE } else { HURRY };
@@ -101,7 +101,7 @@ pub fn measure_while(
     thread.spawn(ask).map_err(|e| anyhow::anyhow!("the server cannot be asked how it answers: {e}"))?;
     loop {
         if came() > known {
-            cx.check_signals()?;
+            run.check_signals()?;
         }
         match told.recv_timeout(SIGNAL_POLL) {
             Ok(before) => return Ok(before),

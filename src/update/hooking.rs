@@ -7,8 +7,9 @@ use crate::base::path::RelPath;
 use crate::state::journal::{Journal, Moves, Record};
 use crate::state::receipt;
 use crate::system::processes;
-use crate::update::context::Context;
 use crate::update::hooks::{self, Before};
+use crate::update::install::Install;
+use crate::update::run::Run;
 use crate::update::staging::Staged;
 use crate::verify;
 use anyhow::{Context as _, Result};
@@ -16,7 +17,8 @@ use anyhow::{Context as _, Result};
 /// Runs the hooks after the swap and holds the install against what they may have changed. Errors: one failed, or
 /// wrote elsewhere; the rollback follows.
 pub(super) fn run_hooks(
-    cx: &mut Context,
+    install: &Install,
+    run: &mut Run,
     prepared: &Prepared,
     staged: &[Staged],
     moves: &Moves,
@@ -25,44 +27,44 @@ pub(super) fn run_hooks(
     journal: &mut Journal,
 ) -> Result<()> {
     let changes = &prepared.hooks.changes;
-    let own = cx.own();
+    let own = install.own();
     let boot = processes::boot_id().context("reading the boot id")?;
     let data: Vec<RelPath> = changes.data().cloned().collect();
     let files = prepared.plan.shipped.keys().chain(staged.iter().map(|one| &one.path));
-    let before = Before::take(&cx.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
+    let before = Before::take(&install.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
     before.store(&own)?;
     journal.append(Record::Hooking { boot, data: data.clone() })?;
-    prepared.hooks.after_swap(cx, start_file)?;
+    prepared.hooks.after_swap(install, run, start_file)?;
     let program = "which belongs to the new version: what is installed would no longer be what was shipped";
     let shipped = "let it write under names that the bundle does not ship";
-    let altered = match verify::altered_arrival(&cx.root, staged, start_file)? {
-        None => altered_program(cx, prepared, start_file)?,
+    let altered = match verify::altered_arrival(&install.root, staged, start_file)? {
+        None => altered_program(install, prepared, start_file)?,
         altered => altered,
     };
     if let Some(path) = altered {
         return Err(hooks::strayed("hook-changed-program", &path, program).remedy(shipped).into());
     }
     let brought = |path: &RelPath| moves.moves.iter().any(|m| m.path == *path);
-    if let Some(path) = verify::altered_data(&cx.root, record, &|path| !brought(path) && !changes.hold(path))? {
+    if let Some(path) = verify::altered_data(&install.root, record, &|path| !brought(path) && !changes.hold(path))? {
         return Err(hooks::strayed("hook-changed-data", &path, "which belongs to the users").into());
     }
-    changes.flush(&cx.root, &record.files)?;
-    let made = before.made(&cx.root)?;
+    changes.flush(&install.root, &record.files)?;
+    let made = before.made(&install.root)?;
     let unnamed: Vec<String> = made.iter().filter(|path| !changes.hold(path)).map(RelPath::to_string).collect();
     if !unnamed.is_empty() {
         let text = format!("hooks made what they do not name in `changes`: {}", unnamed.join(", "));
-        cx.report.warning("hook-made", &text, unnamed.first().map(String::as_str));
+        run.report.warning("hook-made", &text, unnamed.first().map(String::as_str));
     }
     hooks::store_made(&own, &made)?;
     journal.append(Record::Hooked)
 }
 
 /// What is not as the receipt of the new version will say it.
-fn altered_program(cx: &Context, prepared: &Prepared, start_file: &RelPath) -> Result<Option<RelPath>> {
-    let Some(mut wanted) = receipt::load(&cx.own().join("staging"))? else { return Ok(None) };
+fn altered_program(install: &Install, prepared: &Prepared, start_file: &RelPath) -> Result<Option<RelPath>> {
+    let Some(mut wanted) = receipt::load(&install.own().join("staging"))? else { return Ok(None) };
     wanted.files.retain(|line| line.path != *start_file);
     // A restore of a part leaves what was altered before as it was.
-    let found = verify::installed(&cx.ownership(Some(&wanted))?, &wanted, &mut None, true)?;
+    let found = verify::installed(&install.ownership(Some(&wanted))?, &wanted, &mut None, true)?;
     let was_so = |path: &RelPath| {
         prepared.plan.actions.iter().any(|p| p.path == *path && p.action == crate::update::plan::Action::Keep)
     };

@@ -4,7 +4,8 @@
 //! Refuses to go on after any error: before the stop it ends, after it it rolls back.
 
 pub mod ownership;
-pub mod context;
+pub mod install;
+pub mod run;
 pub mod fetch;
 pub mod bundle;
 // crate::ports
@@ -48,10 +49,11 @@ use crate::state::journal::{Journal, Record};
 use crate::system::{LaunchSpec, ProcessId, Said, Unit, processes};
 use crate::verify;
 use anyhow::{Context as _, Result};
-use context::Context;
 use health::Before;
+use install::Install;
 use preflight::{counted, is_whole};
 use record::{extend_receipt, finish_backup, open_journal, write_receipt};
+use run::Run;
 use server::Launched;
 use session::OWN_FAULT;
 use staging::Staged;
@@ -124,95 +126,97 @@ impl Request {
 }
 
 /// Runs the update. The `Finished` says how it ended, whatever happened.
-pub fn apply(cx: &mut Context, request: &Request) -> Finished {
+pub fn apply(install: &Install, run: &mut Run, request: &Request) -> Finished {
     let mut finished = Finished::default();
-    let outcome = run(cx, request, &mut finished);
-    conclude(cx, &mut finished, outcome);
+    let outcome = apply_locked(install, run, request, &mut finished);
+    conclude(install, run, &mut finished, outcome);
     finished
 }
 
-fn run(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
+/// Waits for the lock, settles what was interrupted, and runs the stages.
+fn apply_locked(install: &Install, run: &mut Run, request: &Request, finished: &mut Finished) -> Result<&'static str> {
     if request.origin == Origin::File {
         let path = std::path::absolute(&request.bundle).context("finding the bundle")?;
         if !path.is_file() {
             return Err(no_bundle(&path).into());
         }
     }
-    let _lock = begin(cx, request.wait)?;
-    recover_first(cx)?;
-    pipeline(cx, request, finished)
+    let _lock = begin(install, run, request.wait)?;
+    recover_first(install, run)?;
+    pipeline(install, run, request, finished)
 }
 
 /// The stages, one after the other. The caller holds the lock, and nothing is interrupted.
-pub fn pipeline(cx: &mut Context, request: &Request, finished: &mut Finished) -> Result<&'static str> {
-    cx.start(Stage::Fetch, "opening the bundle");
+pub fn pipeline(install: &Install, run: &mut Run, request: &Request, finished: &mut Finished) -> Result<&'static str> {
+    run.start(Stage::Fetch, "opening the bundle");
     let mut fetched = request.clone();
-    let downloads = cx.own().join("downloads");
+    let downloads = install.own().join("downloads");
     let told = match (&request.saved, &request.origin) {
         (Some(saved), _) => format!("the backup {}", saved.record.id),
         (None, Origin::File) => "the bundle is a local file".to_string(),
         (None, Origin::Handed) => "the bundle is a local file of root's".to_string(),
         (None, Origin::Url(url)) => format!("downloaded from {url}"),
     };
-    fetched.bundle = fetch_to(cx, request, &downloads)?;
-    cx.done(Stage::Fetch, &told);
+    fetched.bundle = fetch_to(install, run, request, &downloads)?;
+    run.done(Stage::Fetch, &told);
     let request = &fetched;
 
-    cx.start(Stage::Detect, "looking for the server");
-    let survey = detect(cx, request)?;
+    run.start(Stage::Detect, "looking for the server");
+    let survey = detect(install, run, request)?;
     for victim in survey.server.iter().chain(&survey.foreign) {
-        escape::prove_outside(victim, &cx.root)?;
+        escape::prove_outside(victim, &install.root)?;
     }
-    may_stop(&survey, &cx.root, false)?;
+    may_stop(&survey, &install.root, false)?;
     finished.from_version = survey.receipt.as_ref().map(|r| r.version.clone());
     finished.port = survey.before.asked_port.or(survey.expected.asked_port);
     finished.pid = survey.server.as_ref().and_then(|s| s.processes.first()).map(|p| p.id.pid);
-    cx.done(Stage::Detect, &described(&survey));
-    cx.check_signals()?;
+    run.done(Stage::Detect, &described(&survey));
+    run.check_signals()?;
 
-    cx.start(Stage::Preflight, "checking the bundle and the install");
-    if nothing_to_do(cx, request, &survey)? {
+    run.start(Stage::Preflight, "checking the bundle and the install");
+    if nothing_to_do(install, request, &survey)? {
         finished.to_version.clone_from(&finished.from_version);
-        cx.done(Stage::Preflight, "this very bundle is installed, and the tree is whole");
-        skip_changes(cx);
-        cx.report.stage_skipped(Stage::Relaunch, "the server was not stopped");
-        cx.report.stage_skipped(Stage::Health, "the server was not stopped");
-        cx.start(Stage::Commit, "closing");
-        cx.done(Stage::Commit, "this content is installed already");
+        run.done(Stage::Preflight, "this very bundle is installed, and the tree is whole");
+        skip_changes(run);
+        run.report.stage_skipped(Stage::Relaunch, "the server was not stopped");
+        run.report.stage_skipped(Stage::Health, "the server was not stopped");
+        run.start(Stage::Commit, "closing");
+        run.done(Stage::Commit, "this content is installed already");
         return Ok("already-current");
     }
-    let prepared = preflight(cx, request, &survey);
+    let prepared = preflight(install, run, request, &survey);
     // What databases were cloned into.
-    staging::clear(&cx.own())?;
+    staging::clear(&install.own())?;
     let mut prepared = prepared?;
     finished.to_version =
         if request.is_partly() { finished.from_version.clone() } else { Some(prepared.bundle.version.clone()) };
     if !prepared.plan.is_empty() {
         try_start(&survey)?;
     }
-    for note in notes(cx, &prepared)? {
-        cx.report.warn_of(note.code, &note.message, &note.paths);
+    for note in notes(install, &prepared)? {
+        run.report.warn_of(note.code, &note.message, &note.paths);
     }
     for (code, text) in &prepared.hooks.warnings {
-        cx.report.warning(code, text, None);
+        run.report.warning(code, text, None);
     }
-    cx.done(Stage::Preflight, &counted(&prepared.plan));
-    cx.check_signals()?;
+    run.done(Stage::Preflight, &counted(&prepared.plan));
+    run.check_signals()?;
 
-    if request.unattended && history::failures(&cx.own(), &prepared.bundle.content_id) >= MOST_FAILURES {
+    if request.unattended && history::failures(&install.own(), &prepared.bundle.content_id) >= MOST_FAILURES {
         let message = "this bundle failed here twice by its own fault; --retry-failed tries it again";
-        cx.report.warning("known-bad", message, None);
+        run.report.warning("known-bad", message, None);
         return Ok("skipped");
     }
 
     let installed = survey.receipt.as_ref().is_some_and(|r| r.content_id == prepared.bundle.content_id);
     let same = installed && request.saved.is_none();
-    if prepared.plan.is_empty() || (same && !request.reinstall && !prepared.plan.set_changes && is_whole(cx, &survey)?)
+    if prepared.plan.is_empty()
+        || (same && !request.reinstall && !prepared.plan.set_changes && is_whole(install, &survey)?)
     {
-        return unchanged(cx, request, survey, prepared, finished);
+        return unchanged(install, run, request, survey, prepared, finished);
     }
     let repaired = same && !request.reinstall && !prepared.plan.set_changes;
-    update(cx, request, survey, &mut prepared, finished)?;
+    update(install, run, request, survey, &mut prepared, finished)?;
     Ok(if repaired { "repaired" } else { "applied" })
 }
 
@@ -233,34 +237,36 @@ fn cannot_start(launch: &LaunchSpec, e: &std::io::Error) -> Failure {
 }
 
 pub fn judge(
-    cx: &Context,
+    install: &Install,
+    run: &Run,
     request: &Request,
     expected: &Before,
     old: &[ProcessId],
     running: &mut Option<Launched>,
 ) -> Result<health::Healthy> {
-    let timeout = request.health_timeout.unwrap_or(cx.settings.server.health_timeout);
-    let judge = health::Judge { timeout, soak: cx.settings.server.soak };
+    let timeout = request.health_timeout.unwrap_or(install.settings.server.health_timeout);
+    let judge = health::Judge { timeout, soak: install.settings.server.soak };
     let running = running.as_mut().map(|r| r as &mut dyn health::Started);
-    judge.judge(expected, &cx.root, old, running, &mut || cx.check_signals_after_stop())
+    judge.judge(expected, &install.root, old, running, &mut || run.check_signals_after_stop())
 }
 
-fn start_unit(cx: &Context, request: &Request, unit: &Unit) -> Result<Option<Launched>> {
-    let timeout = request.health_timeout.unwrap_or(cx.settings.server.health_timeout);
-    server::start_unit(unit, timeout, &mut || cx.check_signals_after_stop())
+fn start_unit(install: &Install, run: &Run, request: &Request, unit: &Unit) -> Result<Option<Launched>> {
+    let timeout = request.health_timeout.unwrap_or(install.settings.server.health_timeout);
+    server::start_unit(unit, timeout, &mut || run.check_signals_after_stop())
 }
 
 /// From staging to the commit. Any error after the stop comes back as a rollback's outcome.
 fn update(
-    cx: &mut Context,
+    install: &Install,
+    run: &mut Run,
     request: &Request,
     survey: Survey,
     prepared: &mut Prepared,
     finished: &mut Finished,
 ) -> Result<()> {
-    let own = cx.own();
-    cx.start(Stage::Stage, "writing the new files");
-    let before_stop = stage_and_seed(cx, request, &survey, prepared);
+    let own = install.own();
+    run.start(Stage::Stage, "writing the new files");
+    let before_stop = stage_and_seed(install, run, request, &survey, prepared);
     let (staged, mut saved) = match before_stop {
         Ok(done) => done,
         Err(e) => {
@@ -271,8 +277,8 @@ fn update(
     finished.bytes_staged = staged.iter().map(|s| s.facts.size).sum();
     finished.files_changed = prepared.plan.changes().count() as u64;
 
-    cx.root.check()?;
-    let ready = cx.check_signals().and_then(|()| open_journal(cx, request, &survey, prepared, &saved));
+    install.root.check()?;
+    let ready = run.check_signals().and_then(|()| open_journal(install, run, request, &survey, prepared, &saved));
     let mut journal = match ready {
         Ok(journal) => journal,
         Err(e) => {
@@ -281,13 +287,13 @@ fn update(
         }
     };
 
-    cx.is_down = true;
+    run.is_down = true;
     // Whoever is named at the end runs then.
     (finished.pid, finished.port) = (None, None);
     let stopped_at = Instant::now();
     let mut new = NewVersion::default();
-    let result = down(cx, request, &survey, prepared, staged, &mut saved, &mut journal, &mut new);
-    finished.backup = cx.backups().join(&saved.id).is_dir().then(|| saved.id.clone());
+    let result = down(install, run, request, &survey, prepared, staged, &mut saved, &mut journal, &mut new);
+    finished.backup = install.backups().join(&saved.id).is_dir().then(|| saved.id.clone());
     match result {
         Ok(healthy) => {
             if let Some(healthy) = healthy {
@@ -303,23 +309,25 @@ fn update(
                 // Going back matters more than counting.
                 let _ = history::count_failure(&own, &prepared.bundle.content_id, &prepared.bundle.version);
             }
-            return Err(roll_back(cx, &survey, journal, new, e, finished, stopped_at));
+            return Err(roll_back(install, run, &survey, journal, new, e, finished, stopped_at));
         }
     }
 
     // What it failed of before is mended; that it is remembered harms nobody.
     let _ = history::forgive(&own, &prepared.bundle.content_id);
     // Committed: nothing below may fail the update. A journal that stays is closed by the next command.
-    cx.start(Stage::Commit, "closing");
+    run.start(Stage::Commit, "closing");
     let source = request.saved.as_ref().map(|saved| saved.record.id.as_str());
-    if let Err(e) = close(cx, journal, &[Some(saved.id.as_str()), source].into_iter().flatten().collect::<Vec<_>>()) {
-        cx.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
+    if let Err(e) =
+        close(install, run, journal, &[Some(saved.id.as_str()), source].into_iter().flatten().collect::<Vec<_>>())
+    {
+        run.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
     }
-    let aside = moved_aside(cx, &prepared.plan, Some(&saved.id));
-    for note in aside.into_iter().chain(replaced_data(cx, &prepared.plan, &saved.id)) {
-        cx.report.warn_of(note.code, &note.message, &note.paths);
+    let aside = moved_aside(install, &prepared.plan, Some(&saved.id));
+    for note in aside.into_iter().chain(replaced_data(install, &prepared.plan, &saved.id)) {
+        run.report.warn_of(note.code, &note.message, &note.paths);
     }
-    cx.done(Stage::Commit, &format!("the old version is in {}/{}", cx.settings.backup.dir, saved.id));
+    run.done(Stage::Commit, &format!("the old version is in {}/{}", install.settings.backup.dir, saved.id));
     Ok(())
 }
 
@@ -328,45 +336,46 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn stage_and_seed(
-    cx: &mut Context,
+    install: &Install,
+    run: &mut Run,
     request: &Request,
     survey: &Survey,
     prepared: &mut Prepared,
 ) -> Result<(Vec<Staged>, Backup)> {
-    let report = &mut cx.report;
-    let signals = &cx.signals;
+    let report = &mut run.report;
+    let signals = &run.signals;
     let mut progress = |done, total| {
         report.progress(Stage::Stage, done, total, "files");
-        context::check(signals)
+        run::check(signals)
     };
     let Prepared { ownership, bundle, plan, .. } = prepared;
     let staging::Written { staged, lost } = staging::write(ownership, bundle, plan, &survey.start_file, &mut progress)?;
     for lost in lost {
         let message = format!("{} cannot keep its attribute {}", lost.path, lost.attribute);
-        cx.report.warning("metadata-lost", &message, Some(&lost.path.to_string()));
+        run.report.warning("metadata-lost", &message, Some(&lost.path.to_string()));
     }
     if request.is_partly() {
-        extend_receipt(cx, survey, prepared, &staged)?;
+        extend_receipt(install, survey, prepared, &staged)?;
     } else {
-        write_receipt(cx, request, survey, prepared, &staged)?;
+        write_receipt(install, request, survey, prepared, &staged)?;
     }
-    swap::make_trash(&cx.own())?;
-    prepared.hooks.before_stop(cx, &staged, &prepared.plan)?;
-    cx.done(Stage::Stage, &format!("{} files wait", staged.len()));
-    cx.check_signals()?;
-    cx.start(Stage::Backup, "saving the installed version and the data");
-    let backups = cx.backups();
+    swap::make_trash(&install.own())?;
+    prepared.hooks.before_stop(install, run, &staged, &prepared.plan)?;
+    run.done(Stage::Stage, &format!("{} files wait", staged.len()));
+    run.check_signals()?;
+    run.start(Stage::Backup, "saving the installed version and the data");
+    let backups = install.backups();
     fsx::make_folders(&backups)?;
     let dir = backups.join(backup::new_id(&backups)?);
-    let report = &mut cx.report;
-    let signals = &cx.signals;
+    let report = &mut run.report;
+    let signals = &run.signals;
     let mut progress = |done, total| {
         report.progress(Stage::Backup, done, total, "bytes");
-        context::check(signals)
+        run::check(signals)
     };
-    let saved = backup::seed(&cx.root, &dir, &prepared.census, &prepared.selection, &mut progress)?;
-    prepared.hooks.changes.copy(&cx.root, &mut || cx.check_signals())?;
-    cx.done(Stage::Backup, &format!("first pass into {}", saved.id));
+    let saved = backup::seed(&install.root, &dir, &prepared.census, &prepared.selection, &mut progress)?;
+    prepared.hooks.changes.copy(&install.root, &mut || run.check_signals())?;
+    run.done(Stage::Backup, &format!("first pass into {}", saved.id));
     Ok((staged, saved))
 }
 
@@ -382,7 +391,8 @@ struct NewVersion {
 /// Everything that happens while the server is down, and the new version's start.
 #[allow(clippy::too_many_arguments)]
 fn down(
-    cx: &mut Context,
+    install: &Install,
+    run: &mut Run,
     request: &Request,
     survey: &Survey,
     prepared: &mut Prepared,
@@ -392,72 +402,72 @@ fn down(
     new: &mut NewVersion,
 ) -> Result<Option<health::Healthy>> {
     // Whoever is signalled with the server must not pass that on to us.
-    cx.say(Said::Stopping);
-    cx.start(Stage::Stop, "stopping the server");
+    run.say(Said::Stopping);
+    run.start(Stage::Stop, "stopping the server");
     journal.append(Record::Stopping)?;
     if let Some(server) = survey.server.as_ref().filter(|_| !request.in_place) {
-        server::stop(server, cx.settings.server.stop_timeout, &mut || cx.check_signals_after_stop())?;
+        server::stop(server, install.settings.server.stop_timeout, &mut || run.check_signals_after_stop())?;
     }
     if let Some(foreign) = &survey.foreign {
-        server::stop(foreign, cx.settings.server.stop_timeout, &mut || cx.check_signals_after_stop())?;
+        server::stop(foreign, install.settings.server.stop_timeout, &mut || run.check_signals_after_stop())?;
     }
-    cx.done(Stage::Stop, if survey.server.is_some() { "the port is free" } else { "nothing ran" });
+    run.done(Stage::Stop, if survey.server.is_some() { "the port is free" } else { "nothing ran" });
 
-    cx.start(Stage::BackupFinal, "saving what changed since");
-    let record = finish_backup(cx, request, survey, prepared, saved)?;
-    prepared.hooks.changes.refresh(&cx.root)?;
+    run.start(Stage::BackupFinal, "saving what changed since");
+    let record = finish_backup(install, run, request, survey, prepared, saved)?;
+    prepared.hooks.changes.refresh(&install.root)?;
     journal.append(Record::BackupWhole)?;
-    cx.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
-    cx.check_signals_after_stop()?;
+    run.done(Stage::BackupFinal, &format!("{} is whole", saved.id));
+    run.check_signals_after_stop()?;
 
-    cx.start(Stage::Swap, "moving the new version in");
-    if let Some(again) = server::find(&cx.root)?.filter(|_| !request.in_place) {
+    run.start(Stage::Swap, "moving the new version in");
+    if let Some(again) = server::find(&install.root)?.filter(|_| !request.in_place) {
         let pid = again.processes.first().map_or(0, |p| p.id.pid);
         return Err(Failure::failed("server-returned", format!("something started the server again (process {pid})"))
             .remedy("stop what respawns it, then update")
             .into());
     }
-    late::stage_again(cx, request, survey, prepared, &mut staged)?;
-    let mut moves = swap::intend(&cx.root, &prepared.plan, &staged, &prepared.ownership.rules)?;
+    late::stage_again(install, run, request, survey, prepared, &mut staged)?;
+    let mut moves = swap::intend(&install.root, &prepared.plan, &staged, &prepared.ownership.rules)?;
     if let Some(saved) = request.saved.as_ref().filter(|_| !request.is_partly()) {
-        swap::intend_folders(&cx.root, &mut moves, &saved.record.folders, saved.data)?;
+        swap::intend_folders(&install.root, &mut moves, &saved.record.folders, saved.data)?;
     }
     let known = request.saved.iter().flat_map(|saved| &saved.record.folders);
     moves.saved_folders = known.filter(|folder| moves.make.contains(&folder.path)).cloned().collect();
-    swap::intend_exchanges(&cx.root, &mut moves, prepared.hooks.changes.exchanges())?;
+    swap::intend_exchanges(&install.root, &mut moves, prepared.hooks.changes.exchanges())?;
     journal.append(Record::Swapping { moves: moves.clone() })?;
     let source = request.saved.as_ref().map(|saved| saved.dir.as_path());
-    swap::carry_out(&cx.root, &moves, &survey.start_file, &cx.backups().join(&saved.id), source)?;
-    cx.done(Stage::Swap, &format!("{} moves", moves.moves.len()));
+    swap::carry_out(&install.root, &moves, &survey.start_file, &install.backups().join(&saved.id), source)?;
+    run.done(Stage::Swap, &format!("{} moves", moves.moves.len()));
 
-    cx.start(Stage::Verify, "checking what arrived");
+    run.start(Stage::Verify, "checking what arrived");
     let moved: BTreeSet<RelPath> = moves.moves.iter().map(|m| m.path.clone()).collect();
-    let critical = critical(cx)?;
-    verify::arrived(&cx.root, &staged, &critical, &record, &moved, &survey.start_file)?;
-    cx.done(Stage::Verify, "whole");
+    let critical = critical(install)?;
+    verify::arrived(&install.root, &staged, &critical, &record, &moved, &survey.start_file)?;
+    run.done(Stage::Verify, "whole");
 
     if prepared.hooks.run_after_swap() {
-        cx.start(Stage::Hooks, "running the hooks");
-        hooking::run_hooks(cx, prepared, &staged, &moves, &record, &survey.start_file, journal)?;
-        cx.done(Stage::Hooks, "done");
+        run.start(Stage::Hooks, "running the hooks");
+        hooking::run_hooks(install, run, prepared, &staged, &moves, &record, &survey.start_file, journal)?;
+        run.done(Stage::Hooks, "done");
     } else {
-        cx.report.stage_skipped(Stage::Hooks, "none");
+        run.report.stage_skipped(Stage::Hooks, "none");
     }
-    cx.check_signals_after_stop()?;
+    run.check_signals_after_stop()?;
     // The last move of the swap: from here on the new version can start.
-    swap::complete(&cx.root, &moves, &survey.start_file)?;
+    swap::complete(&install.root, &moves, &survey.start_file)?;
     journal.append(Record::Swapped)?;
 
     let launch = match &survey.launch {
         Some(launch) if !request.no_start && !request.in_place => launch,
         _ => {
-            cx.report.stage_skipped(Stage::Relaunch, "the server stays stopped");
-            cx.report.stage_skipped(Stage::Health, "the server stays stopped");
+            run.report.stage_skipped(Stage::Relaunch, "the server stays stopped");
+            run.report.stage_skipped(Stage::Health, "the server stays stopped");
             journal.append(Record::Committed)?;
             return Ok(None);
         }
     };
-    cx.start(Stage::Relaunch, "starting the new version");
+    run.start(Stage::Relaunch, "starting the new version");
     let logs = BTreeSet::from([&launch.stdout, &launch.stderr]);
     new.logs = logs.into_iter().map(|log| (log.clone(), std::fs::metadata(log).map_or(0, |data| data.len()))).collect();
     new.since = Some(fsx::now_nanos());
@@ -465,7 +475,7 @@ fn down(
     let boot = processes::boot_id().context("reading the boot id")?;
     if let Some(unit) = &survey.service {
         journal.append(Record::Starting { boot: boot.clone(), process: None })?;
-        *started = start_unit(cx, request, unit)?;
+        *started = start_unit(install, run, request, unit)?;
         if let Some(running) = started {
             journal.append(Record::Starting { boot, process: Some(running.id()) })?;
         }
@@ -475,31 +485,31 @@ fn down(
         *started = Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?));
     }
     let shown = started.as_ref().map_or("started".to_string(), |running| format!("process {}", running.id().pid));
-    cx.done(Stage::Relaunch, &shown);
+    run.done(Stage::Relaunch, &shown);
 
-    cx.start(Stage::Health, "waiting for its answer");
+    run.start(Stage::Health, "waiting for its answer");
     let old: Vec<ProcessId> = survey.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
-    let healthy = judge(cx, request, &survey.expected, &old, started)?;
-    databases::kept(cx, prepared, &cx.backups().join(&saved.id))?;
+    let healthy = judge(install, run, request, &survey.expected, &old, started)?;
+    databases::kept(install, run, prepared, &install.backups().join(&saved.id))?;
     journal.append(Record::Committed)?;
-    cx.done(Stage::Health, "it answers as well as before");
+    run.done(Stage::Health, "it answers as well as before");
     Ok(Some(healthy))
 }
 
-fn critical(cx: &Context) -> Result<Vec<RelPath>> {
+fn critical(install: &Install) -> Result<Vec<RelPath>> {
     let parse = |name: &String| {
         RelPath::parse(name)
             .map_err(|e| Failure::usage("bad-settings", format!("[verify] critical {name}: {e}")).into())
     };
-    cx.settings.verify.critical.iter().map(parse).collect()
+    install.settings.verify.critical.iter().map(parse).collect()
 }
 
 /// After the commit: receipt and kept bundle in place, trash and journal gone, old backups pruned but for these.
-pub fn close(cx: &mut Context, journal: Journal, spared: &[&str]) -> Result<()> {
-    rollback::clean_up(&cx.root, journal)?;
+pub fn close(install: &Install, run: &mut Run, journal: Journal, spared: &[&str]) -> Result<()> {
+    rollback::clean_up(&install.root, journal)?;
     let spare = backup::Spare { ids: spared, users: true };
-    for pruned in backup::prune(&cx.own(), &cx.backups(), cx.settings.backup.keep, &spare)? {
-        cx.report.pruned(&pruned.id, pruned.bytes);
+    for pruned in backup::prune(&install.own(), &install.backups(), install.settings.backup.keep, &spare)? {
+        run.report.pruned(&pruned.id, pruned.bytes);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use super::Prepared;
 use crate::base::path::RelPath;
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::plan::Plan;
 use anyhow::Result;
 
@@ -21,12 +21,12 @@ fn of(paths: &[RelPath], one: &str, many: &str) -> String {
 }
 
 /// What gave way to the update, and where it lies now, or will, where no `backup` is made yet. None: nothing does.
-pub fn moved_aside(cx: &Context, plan: &Plan, backup: Option<&str>) -> Option<Note> {
+pub fn moved_aside(install: &Install, plan: &Plan, backup: Option<&str>) -> Option<Note> {
     let paths = plan.moved_aside();
     let message = match backup {
         Some(id) => {
             let text = of(&paths, "was written here and gave way", "that were written here gave way");
-            format!("{text}; to be found in {}/{id}/aside", cx.settings.backup.dir)
+            format!("{text}; to be found in {}/{id}/aside", install.settings.backup.dir)
         }
         None => {
             let text = of(&paths, "was written here and will give way", "that were written here will give way");
@@ -37,16 +37,16 @@ pub fn moved_aside(cx: &Context, plan: &Plan, backup: Option<&str>) -> Option<No
 }
 
 /// What saved data took the place of, and where that lies now. None: nothing.
-pub fn replaced_data(cx: &Context, plan: &Plan, backup: &str) -> Option<Note> {
+pub fn replaced_data(install: &Install, plan: &Plan, backup: &str) -> Option<Note> {
     let replaced = plan.changes().filter(|p| p.saved_data && p.live.is_some());
     let paths: Vec<RelPath> = replaced.map(|planned| planned.path.clone()).collect();
     let text = of(&paths, "was put back as it was saved", "were put back as they were saved");
-    let message = format!("{text}; what stood there lies in {}/{backup}/after", cx.settings.backup.dir);
+    let message = format!("{text}; what stood there lies in {}/{backup}/after", install.settings.backup.dir);
     (!paths.is_empty()).then_some(Note { code: "data-replaced", message, paths })
 }
 
 /// Everything that is to be said before the stop, in the order of its weight.
-pub fn notes(cx: &Context, prepared: &Prepared) -> Result<Vec<Note>> {
+pub fn notes(install: &Install, prepared: &Prepared) -> Result<Vec<Note>> {
     let plan = &prepared.plan;
     let mut all = Vec::new();
     let mut say = |code, paths: Vec<RelPath>, message: String| {
@@ -65,7 +65,7 @@ pub fn notes(cx: &Context, prepared: &Prepared) -> Result<Vec<Note>> {
     say("held-back", plan.held_back.clone(), format!("{text}: {}", why_held_back(prepared)));
     let text = of(&plan.left_out, "of the bundle lies", "of the bundle lie");
     say("own-left-out", plan.left_out.clone(), format!("{text} in the updater's own places, and is left out"));
-    let unsaved = prepared.selection.not_saved(&cx.root)?;
+    let unsaved = prepared.selection.not_saved(&install.root)?;
     let bytes: u64 = unsaved.iter().map(|(_, bytes)| bytes).sum();
     let unsaved: Vec<RelPath> = unsaved.into_iter().map(|(path, _)| path).collect();
     let text = of(&unsaved, "stays in place and is not saved", "stay in place and are not saved");

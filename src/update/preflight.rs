@@ -11,10 +11,11 @@ use crate::state::journal::Annex;
 use crate::state::receipt::Receipt;
 use crate::system::{files, processes};
 use crate::update::bundle::{self, Bundle, Expected, Limits, TopFolder};
-use crate::update::context::Context;
 use crate::update::hooks::{self, Hooks};
+use crate::update::install::Install;
 use crate::update::ownership::{Census, Ownership, Rules};
 use crate::update::plan::{self, Action, Plan};
+use crate::update::run::Run;
 use crate::update::staging::annex;
 use crate::verify;
 use anyhow::{Context as _, Result};
@@ -43,7 +44,7 @@ pub struct Prepared {
 impl Prepared {
     /// After the stop: judges again what was written since the plan was made. Returns the paths that are to be staged
     /// anew, or no longer, and the positions of saved data that is now to be put back.
-    pub fn rejudge(&mut self, cx: &Context, survey: &Survey) -> Result<(Vec<RelPath>, Vec<usize>)> {
+    pub fn rejudge(&mut self, install: &Install, survey: &Survey) -> Result<(Vec<RelPath>, Vec<usize>)> {
         let order = plan::Order {
             ownership: &self.ownership,
             census: &self.census,
@@ -51,7 +52,7 @@ impl Prepared {
             heal: self.heal,
             saved_data: &self.saved_data,
             saved_folders: &self.saved_folders,
-            kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(cx, receipt)),
+            kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
         };
         let again = plan::rejudge(&order, &mut self.bundle, &mut self.plan)?;
         let data = plan::recheck_data(&order, &self.bundle, &mut self.plan)?;
@@ -59,24 +60,24 @@ impl Prepared {
     }
 
     /// The databases that are watched, but for those that are put back whole, or are the release's to change.
-    pub fn watched_databases(&self, cx: &Context) -> Result<BTreeSet<RelPath>> {
-        let all = cx.databases(&self.census.databases, self.census.items.keys())?;
+    pub fn watched_databases(&self, install: &Install) -> Result<BTreeSet<RelPath>> {
+        let all = install.databases(&self.census.databases, self.census.items.keys())?;
         let changes: BTreeSet<&RelPath> = self.plan.changes().map(|planned| &planned.path).collect();
         Ok(all.into_iter().filter(|main| !self.plan.sets.contains(main) && !changes.contains(main)).collect())
     }
 }
 
 /// Opens and judges the bundle, makes the plan, and finds every problem. Reads only.
-pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Prepared> {
+pub fn preflight(install: &Install, run: &Run, request: &Request, survey: &Survey) -> Result<Prepared> {
     let mut bundle = match &request.saved {
         Some(saved) => open_saved(saved, survey)?,
-        None => open_bundle(cx, request, survey)?,
+        None => open_bundle(install, request, survey)?,
     };
-    refuse_others_install(cx)?;
-    let ownership = ownership(cx, request, survey, &bundle)?;
+    refuse_others_install(install)?;
+    let ownership = ownership(install, request, survey, &bundle)?;
     let census = ownership.census(None).context("looking at the install")?;
     // Before the plan, which looks at the same paths.
-    backup::refuse_unreadable(&cx.root, &ownership.rules, &census)?;
+    backup::refuse_unreadable(&install.root, &ownership.rules, &census)?;
     let is_same = survey.receipt.as_ref().is_some_and(|receipt| receipt.content_id == bundle.content_id);
     let heal = request.heal || (is_same && request.saved.is_none());
     let (saved_data, saved_folders) = (saved_data(request), saved_folders(request));
@@ -87,7 +88,7 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
         heal,
         saved_data: &saved_data,
         saved_folders: &saved_folders,
-        kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(cx, receipt)),
+        kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
     };
     let mut plan = plan::build(&order, &mut bundle)?;
     // Nothing tells that a backup of the old updater is whole, so what it lacks stays.
@@ -97,22 +98,22 @@ pub fn preflight(cx: &Context, request: &Request, survey: &Survey) -> Result<Pre
     if let Some(saved) = request.saved.as_ref().filter(|s| !s.only.is_empty()) {
         plan.keep_all_but(&saved.only);
     }
-    plan.annexes = annexes(cx, &bundle, &plan)?;
-    movable(cx, &plan)?;
-    short_enough(cx, &census)?;
-    let hooks = hooks(cx, request, survey, &mut bundle, &plan)?;
+    plan.annexes = annexes(install, run, &bundle, &plan)?;
+    movable(install, &plan)?;
+    short_enough(install, &census)?;
+    let hooks = hooks(install, run, request, survey, &mut bundle, &plan)?;
     plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
-    let free = files::free_space(cx.root.path()).context("asking for free space")?;
-    let selection = Selection::choose(&cx.root, &ownership.rules, &census, &cx.backups(), free)?;
+    let free = files::free_space(install.root.path()).context("asking for free space")?;
+    let selection = Selection::choose(&install.root, &ownership.rules, &census, &install.backups(), free)?;
     let mut prepared =
         Prepared { bundle, plan, ownership, census, selection, needed: 0, hooks, saved_data, saved_folders, heal };
-    prepared.needed = needed(cx, &prepared)?;
+    prepared.needed = needed(install, &prepared)?;
     if free < prepared.needed {
-        return Err(no_space(cx, prepared.needed, free).into());
+        return Err(no_space(install, prepared.needed, free).into());
     }
     if !request.force_data {
-        for main in prepared.watched_databases(cx)? {
-            databases::whole_already(cx, &main)?;
+        for main in prepared.watched_databases(install)? {
+            databases::whole_already(install, run, &main)?;
         }
     }
     Ok(prepared)
@@ -132,8 +133,8 @@ fn saved_data(request: &Request) -> BTreeSet<RelPath> {
 }
 
 /// Whose the files are, by the receipt and this bundle.
-fn ownership(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<Ownership> {
-    let mut rules = Rules::of(&cx.root, &cx.settings, &request.set)?;
+fn ownership(install: &Install, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<Ownership> {
+    let mut rules = Rules::of(&install.root, &install.settings, &request.set)?;
     if request.saved.is_some() {
         // A saved version has its settings already.
         (rules.carry, rules.merge) = Default::default();
@@ -143,24 +144,24 @@ fn ownership(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) 
     // What a restore itself brought back is known, also where nobody knows what its version shipped.
     let trusts = request.saved.is_some();
     let outputs = launch.flat_map(|launch| [launch.stdout.clone(), launch.stderr.clone()]);
-    Ok(Ownership::new(&cx.root, &Rc::new(rules), survey.receipt.as_ref(), shipped, trusts).with_outputs(outputs))
+    Ok(Ownership::new(&install.root, &Rc::new(rules), survey.receipt.as_ref(), shipped, trusts).with_outputs(outputs))
 }
 
-fn refuse_others_install(cx: &Context) -> Result<()> {
-    let owner = fsx::owner_of(cx.root.path())?;
+fn refuse_others_install(install: &Install) -> Result<()> {
+    let owner = fsx::owner_of(install.root.path())?;
     let me = processes::own_credentials().context("finding out who we are")?;
     if me.uid == 0 || owner.uid == me.uid {
         return Ok(());
     }
     let message = format!("the install belongs to user {}, and we run as {}", owner.uid, me.user);
     Err(Failure::failed("not-owner", message)
-        .at(cx.root.path().display())
+        .at(install.root.path().display())
         .remedy("run the updater as the owner of the install, or as root")
         .into())
 }
 
 /// The room that the update takes on the install's volume, in bytes.
-fn needed(cx: &Context, prepared: &Prepared) -> Result<u64> {
+fn needed(install: &Install, prepared: &Prepared) -> Result<u64> {
     let Prepared { bundle, plan, selection, hooks, census, .. } = prepared;
     let arriving: u64 = plan.changes().filter_map(|p| Some(bundle.entries.get(p.entry?)?.size)).sum();
     let known = census.items.len() as u64;
@@ -175,12 +176,12 @@ fn needed(cx: &Context, prepared: &Prepared) -> Result<u64> {
         + bundle.kept_size()?
         + journal_size(plan)
         + reserve_size(selection)
-        + hooks.size(&cx.root)?
+        + hooks.size(&install.root)?
         + records)
 }
 
-fn no_space(cx: &Context, needed: u64, free: u64) -> Failure {
-    no_space_at(&cx.root.path().display().to_string(), needed, free)
+fn no_space(install: &Install, needed: u64, free: u64) -> Failure {
+    no_space_at(&install.root.path().display().to_string(), needed, free)
 }
 
 fn no_space_at(volume: &str, needed: u64, free: u64) -> Failure {
@@ -194,7 +195,14 @@ fn no_space_at(volume: &str, needed: u64, free: u64) -> Failure {
 }
 
 /// What runs in the middle of this update: nothing where nothing changes, and nothing where damage is healed.
-fn hooks(cx: &Context, request: &Request, survey: &Survey, bundle: &mut Bundle, plan: &Plan) -> Result<Hooks> {
+fn hooks(
+    install: &Install,
+    run: &Run,
+    request: &Request,
+    survey: &Survey,
+    bundle: &mut Bundle,
+    plan: &Plan,
+) -> Result<Hooks> {
     if plan.is_empty() || request.heal || request.in_place {
         return Ok(Hooks::default());
     }
@@ -206,17 +214,17 @@ fn hooks(cx: &Context, request: &Request, survey: &Survey, bundle: &mut Bundle, 
         from_version: survey.receipt.as_ref().map(|receipt| receipt.version.as_str()),
         is_whole: !request.is_partly(),
     };
-    Hooks::choose(cx, &occasion, bundle, plan)
+    Hooks::choose(install, run, &occasion, bundle, plan)
 }
 
 /// Where saved data lies on other volumes: also what is the same now and may no longer be after the stop. Errors: there is
 /// no room for it there, or nothing can be made there.
-fn annexes(cx: &Context, bundle: &Bundle, plan: &Plan) -> Result<Vec<Annex>> {
+fn annexes(install: &Install, run: &Run, bundle: &Bundle, plan: &Plan) -> Result<Vec<Annex>> {
     let mut all: BTreeMap<Option<RelPath>, Option<(Annex, u64)>> = BTreeMap::new();
     for planned in plan.actions.iter().filter(|planned| planned.saved_data && planned.action != Action::Keep) {
         let folder = planned.path.parent();
         if !all.contains_key(&folder) {
-            let found = annex::of(&cx.root, &cx.update_id, &planned.path)?;
+            let found = annex::of(&install.root, &run.update_id, &planned.path)?;
             all.insert(folder.clone(), found.map(|annex| (annex, 0)));
         }
         let arrives = if planned.action == Action::Unchanged { None } else { planned.entry };
@@ -231,7 +239,7 @@ fn annexes(cx: &Context, bundle: &Bundle, plan: &Plan) -> Result<Vec<Annex>> {
     }
     for (annex, needed) in needed.values() {
         let volume = annex.folder.parent().context("an annex lies in a folder")?;
-        refuse_obstacle(cx, volume)?;
+        refuse_obstacle(install, volume)?;
         let free = files::free_space(volume).context("asking for free space")?;
         if free < *needed {
             return Err(no_space_at(&volume.display().to_string(), *needed, free).into());
@@ -241,20 +249,20 @@ fn annexes(cx: &Context, bundle: &Bundle, plan: &Plan) -> Result<Vec<Annex>> {
 }
 
 /// Whether all that the swap moves can be moved: by this user, within one volume, and at all.
-fn movable(cx: &Context, plan: &Plan) -> Result<()> {
-    let volume = files::mount(cx.root.path()).context("looking at the install")?;
-    let mut folders: BTreeSet<PathBuf> = BTreeSet::from([cx.root.path().to_path_buf()]);
+fn movable(install: &Install, plan: &Plan) -> Result<()> {
+    let volume = files::mount(install.root.path()).context("looking at the install")?;
+    let mut folders: BTreeSet<PathBuf> = BTreeSet::from([install.root.path().to_path_buf()]);
     for planned in plan.changes() {
         // Saved data of other volumes is exchanged there.
         if !planned.saved_data || plan.annex(&planned.path).is_none() {
-            folders.extend(existing_parent(&cx.root.join(&planned.path)));
+            folders.extend(existing_parent(&install.root.join(&planned.path)));
         }
         if planned.live.is_some() {
-            refuse_obstacle(cx, &cx.root.join(&planned.path))?;
+            refuse_obstacle(install, &install.root.join(&planned.path))?;
         }
     }
-    folders.extend(plan.emptied.iter().map(|(path, _)| cx.root.join(path)));
-    for own in [cx.own(), cx.backups()] {
+    folders.extend(plan.emptied.iter().map(|(path, _)| install.root.join(path)));
+    for own in [install.own(), install.backups()] {
         folders.extend(if own.is_dir() { Some(own) } else { existing_parent(&own) });
     }
     for folder in folders {
@@ -268,15 +276,15 @@ fn movable(cx: &Context, plan: &Plan) -> Result<()> {
                 .remedy("put it on the install's volume, or leave it out ([preserve] paths, [backup] dir)")
                 .into());
         }
-        refuse_obstacle(cx, &full)?;
+        refuse_obstacle(install, &full)?;
     }
     Ok(())
 }
 
 /// Whether everything that is saved can be reached in a backup, whose folder makes the path longer.
-fn short_enough(cx: &Context, census: &Census) -> Result<()> {
+fn short_enough(install: &Install, census: &Census) -> Result<()> {
     // `backups/update_backup_YYYYMMDD_HHMMSS_NN/after/PATH.NN`
-    let more = cx.backups().as_os_str().len() + "/update_backup_20000101_000000_00/after/.00".len();
+    let more = install.backups().as_os_str().len() + "/update_backup_20000101_000000_00/after/.00".len();
     let Some(path) = census.items.keys().max_by_key(|path| path.as_bytes().len()) else { return Ok(()) };
     let length = more + path.as_bytes().len();
     if length <= files::MAX_PATH {
@@ -296,11 +304,11 @@ fn existing_parent(path: &std::path::Path) -> Option<PathBuf> {
     path.ancestors().skip(1).find(|above| above.is_dir()).map(std::path::Path::to_path_buf)
 }
 
-fn refuse_obstacle(cx: &Context, path: &std::path::Path) -> Result<()> {
+fn refuse_obstacle(install: &Install, path: &std::path::Path) -> Result<()> {
     let Some(reason) = files::obstacle(path).with_context(|| format!("looking at {}", path.display()))? else {
         return Ok(());
     };
-    let name = path.strip_prefix(cx.root.path()).ok().filter(|p| !p.as_os_str().is_empty()).unwrap_or(path);
+    let name = path.strip_prefix(install.root.path()).ok().filter(|p| !p.as_os_str().is_empty()).unwrap_or(path);
     Err(Failure::failed("not-movable", format!("{} cannot be moved: {reason}", name.display()))
         .at(name.display())
         .remedy("lift that, or run the updater as the owner of the install, or as root")
@@ -308,8 +316,8 @@ fn refuse_obstacle(cx: &Context, path: &std::path::Path) -> Result<()> {
 }
 
 /// The bundle file, judged: what it must hash to, its contents, where it comes from.
-fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundle> {
-    let limits = Limits { max_size: cx.settings.bundle.max_size, max_files: cx.settings.bundle.max_files };
+fn open_bundle(install: &Install, request: &Request, survey: &Survey) -> Result<Bundle> {
+    let limits = Limits { max_size: install.settings.bundle.max_size, max_files: install.settings.bundle.max_files };
     let path = std::path::absolute(&request.bundle)?;
     if !path.is_file() {
         return Err(no_bundle(&path).into());
@@ -322,12 +330,12 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
                 .into());
         }
     }
-    let is_installed = |name: &RelPath| cx.root.join(name).exists();
+    let is_installed = |name: &RelPath| install.root.join(name).exists();
     let named = request.shown();
-    let rules = cx.rules(&[])?;
+    let rules = install.rules(&[])?;
     let judge_top = |folder: &RelPath| match rules.is_own(folder) || rules.is_data(folder, true) {
         true => TopFolder::NoProgram,
-        false if cx.root.join(folder).is_dir() => TopFolder::Shared,
+        false if install.root.join(folder).is_dir() => TopFolder::Shared,
         false => TopFolder::Strange,
     };
     let expected = Expected {
@@ -335,13 +343,13 @@ fn open_bundle(cx: &Context, request: &Request, survey: &Survey) -> Result<Bundl
         start_file: &survey.start_file,
         must_start: must_start(survey),
         is_installed: &is_installed,
-        folds_case: fsx::folds_case(cx.root.path())?,
-        merges_forms: fsx::merges_forms(cx.root.path())?,
+        folds_case: fsx::folds_case(install.root.path())?,
+        merges_forms: fsx::merges_forms(install.root.path())?,
         judge_top: (!request.partial).then_some(&judge_top),
-        live_link: &|path| bundle::live_link(&cx.root, path),
+        live_link: &|path| bundle::live_link(&install.root, path),
     };
     let bundle = Bundle::open(&path, &expected, &limits)?;
-    judge_origin(cx, request, survey, &bundle)?;
+    judge_origin(install, request, survey, &bundle)?;
     Ok(bundle)
 }
 
@@ -363,8 +371,8 @@ fn open_saved(saved: &Saved, survey: &Survey) -> Result<Bundle> {
 }
 
 /// Whether the bundle is for this program, and no older than what is installed.
-fn judge_origin(cx: &Context, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<()> {
-    if let (Some(wanted), Some(is)) = (&cx.settings.bundle.app, &bundle.app)
+fn judge_origin(install: &Install, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<()> {
+    if let (Some(wanted), Some(is)) = (&install.settings.bundle.app, &bundle.app)
         && wanted != is
     {
         return Err(Failure::refused(
@@ -399,26 +407,26 @@ pub(super) fn reserve_size(selection: &Selection) -> u64 {
     selection.databases + (1 << 20)
 }
 
-pub(super) fn is_whole(cx: &Context, survey: &Survey) -> Result<bool> {
+pub(super) fn is_whole(install: &Install, survey: &Survey) -> Result<bool> {
     let Some(receipt) = &survey.receipt else { return Ok(false) };
-    let ownership = cx.ownership(Some(receipt))?;
+    let ownership = install.ownership(Some(receipt))?;
     // A file whose settings alone were changed by the operator is whole; that needs the kept bundle.
     if verify::installed(&ownership, receipt, &mut None, true)?.is_whole() {
         return Ok(true);
     }
-    let mut kept = kept_bundle(cx, receipt)?;
+    let mut kept = kept_bundle(install, receipt)?;
     Ok(verify::installed(&ownership, receipt, &mut kept, true)?.is_whole())
 }
 
 /// The installed bundle, kept for repairs.
-pub fn kept_bundle(cx: &Context, receipt: &Receipt) -> Result<Option<Bundle>> {
-    let path = cx.own().join("bundle.zip");
+pub fn kept_bundle(install: &Install, receipt: &Receipt) -> Result<Option<Bundle>> {
+    let path = install.own().join("bundle.zip");
     let limits = Limits { max_size: u64::MAX, max_files: u64::MAX };
     let expected = Expected {
         named: None,
         start_file: &receipt.start_file,
         must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
-        is_installed: &|name| cx.root.join(name).exists(),
+        is_installed: &|name| install.root.join(name).exists(),
         // It was judged for this install when it was applied.
         folds_case: false,
         merges_forms: false,

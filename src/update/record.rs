@@ -12,16 +12,17 @@ use crate::state::journal::{self, Begin, Journal, Measure};
 use crate::state::receipt::{self, Receipt};
 use crate::system::files;
 use crate::update::bundle::Entry;
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::ownership::Census;
 use crate::update::plan::{Action, Planned};
+use crate::update::run::Run;
 use crate::update::staging::{self, Staged};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Writes the receipt-to-be and keeps the bundle beside it; the commit puts both in place.
 pub(super) fn write_receipt(
-    cx: &Context,
+    install: &Install,
     request: &Request,
     survey: &Survey,
     prepared: &mut Prepared,
@@ -31,7 +32,7 @@ pub(super) fn write_receipt(
     let mut lines = Vec::new();
     for planned in prepared.plan.actions.iter().filter(|planned| planned.listed) {
         let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
-        lines.extend(line(cx, prepared, planned, entry, staged.get(&planned.path).copied())?);
+        lines.extend(line(install, prepared, planned, entry, staged.get(&planned.path).copied())?);
     }
     let before = survey.receipt.as_ref();
     let receipt = Receipt {
@@ -52,7 +53,7 @@ pub(super) fn write_receipt(
         },
         files: lines,
     };
-    let staging = cx.own().join("staging");
+    let staging = install.own().join("staging");
     receipt::store(&staging.join("receipt.json"), &receipt)?;
     let kept = staging.join("bundle.zip");
     let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
@@ -62,22 +63,22 @@ pub(super) fn write_receipt(
 
 /// Where only a part of a version is put back, the installed one keeps its receipt; what comes back that it lacks is
 /// listed, too, so that it is nobody's but ours.
-pub(super) fn extend_receipt(cx: &Context, survey: &Survey, prepared: &Prepared, staged: &[Staged]) -> Result<()> {
+pub(super) fn extend_receipt(install: &Install, survey: &Survey, prepared: &Prepared, staged: &[Staged]) -> Result<()> {
     let Some(mut receipt) = survey.receipt.clone() else { return Ok(()) };
     for planned in prepared.plan.actions.iter().filter(|planned| planned.action == Action::Add && planned.listed) {
         let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
         let arriving = staged.iter().find(|one| one.path == planned.path);
         if !receipt.files.iter().any(|line| line.path == planned.path) {
-            receipt.files.extend(line(cx, prepared, planned, entry, arriving)?);
+            receipt.files.extend(line(install, prepared, planned, entry, arriving)?);
         }
     }
     receipt.format = receipt::FORMAT;
-    receipt::store(&cx.own().join("staging/receipt.json"), &receipt)
+    receipt::store(&install.own().join("staging/receipt.json"), &receipt)
 }
 
 /// What the receipt says of one entry. None: nothing of it is there.
 fn line(
-    cx: &Context,
+    install: &Install,
     prepared: &Prepared,
     planned: &Planned,
     entry: &Entry,
@@ -87,7 +88,7 @@ fn line(
     let known = prepared.plan.shipped.get(&planned.path).map(|live| live.sha256.clone());
     let is = match arriving.map(|staged| staged.sha256.clone()).or(known) {
         Some(sha256) => sha256,
-        None => fsx::sha256_of(&cx.root.join(&planned.path))?,
+        None => fsx::sha256_of(&install.root.join(&planned.path))?,
     };
     // Of a file with settings of the install the base is what was written, not what the bundle holds.
     let has_settings = prepared.ownership.rules.is_carried(&planned.path) && planned.action != Action::Keep;
@@ -105,20 +106,21 @@ fn line(
 }
 
 pub(super) fn open_journal(
-    cx: &Context,
+    install: &Install,
+    run: &Run,
     request: &Request,
     survey: &Survey,
     prepared: &Prepared,
     saved: &Backup,
 ) -> Result<Journal> {
-    let settings = &cx.settings.server;
+    let settings = &install.settings.server;
     let begin = Begin {
         format: journal::FORMAT,
-        update_id: cx.update_id.clone(),
+        update_id: run.update_id.clone(),
         command: request.command().into(),
-        root: cx.root.path().to_path_buf(),
+        root: install.root.path().to_path_buf(),
         backup: saved.id.clone(),
-        backup_dir: RelPath::parse(&cx.settings.backup.dir)
+        backup_dir: RelPath::parse(&install.settings.backup.dir)
             .map_err(|e| Failure::usage("bad-settings", format!("[backup] dir: {e}")))?,
         from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
@@ -134,8 +136,8 @@ pub(super) fn open_journal(
         health_timeout_ms: millis(request.health_timeout.unwrap_or(settings.health_timeout)),
         soak_ms: millis(settings.soak),
     };
-    staging::reserve(&cx.own(), reserve_size(&prepared.selection))?;
-    Journal::create(&cx.own(), begin, journal_size(&prepared.plan))
+    staging::reserve(&install.own(), reserve_size(&prepared.selection))?;
+    Journal::create(&install.own(), begin, journal_size(&prepared.plan))
 }
 
 /// The databases that their contents alone tell: those that lie there, and those that the bundle brings.
@@ -156,7 +158,8 @@ fn kind(request: &Request, prepared: &Prepared) -> backup::Kind {
 
 /// Pass 2 of the backup, and its record.
 pub(super) fn finish_backup(
-    cx: &Context,
+    install: &Install,
+    run: &Run,
     request: &Request,
     survey: &Survey,
     prepared: &mut Prepared,
@@ -171,7 +174,7 @@ pub(super) fn finish_backup(
         number: prepared.selection.number,
         created: jiff::Timestamp::now().to_string(),
         kind: kind(request, prepared),
-        update_id: cx.update_id.clone(),
+        update_id: run.update_id.clone(),
         from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
         start_file: survey.start_file.clone(),
@@ -184,7 +187,7 @@ pub(super) fn finish_backup(
         databases: databases(prepared, &census),
     };
     let live = backup::Live { census: &census, bases: &bases, selection: &prepared.selection };
-    let record = saved.finish(&cx.root, &live, record)?;
+    let record = saved.finish(&install.root, &live, record)?;
     prepared.census = census;
     Ok(record)
 }

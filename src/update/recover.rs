@@ -12,10 +12,11 @@ use crate::state::journal::{self, Away, Found, Journal, Record};
 use crate::state::lock::Lock;
 use crate::state::receipt;
 use crate::system::{ProcessId, processes, service};
-use crate::update::context::Context;
 use crate::update::health::{self, Before};
 use crate::update::hooks;
+use crate::update::install::Install;
 use crate::update::rollback::{self, DataBack};
+use crate::update::run::Run;
 use crate::update::server::{self, Launched};
 use anyhow::{Context as _, Result};
 use std::time::Duration;
@@ -81,14 +82,14 @@ impl Settled {
 const TRIES: usize = 3;
 
 /// The command: settles what was interrupted, and says so.
-pub fn recover(cx: &mut Context, choice: Choice, wait: Option<Duration>) -> Finished {
+pub fn recover(install: &Install, run: &mut Run, choice: Choice, wait: Option<Duration>) -> Finished {
     let mut finished = Finished::default();
-    let outcome = settle_alone(cx, choice, wait, &mut finished);
+    let outcome = settle_alone(install, run, choice, wait, &mut finished);
     match outcome {
         Ok(done) => {
             finished.outcome = if done { "recovered" } else { "nothing-to-do" }.into();
             if finished.stands.is_none() {
-                finished.stands = Some(if choice.boot { stands_unasked(cx) } else { stands(cx) });
+                finished.stands = Some(if choice.boot { stands_unasked(install) } else { stands(install) });
             }
         }
         Err(e) => {
@@ -96,53 +97,59 @@ pub fn recover(cx: &mut Context, choice: Choice, wait: Option<Duration>) -> Fini
             finished.exit_code = class as u8;
             finished.outcome = if class == Class::NeedsOperator { "needs-operator" } else { "failed" }.into();
             finished.error = Some(error::record(&e));
-            finished.stands = Some(if choice.boot { stands_unasked(cx) } else { stands(cx) });
-            cx.report.fail_current(&format!("{e:#}"));
+            finished.stands = Some(if choice.boot { stands_unasked(install) } else { stands(install) });
+            run.report.fail_current(&format!("{e:#}"));
         }
     }
-    cx.report.finished(&finished);
+    run.report.finished(&finished);
     finished
 }
 
 /// False: nothing was interrupted.
-fn settle_alone(cx: &mut Context, choice: Choice, wait: Option<Duration>, finished: &mut Finished) -> Result<bool> {
-    if !crate::base::fsx::exists(&cx.own())? {
-        cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
+fn settle_alone(
+    install: &Install,
+    run: &mut Run,
+    choice: Choice,
+    wait: Option<Duration>,
+    finished: &mut Finished,
+) -> Result<bool> {
+    if !crate::base::fsx::exists(&install.own())? {
+        run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(false);
     }
-    let _lock = Lock::take(&cx.own(), wait, &mut || cx.check_signals())?;
-    if matches!(Journal::find(&cx.own())?, Found::Nothing) {
+    let _lock = Lock::take(&install.own(), wait, &mut || run.check_signals())?;
+    if matches!(Journal::find(&install.own())?, Found::Nothing) {
         // What was killed before its journal began: nothing refers to it.
-        if let Some(id) = history::left_under_way(&cx.own()) {
+        if let Some(id) = history::left_under_way(&install.own()) {
             hooks::end_left(&id)?;
         }
-        rollback::sweep(&cx.own())?;
-        cx.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
+        rollback::sweep(&install.own())?;
+        run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(false);
     }
-    cx.start(Stage::Rollback, "settling an interrupted update");
-    let Some(done) = settle(cx, choice)? else { return Ok(false) };
+    run.start(Stage::Rollback, "settling an interrupted update");
+    let Some(done) = settle(install, run, choice)? else { return Ok(false) };
     let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
     let how = if done.direction == "new" { "the update was finished" } else { "the update was undone" };
-    cx.done(Stage::Rollback, &format!("{how}: the {} version stands{proven}", done.direction));
-    cx.report.recovered(&done.interrupted_id, done.direction);
+    run.done(Stage::Rollback, &format!("{how}: the {} version stands{proven}", done.direction));
+    run.report.recovered(&done.interrupted_id, done.direction);
     *finished = done.finished();
     Ok(true)
 }
 
 /// What stands in the install by its records, and whether its server runs.
-pub fn stands(cx: &Context) -> Stands {
-    let server = match server::find(&cx.root) {
+pub fn stands(install: &Install) -> Stands {
+    let server = match server::find(&install.root) {
         Ok(Some(_)) => Up,
         Ok(None) => Down,
         Err(_) => Unknown,
     };
-    Stands { server, ..stands_unasked(cx) }
+    Stands { server, ..stands_unasked(install) }
 }
 
 /// The same without a look at any process.
-fn stands_unasked(cx: &Context) -> Stands {
-    let own = cx.own();
+fn stands_unasked(install: &Install) -> Stands {
+    let own = install.own();
     let version = match Journal::find(&own) {
         Ok(Found::Nothing) => receipt::load(&own).ok().flatten().map(|receipt| receipt.version),
         Ok(Found::Open(journal)) if journal.has(|r| matches!(r, Record::Committed)) => journal.begin.to_version.clone(),
@@ -155,9 +162,9 @@ fn stands_unasked(cx: &Context) -> Stands {
 }
 
 /// Names what a rollback could not put back, because nobody had saved it.
-pub fn tell_altered(cx: &mut Context, altered: &[RelPath]) {
+pub fn tell_altered(run: &mut Run, altered: &[RelPath]) {
     if !altered.is_empty() {
-        cx.report.warn_of("not-put-back", &altered_words(altered), altered);
+        run.report.warn_of("not-put-back", &altered_words(altered), altered);
     }
 }
 
@@ -170,45 +177,45 @@ pub fn altered_words(altered: &[RelPath]) -> String {
 }
 
 /// Settles an interrupted update, if there is one. The caller holds the lock.
-pub fn settle(cx: &mut Context, choice: Choice) -> Result<Option<Settled>> {
-    let own = cx.own();
+pub fn settle(install: &Install, run: &mut Run, choice: Choice) -> Result<Option<Settled>> {
+    let own = install.own();
     let mut journal = match Journal::find(&own)? {
         Found::Nothing => return Ok(None),
         Found::Unreadable(reason) => return Err(journal::set_aside(&own, &reason)?.into()),
         Found::Open(journal) => *journal,
     };
     let id = journal.begin.update_id.clone();
-    let done = journal.trim().and_then(|()| settle_open(cx, journal, choice));
-    done.map(Some).map_err(|e| unsettled(cx, &id, e))
+    let done = journal.trim().and_then(|()| settle_open(install, run, journal, choice));
+    done.map(Some).map_err(|e| unsettled(install, &id, e))
 }
 
 /// What stands is in the middle, so nothing less than an operator is needed.
-fn unsettled(cx: &Context, id: &str, e: anyhow::Error) -> anyhow::Error {
+fn unsettled(install: &Install, id: &str, e: anyhow::Error) -> anyhow::Error {
     if error::class(&e) != Class::Failed {
         return e;
     }
     let failure = e.downcast_ref::<Failure>();
-    let usual = format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display());
+    let usual = format!("remove the cause, then type: updater recover --root '{}'", install.root.path().display());
     let remedy = failure.and_then(|f| f.remedy.clone()).map_or(usual.clone(), |own| format!("{own}; {usual}"));
     let code = failure.map_or("recovery-failed", |f| f.code);
     Failure::operator(code, format!("the interrupted update {id} could not be settled: {e:#}"))
-        .at(cx.root.path().display())
+        .at(install.root.path().display())
         .remedy(remedy)
         .into()
 }
 
-fn settle_open(cx: &mut Context, mut journal: Journal, choice: Choice) -> Result<Settled> {
-    if choice.boot && is_whole(cx, &journal)? {
-        return boot(cx, journal);
+fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: Choice) -> Result<Settled> {
+    if choice.boot && is_whole(install, &journal)? {
+        return boot(install, journal);
     }
     if journal.attempts() >= TRIES && !choice.by_hand {
         return Err(Failure::operator("recovery-failed", format!("recovery was tried {TRIES} times without success"))
-            .at(cx.root.path().display())
-            .remedy(format!("remove the cause, then type: updater recover --root '{}'", cx.root.path().display()))
+            .at(install.root.path().display())
+            .remedy(format!("remove the cause, then type: updater recover --root '{}'", install.root.path().display()))
             .into());
     }
     journal.append(Record::Attempt)?;
-    let direction = match decide(cx, &mut journal, choice) {
+    let direction = match decide(install, run, &mut journal, choice) {
         Err(e) if e.downcast_ref::<Failure>().is_some_and(|failure| failure.code == UNDECIDED) => {
             journal.append(Record::Undecided)?;
             return Err(e);
@@ -217,32 +224,32 @@ fn settle_open(cx: &mut Context, mut journal: Journal, choice: Choice) -> Result
     };
     // Going down, the system starts nothing any more; the next boot does.
     if choice.boot || direction == "old" && service::is_shutting_down() {
-        return boot(cx, journal);
+        return boot(install, journal);
     }
-    let mut settled = settled(cx, &journal, direction);
+    let mut settled = settled(install, &journal, direction);
     settled.stands.server = Down;
     if direction == "new" {
-        tell_aside(cx, &journal);
+        tell_aside(run, &journal);
     }
     if direction == "old" {
-        let healthy = start_old(cx, &mut journal)?;
+        let healthy = start_old(install, &mut journal)?;
         (settled.pid, settled.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
-    } else if let Some(running) = server::find(&cx.root)? {
+    } else if let Some(running) = server::find(&install.root)? {
         settled.pid = running.processes.first().map(|p| p.id.pid);
         settled.port = settled.pid.and(running.ports.first().copied());
     }
     if settled.pid.is_some() {
         settled.stands.server = Up;
     }
-    rollback::clean_up(&cx.root, journal)?;
+    rollback::clean_up(&install.root, journal)?;
     Ok(settled)
 }
 
-fn settled(cx: &Context, journal: &Journal, direction: &'static str) -> Settled {
+fn settled(install: &Install, journal: &Journal, direction: &'static str) -> Settled {
     let begin = &journal.begin;
     let version = if direction == "new" { begin.to_version.clone() } else { begin.from_version.clone() };
     // One that was never whole is not there.
-    let has_backup = backup::load(&rollback::backup_dir(&cx.root, journal)).is_ok();
+    let has_backup = backup::load(&rollback::backup_dir(&install.root, journal)).is_ok();
     Settled {
         interrupted_id: journal.begin.update_id.clone(),
         direction,
@@ -258,30 +265,30 @@ fn settled(cx: &Context, journal: &Journal, direction: &'static str) -> Settled 
 
 /// Whether the files are wholly of one version, so that nothing is left to mend in them. (A new version
 /// that was started is whole, too, until its undo begins: it was verified before.)
-fn is_whole(cx: &Context, journal: &Journal) -> Result<bool> {
+fn is_whole(install: &Install, journal: &Journal) -> Result<bool> {
     let ended = journal.has(|r| matches!(r, Record::Committed | Record::RolledBack));
     let restored = journal.has(|r| matches!(r, Record::DataRestored));
-    Ok(ended || journal.starting().is_some() && !restored && undo_begun(cx, journal)?.is_none())
+    Ok(ended || journal.starting().is_some() && !restored && undo_begun(install, journal)?.is_none())
 }
 
 /// How the undo of a started version goes on, if it has begun to move anything. Putting data back goes on only
 /// while the start file is away: so nothing can have run and written since it was decided.
-fn undo_begun(cx: &Context, journal: &Journal) -> Result<Option<DataBack>> {
-    let is_away = !crate::base::fsx::exists(&cx.root.join(&journal.begin.start_file))?;
+fn undo_begun(install: &Install, journal: &Journal) -> Result<Option<DataBack>> {
+    let is_away = !crate::base::fsx::exists(&install.root.join(&journal.begin.start_file))?;
     Ok(journal.undoing().filter(|data| *data != DataBack::Restored || is_away))
 }
 
 /// What the boot leaves once the files are whole: the journal stays open where a server should run, because
 /// nobody has seen it well. Looks at no process, so that no service manager can be waited for.
-fn boot(cx: &Context, journal: Journal) -> Result<Settled> {
+fn boot(install: &Install, journal: Journal) -> Result<Settled> {
     let committed = journal.has(|r| matches!(r, Record::Committed));
     let undone = journal.has(|r| matches!(r, Record::RolledBack));
-    let mut settled = settled(cx, &journal, if undone { "old" } else { "new" });
+    let mut settled = settled(install, &journal, if undone { "old" } else { "new" });
     settled.is_proven = committed || undone && !should_run(&journal);
     if settled.is_proven {
-        rollback::clean_up(&cx.root, journal)?;
+        rollback::clean_up(&install.root, journal)?;
     } else if undone {
-        rollback::tidy(&cx.root, &journal)?;
+        rollback::tidy(&install.root, &journal)?;
     }
     Ok(settled)
 }
@@ -292,12 +299,12 @@ fn should_run(journal: &Journal) -> bool {
 }
 
 /// True when `recover` has something to do; changes nothing.
-pub fn is_needed(cx: &Context) -> Result<bool> {
-    Ok(!matches!(Journal::find(&cx.own())?, Found::Nothing))
+pub fn is_needed(install: &Install) -> Result<bool> {
+    Ok(!matches!(Journal::find(&install.own())?, Found::Nothing))
 }
 
 /// Finishes (`new`) or undoes (`old`), by the rules of the journal's last state.
-fn decide(cx: &mut Context, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
+fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
     if journal.has(|r| matches!(r, Record::Committed)) {
         return Ok("new");
     }
@@ -309,28 +316,28 @@ fn decide(cx: &mut Context, journal: &mut Journal, choice: Choice) -> Result<&'s
     // What a hook left running must not write into what is put back.
     hooks::end_left(&journal.begin.update_id)?;
     let Some((boot, process)) = starting.filter(|_| !restored) else {
-        let data = if restored { DataBack::Untouched } else { after_hooks(cx, journal, choice)? };
+        let data = if restored { DataBack::Untouched } else { after_hooks(install, journal, choice)? };
         if !choice.boot {
-            end_started(cx, journal)?;
+            end_started(install, journal)?;
         }
-        undo(cx, journal, data)?;
+        undo(install, run, journal, data)?;
         return Ok("old");
     };
-    if let Some(data) = undo_begun(cx, journal)?.filter(|_| choice.data.is_none()) {
+    if let Some(data) = undo_begun(install, journal)?.filter(|_| choice.data.is_none()) {
         if !choice.boot {
-            end_started(cx, journal)?;
+            end_started(install, journal)?;
         }
-        undo(cx, journal, data)?;
+        undo(install, run, journal, data)?;
         return Ok("old");
     }
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
     let expected: Before = measure(&journal.begin.before.new)?;
     // After a boot the service manager may be about to start it: there is time to wait for its answer.
-    if choice.data.is_none() && !same_boot && start(cx, journal, &expected, false).is_ok() {
+    if choice.data.is_none() && !same_boot && start(install, journal, &expected, false).is_ok() {
         journal.append(Record::Committed)?;
         return Ok("new");
     }
-    let running = server::find(&cx.root)?;
+    let running = server::find(&install.root)?;
     // One that is older than our start runs old code, whatever started it.
     let is_new = |running: &server::Running| {
         let first = running.processes.first();
@@ -347,33 +354,33 @@ fn decide(cx: &mut Context, journal: &mut Journal, choice: Choice) -> Result<&'s
         Some(Data::Backup) => DataBack::Restored,
         Some(Data::Keep) => DataBack::Kept,
         None if unwatched => {
-            return Err(undecided(cx).into());
+            return Err(undecided(install).into());
         }
         None => DataBack::Restored,
     };
-    end_started(cx, journal)?;
-    undo(cx, journal, data)?;
+    end_started(install, journal)?;
+    undo(install, run, journal, data)?;
     Ok("old")
 }
 
 /// Names what gave way to an update that was finished after all: the run that moved it could not.
-fn tell_aside(cx: &mut Context, journal: &Journal) {
+fn tell_aside(run: &mut Run, journal: &Journal) {
     let moved = journal.moves().into_iter().flat_map(|moves| &moves.moves).filter(|m| m.old && m.away == Away::Aside);
     let paths: Vec<RelPath> = moved.map(|intent| intent.path.clone()).collect();
     if !paths.is_empty() {
         let place = format!("{}/{}/aside", journal.begin.backup_dir, journal.begin.backup);
-        cx.report.warn_of("moved-aside", &format!("written here, and gave way; to be found in {place}"), &paths);
+        run.report.warn_of("moved-aside", &format!("written here, and gave way; to be found in {place}"), &paths);
     }
 }
 
-fn undo(cx: &mut Context, journal: &mut Journal, data: DataBack) -> Result<()> {
-    let altered = rollback::undo(&cx.root, journal, data)?;
-    tell_altered(cx, &altered);
+fn undo(install: &Install, run: &mut Run, journal: &mut Journal, data: DataBack) -> Result<()> {
+    let altered = rollback::undo(&install.root, journal, data)?;
+    tell_altered(run, &altered);
     Ok(())
 }
 
-fn undecided(cx: &Context) -> Failure {
-    let root = cx.root.path().display();
+fn undecided(install: &Install) -> Failure {
+    let root = install.root.path().display();
     Failure::operator(
         UNDECIDED,
         "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
@@ -386,8 +393,8 @@ fn undecided(cx: &Context) -> Failure {
 
 /// Before data is put back: a server of this install that somebody else started on the new tree writes data
 /// that must not be replaced. Errors (exit 4): there is one.
-pub fn refuse_outsiders(cx: &Context, journal: &Journal) -> Result<()> {
-    let (Some((_, process)), Some(running)) = (journal.starting(), server::find(&cx.root)?) else { return Ok(()) };
+pub fn refuse_outsiders(install: &Install, journal: &Journal) -> Result<()> {
+    let (Some((_, process)), Some(running)) = (journal.starting(), server::find(&install.root)?) else { return Ok(()) };
     if journal.begin.service.is_some() && running.managed_by == journal.begin.service {
         return Ok(());
     }
@@ -397,7 +404,7 @@ pub fn refuse_outsiders(cx: &Context, journal: &Journal) -> Result<()> {
         let above = ancestors(one.id.pid)?;
         let ours = process.is_none_or(|p| one.id == p || above.contains(&p.pid));
         if !ours && above.first().is_some_and(|parent| !above_us.contains(parent)) {
-            let failure = undecided(cx);
+            let failure = undecided(install);
             let message = format!(
                 "{}: process {} was not started by this update; end what started it",
                 failure.message, one.id.pid
@@ -421,24 +428,24 @@ fn ancestors(pid: u32) -> Result<Vec<u32>> {
 
 /// What becomes of the data where hooks may have changed them, and nothing was started by us. While the start file
 /// is away nothing else can have. Errors (exit 4): it was there, and who knows.
-fn after_hooks(cx: &Context, journal: &Journal, choice: Choice) -> Result<DataBack> {
+fn after_hooks(install: &Install, journal: &Journal, choice: Choice) -> Result<DataBack> {
     let Some((boot, data)) = journal.hooking() else { return Ok(DataBack::Untouched) };
     match choice.data {
         Some(Data::Keep) => return Ok(DataBack::Kept),
         Some(Data::Backup) => return Ok(DataBack::Restored),
         None => {}
     }
-    if !crate::base::fsx::exists(&cx.root.join(&journal.begin.start_file))? {
+    if !crate::base::fsx::exists(&install.root.join(&journal.begin.start_file))? {
         return Ok(DataBack::Restored);
     }
     if data.is_empty() {
         return Ok(DataBack::Untouched);
     }
     let same_boot = processes::boot_id().context("reading the boot id")? == boot;
-    if same_boot && !choice.boot && server::find(&cx.root)?.is_none() {
+    if same_boot && !choice.boot && server::find(&install.root)?.is_none() {
         return Ok(DataBack::Restored);
     }
-    Err(undecided(cx).into())
+    Err(undecided(install).into())
 }
 
 fn measure(value: &Option<serde_json::Value>) -> Result<Before> {
@@ -455,7 +462,7 @@ fn is_healthy(expected: &Before, running: &server::Running) -> bool {
 }
 
 /// Ends the new version that this update started, or somebody once its hooks had run: whatever of it still runs.
-pub fn end_started(cx: &Context, journal: &Journal) -> Result<()> {
+pub fn end_started(install: &Install, journal: &Journal) -> Result<()> {
     let timeout = Duration::from_millis(journal.begin.stop_timeout_ms);
     let process = match (journal.starting(), journal.hooking()) {
         (Some((_, process)), _) => process,
@@ -466,7 +473,7 @@ pub fn end_started(cx: &Context, journal: &Journal) -> Result<()> {
     if let Some(unit) = &journal.begin.service {
         server::stop_unit(unit, timeout, &mut || Ok(()))?;
     }
-    if let Some(running) = server::find(&cx.root)? {
+    if let Some(running) = server::find(&install.root)? {
         server::stop(&running, timeout, &mut || Ok(()))?;
     }
     process.map_or(Ok(()), |process| end_process(process, timeout))
@@ -487,12 +494,12 @@ fn end_process(process: ProcessId, timeout: Duration) -> Result<()> {
 
 /// Starts the old version again where one ran before, and judges it by its own answer before.
 /// Errors (exit 4): it does not come back.
-pub fn start_old(cx: &Context, journal: &mut Journal) -> Result<Option<health::Healthy>> {
+pub fn start_old(install: &Install, journal: &mut Journal) -> Result<Option<health::Healthy>> {
     if !should_run(journal) {
         return Ok(None);
     }
     let before = measure(&journal.begin.before.old)?;
-    let root = cx.root.path().display();
+    let root = install.root.path().display();
     let failed = |e: anyhow::Error| {
         Failure::operator(
             "old-not-started",
@@ -501,18 +508,18 @@ pub fn start_old(cx: &Context, journal: &mut Journal) -> Result<Option<health::H
         .at(&root)
         .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
     };
-    Ok(Some(start(cx, journal, &before, true).map_err(failed)?))
+    Ok(Some(start(install, journal, &before, true).map_err(failed)?))
 }
 
 /// Starts the server that the journal tells of, unless it runs, and judges it. One that an interrupted recovery started,
 /// and that does not listen yet, is waited for.
-fn start(cx: &Context, journal: &mut Journal, expected: &Before, is_old: bool) -> Result<health::Healthy> {
+fn start(install: &Install, journal: &mut Journal, expected: &Before, is_old: bool) -> Result<health::Healthy> {
     let begin = journal.begin.clone();
     let judge = health::Judge {
         timeout: Duration::from_millis(begin.health_timeout_ms),
         soak: Duration::from_millis(begin.soak_ms),
     };
-    let running = server::find(&cx.root)?;
+    let running = server::find(&install.root)?;
     let mut started = match (&begin.service, &begin.launch) {
         // Somebody started it without its unit.
         (Some(unit), _) if running.as_ref().is_some_and(|r| r.managed_by.as_ref() != Some(unit)) => None,
@@ -530,7 +537,7 @@ fn start(cx: &Context, journal: &mut Journal, expected: &Before, is_old: bool) -
         _ => None,
     };
     let started = started.as_mut().map(|s| s as &mut dyn health::Started);
-    judge.judge(expected, &cx.root, &[], started, &mut || Ok(()))
+    judge.judge(expected, &install.root, &[], started, &mut || Ok(()))
 }
 
 /// Whether the old version that was started last still lives.

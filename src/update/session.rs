@@ -7,30 +7,31 @@ use crate::base::report::{Finished, Reporter, Stage};
 use crate::state::history;
 use crate::state::lock::Lock;
 use crate::system::{Kind, Said, files};
-use crate::update::context::{Context, UnderWay};
 use crate::update::hooks;
+use crate::update::install::Install;
 use crate::update::recover;
 use crate::update::rollback;
+use crate::update::run::{Run, UnderWay};
 use anyhow::{Context as _, Result};
 use std::time::Duration;
 
 /// Takes the lock and opens the logs of this run.
-pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
-    let own = cx.own();
+pub fn begin(install: &Install, run: &mut Run, wait: Option<Duration>) -> Result<Lock> {
+    let own = install.own();
     files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
-    let lock = Lock::take(&own, wait, &mut || cx.check_signals())?;
-    cx.root.check()?;
+    let lock = Lock::take(&own, wait, &mut || run.check_signals())?;
+    install.root.check()?;
     // Hooks before the stop run before there is a journal.
     if let Some(id) = history::left_under_way(&own) {
         hooks::end_left(&id)?;
     }
-    let id = cx.update_id.clone();
+    let id = run.update_id.clone();
     for name in ["events", "log"] {
         files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
     }
-    cx.report.events_to(&own.join(format!("events/{id}.jsonl")));
-    cx.report.log_to(&own.join(format!("log/{id}.log")));
-    let human = cx.root.path().join("instance");
+    run.report.events_to(&own.join(format!("events/{id}.jsonl")));
+    run.report.log_to(&own.join(format!("log/{id}.log")));
+    let human = install.root.path().join("instance");
     if human.is_dir() {
         let log = human.join("update_log.txt");
         // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced. The
@@ -38,27 +39,28 @@ pub fn begin(cx: &mut Context, wait: Option<Duration>) -> Result<Lock> {
         let own = |file: &std::fs::File| files::facts_of(file).is_ok_and(|f| f.kind == Kind::File && f.links == 1);
         if let Some(file) = files::open_log(&log).ok().filter(own).filter(|file| file.set_len(0).is_ok()) {
             let _ = fsx::adopt(&log);
-            cx.report.log_into(file);
+            run.report.log_into(file);
         }
     }
-    cx.under_way = Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string() });
+    run.under_way =
+        Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string(), state: own.clone() });
     history::prune(&own, history::KEEP);
-    cx.keep_status();
-    cx.say(Said::Begun);
+    run.keep_status();
+    run.say(Said::Begun);
     Ok(lock)
 }
 
 /// Finishes or undoes what an earlier run left, before any work of this one.
-pub fn recover_first(cx: &mut Context) -> Result<()> {
-    if let Some(done) = recover::settle(cx, recover::Choice::default())? {
-        cx.report.recovered(&done.interrupted_id, done.direction);
-        let events = cx.own().join(format!("events/{}.jsonl", done.interrupted_id));
+pub fn recover_first(install: &Install, run: &mut Run) -> Result<()> {
+    if let Some(done) = recover::settle(install, run, recover::Choice::default())? {
+        run.report.recovered(&done.interrupted_id, done.direction);
+        let events = install.own().join(format!("events/{}.jsonl", done.interrupted_id));
         let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
         theirs.stage_started(Stage::Rollback, "settled by the next command");
         theirs.finished(&done.finished());
     }
     // Without a journal nothing refers to what an earlier run may have left.
-    rollback::sweep(&cx.own())
+    rollback::sweep(&install.own())
 }
 
 /// How often a bundle may fail by its own fault before an unattended run skips it.
@@ -81,7 +83,7 @@ pub(super) const OWN_FAULT: [&str; 12] = [
 ];
 
 /// Turns the end of a run into its `finished` record.
-pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'static str>) {
+pub fn conclude(install: &Install, run: &mut Run, finished: &mut Finished, outcome: Result<&'static str>) {
     match outcome {
         Ok(word) => {
             finished.outcome = word.to_string();
@@ -98,12 +100,12 @@ pub fn conclude(cx: &mut Context, finished: &mut Finished, outcome: Result<&'sta
                 _ => "failed",
             }
             .to_string();
-            cx.report.fail_current(&format!("{e:#}"));
+            run.report.fail_current(&format!("{e:#}"));
         }
     }
-    finished.stands = Some(recover::stands(cx));
+    finished.stands = Some(recover::stands(install));
     if finished.outcome == "skipped" {
         finished.reason = Some("known-bad".into());
     }
-    cx.report.finished(finished);
+    run.report.finished(finished);
 }

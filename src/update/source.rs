@@ -5,8 +5,9 @@ use super::Request;
 use crate::base::net::Url;
 use crate::base::report::Stage;
 use crate::system::monitor;
-use crate::update::context::{self, Context};
 use crate::update::fetch;
+use crate::update::install::Install;
+use crate::update::run::{self, Run};
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
@@ -21,12 +22,12 @@ pub enum Origin {
 }
 
 /// Where the bundle lies, downloaded or copied into `folder` where it is no file that we can read.
-pub fn fetch_to(cx: &mut Context, request: &Request, folder: &Path) -> Result<PathBuf> {
-    let most = cx.settings.bundle.max_size;
-    let (report, signals) = (&mut cx.report, &cx.signals);
+pub fn fetch_to(install: &Install, run: &mut Run, request: &Request, folder: &Path) -> Result<PathBuf> {
+    let most = install.settings.bundle.max_size;
+    let (report, signals) = (&mut run.report, &run.signals);
     let mut watch = fetch::Watch {
         progress: &mut |done, total| report.progress(Stage::Fetch, done, total, "bytes"),
-        check: &mut || context::check(signals),
+        check: &mut || run::check(signals),
     };
     match &request.origin {
         Origin::File => Ok(request.bundle.clone()),

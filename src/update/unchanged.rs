@@ -7,23 +7,24 @@ use super::{Request, Survey, cannot_start, judge, start_unit};
 use crate::base::fsx;
 use crate::base::report::{Finished, Stage};
 use crate::system::{files, processes};
-use crate::update::context::Context;
+use crate::update::install::Install;
+use crate::update::run::Run;
 use crate::update::server::Launched;
 use crate::update::staging;
 use crate::verify;
 use anyhow::{Context as _, Result};
 
-pub(super) fn skip_changes(cx: &mut Context) {
+pub(super) fn skip_changes(run: &mut Run) {
     for stage in
         [Stage::Stage, Stage::Backup, Stage::Stop, Stage::BackupFinal, Stage::Swap, Stage::Verify, Stage::Hooks]
     {
-        cx.report.stage_skipped(stage, "nothing to change");
+        run.report.stage_skipped(stage, "nothing to change");
     }
 }
 
 /// The same bundle again, byte for byte, beside a running server and a tree that is whole by size and time: what a
 /// schedule meets most of the time, told without unpacking anything.
-pub(super) fn nothing_to_do(cx: &Context, request: &Request, survey: &Survey) -> Result<bool> {
+pub(super) fn nothing_to_do(install: &Install, request: &Request, survey: &Survey) -> Result<bool> {
     let asks_more = request.saved.is_some()
         || request.reinstall
         || request.heal
@@ -33,51 +34,53 @@ pub(super) fn nothing_to_do(cx: &Context, request: &Request, survey: &Survey) ->
     let Some(receipt) = survey.receipt.as_ref().filter(|_| !asks_more && survey.server.is_some()) else {
         return Ok(false);
     };
-    if !fsx::same_bytes(&request.bundle, &cx.own().join("bundle.zip")) {
+    if !fsx::same_bytes(&request.bundle, &install.own().join("bundle.zip")) {
         return Ok(false);
     }
-    Ok(verify::installed(&cx.ownership(Some(receipt))?, receipt, &mut None, true)?.is_whole())
+    Ok(verify::installed(&install.ownership(Some(receipt))?, receipt, &mut None, true)?.is_whole())
 }
 
 /// The content is installed already: the server is not touched, but started where it is stopped.
 pub(super) fn unchanged(
-    cx: &mut Context,
+    install: &Install,
+    run: &mut Run,
     request: &Request,
     survey: Survey,
     mut prepared: Prepared,
     finished: &mut Finished,
 ) -> Result<&'static str> {
-    skip_changes(cx);
+    skip_changes(run);
     if !request.is_partly() && survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
-        fs_err::create_dir_all(cx.own().join("staging"))?;
-        write_receipt(cx, request, &survey, &mut prepared, &[])?;
+        fs_err::create_dir_all(install.own().join("staging"))?;
+        write_receipt(install, request, &survey, &mut prepared, &[])?;
         for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
-            files::rename_over(&cx.own().join(from), &cx.own().join(to)).with_context(|| format!("placing {to}"))?;
+            files::rename_over(&install.own().join(from), &install.own().join(to))
+                .with_context(|| format!("placing {to}"))?;
         }
-        staging::clear(&cx.own())?;
+        staging::clear(&install.own())?;
     }
     match (&survey.server, &survey.launch) {
         (None, Some(launch)) if !request.no_start => {
-            cx.start(Stage::Relaunch, "starting the server");
+            run.start(Stage::Relaunch, "starting the server");
             let mut running = match &survey.service {
-                Some(unit) => start_unit(cx, request, unit)?,
+                Some(unit) => start_unit(install, run, request, unit)?,
                 None => {
                     let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
                     Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?))
                 }
             };
-            cx.done(Stage::Relaunch, "started");
-            cx.start(Stage::Health, "waiting for its answer");
-            let healthy = judge(cx, request, &survey.expected, &[], &mut running)?;
+            run.done(Stage::Relaunch, "started");
+            run.start(Stage::Health, "waiting for its answer");
+            let healthy = judge(install, run, request, &survey.expected, &[], &mut running)?;
             (finished.pid, finished.port) = (Some(healthy.pid), Some(healthy.port));
-            cx.done(Stage::Health, "healthy");
+            run.done(Stage::Health, "healthy");
         }
         _ => {
-            cx.report.stage_skipped(Stage::Relaunch, "the server was not stopped");
-            cx.report.stage_skipped(Stage::Health, "the server was not stopped");
+            run.report.stage_skipped(Stage::Relaunch, "the server was not stopped");
+            run.report.stage_skipped(Stage::Health, "the server was not stopped");
         }
     }
-    cx.start(Stage::Commit, "closing");
-    cx.done(Stage::Commit, "this content is installed already");
+    run.start(Stage::Commit, "closing");
+    run.done(Stage::Commit, "this content is installed already");
     Ok("already-current")
 }

@@ -14,7 +14,7 @@ use crate::base::fsx;
 use crate::base::path::{InstallRoot, RelPath};
 use crate::state::journal::Exchange;
 use crate::system::{Facts, Kind, files};
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::ownership::{Class, Databases, Ownership, Rules};
 use crate::update::staging;
 use anyhow::{Context as _, Result};
@@ -45,15 +45,16 @@ struct Copied {
 
 impl Changes {
     /// Judges these paths. Errors: one of them cannot be put back (exit 1), or is none that a hook may name (exit 2).
-    pub(super) fn judge(cx: &Context, paths: &BTreeSet<RelPath>, start_file: &RelPath) -> Result<Changes> {
-        let ownership = cx.ownership(None)?;
+    pub(super) fn judge(install: &Install, paths: &BTreeSet<RelPath>, start_file: &RelPath) -> Result<Changes> {
+        let ownership = install.ownership(None)?;
         let rules = &ownership.rules;
         let mut all = Changes::default();
         for path in paths {
-            let path = &topmost_missing(&cx.root, path)?;
-            let facts = fsx::facts(&cx.root.join(path))?;
+            let path = &topmost_missing(&install.root, path)?;
+            let facts = fsx::facts(&install.root.join(path))?;
             let is_folder = facts.is_none_or(|facts| facts.kind == Kind::Folder);
-            let holds_backups = RelPath::parse(&cx.settings.backup.dir).is_ok_and(|backups| backups.is_within(path));
+            let holds_backups =
+                RelPath::parse(&install.settings.backup.dir).is_ok_and(|backups| backups.is_within(path));
             match named(&ownership, path, is_folder)? {
                 Some(Class::Environment) | None if holds_backups => return Err(own_place(path).into()),
                 Some(Class::Own) => return Err(own_place(path).into()),
@@ -63,7 +64,7 @@ impl Changes {
                             .remedy("take it out of [backup] skip, or out of the hook's changes")
                             .into());
                     }
-                    nothing_skipped_below(cx, path, rules)?;
+                    nothing_skipped_below(install, path, rules)?;
                     all.data.insert(path.clone());
                 }
                 class => {
@@ -233,8 +234,8 @@ fn flush_changed(top: &Path, before: &Seen) -> Result<()> {
 }
 
 /// What is not saved could not be put back.
-fn nothing_skipped_below(cx: &Context, path: &RelPath, rules: &Rules) -> Result<()> {
-    for (below, facts) in seen(&cx.root.join(path))? {
+fn nothing_skipped_below(install: &Install, path: &RelPath, rules: &Rules) -> Result<()> {
+    for (below, facts) in seen(&install.root.join(path))? {
         let full = RelPath::from_disk(&place(&path.to_path(), &below));
         if let Some(full) =
             full.filter(|full| rules.is_skipped(full, facts.kind == Kind::Folder) && !Databases::is_named(full))

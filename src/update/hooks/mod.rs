@@ -24,13 +24,14 @@ use crate::base::path::{InstallRoot, RelPath};
 use crate::state::settings::{Hook, Hooks as Settings};
 use crate::system::{LaunchSpec, files, is_passed_on, processes};
 use crate::update::bundle::Bundle;
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::ownership;
 use crate::update::plan::{Action, Plan};
+use crate::update::run::Run;
 use crate::update::server::Running;
 use crate::update::staging::{self, Staged};
 use anyhow::{Context as _, Result};
-use packages::{Need, Packages};
+use packages::{Asked, Need, Packages};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -106,19 +107,26 @@ pub struct Hooks {
 impl Hooks {
     /// Chooses the hooks of an update and judges them, by reading alone. Errors: a program is not there, or one
     /// changes what could not be put back.
-    pub fn choose(cx: &Context, occasion: &Occasion, bundle: &mut Bundle, plan: &Plan) -> Result<Hooks> {
-        let settings: &Settings = &cx.settings.hooks;
-        let env = environment(cx, occasion, &bundle.version)?;
+    pub fn choose(
+        install: &Install,
+        run: &Run,
+        occasion: &Occasion,
+        bundle: &mut Bundle,
+        plan: &Plan,
+    ) -> Result<Hooks> {
+        let settings: &Settings = &install.settings.hooks;
+        let env = environment(install, run, occasion, &bundle.version)?;
         let mut hooks = Hooks { env, is_restore: occasion.command == "restore", ..Hooks::default() };
         if settings.defaults {
-            let scratch = tempfile::Builder::new().prefix("updater-check-").tempdir_in(cx.scratch()?);
+            let scratch = tempfile::Builder::new().prefix("updater-check-").tempdir_in(run.scratch(install)?);
             let scratch = scratch.context("making a folder to ask for packages in")?;
-            let server = (occasion.running, occasion.launch);
-            match packages::need(cx, bundle, plan, server, &hooks.env, scratch.path())? {
+            let (running, launch) = (occasion.running, occasion.launch);
+            let asked = Asked { running, launch, env: &hooks.env, scratch: scratch.path() };
+            match packages::need(install, run, bundle, plan, &asked)? {
                 Need::Nothing => {}
                 Need::LeftAlone(code, text) => hooks.warnings.push((code, text)),
                 Need::Unmet(packages) => {
-                    hooks.after_swap.push(packages.install(&work(&cx.root)));
+                    hooks.after_swap.push(packages.install(&work(&install.root)));
                     hooks.packages = Some(packages);
                 }
             }
@@ -129,7 +137,7 @@ impl Hooks {
                     continue;
                 }
                 let name = hook.run.first().map(String::as_str).unwrap_or_default();
-                let is_there = will_be_there(cx, name, plan, &hooks.env);
+                let is_there = will_be_there(install, name, plan, &hooks.env);
                 if hooks.is_restore && (!is_there || hook.run.iter().any(|word| leaves(word, plan))) {
                     let shown = hook.run.join(" ");
                     let text = format!("the version that is put back cannot run the hook '{shown}': it is left out");
@@ -139,12 +147,12 @@ impl Hooks {
                 if !is_there {
                     return Err(no_program(hook, name).into());
                 }
-                trusted::programs(cx, &hook.run, cx.root.path(), &hooks.env)?;
+                trusted::programs(install, &hook.run, install.root.path(), &hooks.env)?;
                 let due = due(hook, when)?;
                 if when == When::BeforeStop { hooks.before_stop.push(due) } else { hooks.after_swap.push(due) }
             }
         }
-        hooks.changes = Changes::judge(cx, &hooks.named(), occasion.start_file)?;
+        hooks.changes = Changes::judge(install, &hooks.named(), occasion.start_file)?;
         Ok(hooks)
     }
 
@@ -171,33 +179,33 @@ impl Hooks {
 
     /// Runs what is due while the server serves. Errors (exit 1): one failed, or altered what waits to arrive or what
     /// is installed.
-    pub fn before_stop(&mut self, cx: &mut Context, staged: &[Staged], plan: &Plan) -> Result<()> {
+    pub fn before_stop(&mut self, install: &Install, run: &mut Run, staged: &[Staged], plan: &Plan) -> Result<()> {
         if self.packages.is_none() && self.before_stop.is_empty() && self.after_swap.is_empty() {
             return Ok(());
         }
-        let work = work(&cx.root);
+        let work = work(&install.root);
         files::private_folder(&work).with_context(|| format!("creating {}", work.display()))?;
         if let Some(packages) = self.packages.take() {
-            cx.report.line("  hook: bringing the packages of requirements.txt");
-            match packages.fetch(cx, &self.env, &work) {
+            run.report.line("  hook: bringing the packages of requirements.txt");
+            match packages.fetch(install, run, &self.env, &work) {
                 Err(e)
                     if self.is_restore
                         && e.downcast_ref::<Failure>().is_some_and(|f| f.code == packages::NOT_FETCHED) =>
                 {
                     let text = format!("{e:#}; going on with the packages as they are");
-                    cx.report.warning(packages::NOT_FETCHED, &text, None);
+                    run.report.warning(packages::NOT_FETCHED, &text, None);
                     self.after_swap.retain(|due| !due.by_default);
                     self.changes.keep_only(&self.named());
                 }
                 fetched => fetched?,
             }
         }
-        let tree = staging::tree(&cx.own());
+        let tree = staging::tree(&install.own());
         for due in &self.before_stop {
-            self.run(cx, due, &tree)?;
+            self.run(install, run, due, &tree)?;
         }
         for one in staged {
-            let is = fsx::facts(&staging::waiting(&cx.root, &plan.annexes, &one.path))?;
+            let is = fsx::facts(&staging::waiting(&install.root, &plan.annexes, &one.path))?;
             if !is.is_some_and(|is| fsx::is_unchanged(&one.facts, &is)) {
                 let message = format!("a hook before the stop altered {}, which waits to arrive", one.path);
                 return Err(Failure::failed("hook-changed-staging", message)
@@ -207,10 +215,10 @@ impl Hooks {
             }
         }
         // The server itself may write other shipped files meanwhile.
-        let profile = Profile::of(cx.root.path());
+        let profile = Profile::of(install.root.path());
         let programs = plan.shipped.iter().filter(|(path, _)| profile.is_program(path, Head::Plain));
         for (path, live) in programs.filter(|_| !self.before_stop.is_empty()) {
-            let is = fsx::facts(&cx.root.join(path))?;
+            let is = fsx::facts(&install.root.join(path))?;
             if !is.is_some_and(|is| fsx::is_unchanged(&live.facts, &is)) {
                 let what = "which is installed: it stays as the hook left it, and nothing else was changed";
                 return Err(strayed("hook-changed-program", path, what).into());
@@ -220,11 +228,11 @@ impl Hooks {
     }
 
     /// Runs what is due while the server is down. Errors: one failed, or made a start file of its own.
-    pub fn after_swap(&self, cx: &mut Context, start_file: &RelPath) -> Result<()> {
-        let root = cx.root.path().to_path_buf();
+    pub fn after_swap(&self, install: &Install, run: &mut Run, start_file: &RelPath) -> Result<()> {
+        let root = install.root.path().to_path_buf();
         for due in &self.after_swap {
-            self.run(cx, due, &root)?;
-            if fsx::exists(&cx.root.join(start_file))? {
+            self.run(install, run, due, &root)?;
+            if fsx::exists(&install.root.join(start_file))? {
                 let what = "which stays away until all hooks are done";
                 return Err(strayed("hook-changed-program", start_file, what)
                     .remedy("let it use the one that UPDATER_START_FILE names, where it is")
@@ -234,32 +242,32 @@ impl Hooks {
         Ok(())
     }
 
-    fn run(&self, cx: &mut Context, due: &Due, cwd: &Path) -> Result<()> {
+    fn run(&self, install: &Install, run: &mut Run, due: &Due, cwd: &Path) -> Result<()> {
         let shown = due.run.join(" ");
         let told = if due.by_default { "installing the packages of requirements.txt" } else { shown.as_str() };
-        cx.report.line(&format!("  hook: {told}"));
+        run.report.line(&format!("  hook: {told}"));
         let mut argv = due.run.clone();
         if let Some(first) = argv.first_mut() {
-            *first = program(first, cwd, cx.root.path());
+            *first = program(first, cwd, install.root.path());
         }
-        trusted::programs(cx, &argv, cwd, &self.env)?;
+        trusted::programs(install, &argv, cwd, &self.env)?;
         let mut env = self.env.clone();
         let word = if due.when == When::BeforeStop { "before_stop" } else { "after_swap" };
         env.push(("UPDATER_STAGE".to_string(), word.to_string()));
         // A hook before this one may have taken it away.
-        files::private_folder(&work(&cx.root)).context("making the folder of the hooks")?;
-        let output = work(&cx.root).join("output.txt");
+        files::private_folder(&work(&install.root)).context("making the folder of the hooks")?;
+        let output = work(&install.root).join("output.txt");
         fsx::remove_own_file(&output)?;
-        let id = cx.update_id.clone();
+        let id = run.update_id.clone();
         let task = Task { argv, cwd, env: &env, output: &output, timeout: due.timeout, update_id: &id };
         let mut tail: Vec<String> = Vec::new();
         let ended = task::run(&task, &mut |lines| {
             for line in lines {
-                cx.report.note(&format!("    {line}"));
+                run.report.note(&format!("    {line}"));
             }
             tail.extend_from_slice(lines);
             tail.drain(..tail.len().saturating_sub(TAIL));
-            if cx.is_down { cx.check_signals_after_stop() } else { cx.check_signals() }
+            if run.is_down { run.check_signals_after_stop() } else { run.check_signals() }
         });
         let failed = |code, how: &str| {
             Failure::failed(code, format!("the hook '{shown}' {how}"))
@@ -273,7 +281,7 @@ impl Hooks {
             Err(e) => failed("hook-failed", &format!("could not be run: {e:#}")),
         };
         if !tail.is_empty() {
-            cx.report.warning("hook-output", &format!("the hook's output ends so:\n  {}", tail.join("\n  ")), None);
+            run.report.warning("hook-output", &format!("the hook's output ends so:\n  {}", tail.join("\n  ")), None);
         }
         Err(failure.into())
     }
@@ -286,17 +294,17 @@ pub fn end_left(update_id: &str) -> Result<()> {
 
 /// What an update would stumble over in the hooks of the settings: the programs that are not there now, so that the
 /// bundle must bring them. Errors: one changes what could not be put back.
-pub fn foresee(cx: &Context, launch: Option<&LaunchSpec>, start_file: &RelPath) -> Result<Vec<String>> {
+pub fn foresee(install: &Install, run: &Run, launch: Option<&LaunchSpec>, start_file: &RelPath) -> Result<Vec<String>> {
     let occasion = Occasion { command: "apply", running: None, launch, start_file, from_version: None, is_whole: true };
-    let env = environment(cx, &occasion, "")?;
-    let settings = &cx.settings.hooks;
+    let env = environment(install, run, &occasion, "")?;
+    let settings = &install.settings.hooks;
     let mut named = BTreeSet::new();
     for hook in &settings.after_swap {
         named.extend(due(hook, When::AfterSwap)?.changes);
     }
-    Changes::judge(cx, &named, start_file)?;
+    Changes::judge(install, &named, start_file)?;
     let programs = settings.before_stop.iter().chain(&settings.after_swap).filter_map(|hook| hook.run.first());
-    Ok(programs.filter(|name| !is_there(cx, name, &env)).cloned().collect())
+    Ok(programs.filter(|name| !is_there(install, name, &env)).cloned().collect())
 }
 
 /// The hook of the settings, word for word.
@@ -334,19 +342,19 @@ fn leaves(word: &str, plan: &Plan) -> bool {
 }
 
 /// Whether a program can be found once the new version is there.
-fn will_be_there(cx: &Context, name: &str, plan: &Plan, env: &[(String, String)]) -> bool {
+fn will_be_there(install: &Install, name: &str, plan: &Plan, env: &[(String, String)]) -> bool {
     let is_path = name.contains(['/', '\\']) && !Path::new(name).is_absolute();
     let path = if is_path { RelPath::from_disk(Path::new(name)) } else { None };
     match path.and_then(|path| plan.actions.iter().find(move |planned| planned.path == path)) {
         Some(planned) => planned.action != Action::Remove,
-        None => is_there(cx, name, env),
+        None => is_there(install, name, env),
     }
 }
 
 /// Whether a program can be found now: at its path, in the install, or by the PATH.
-fn is_there(cx: &Context, name: &str, env: &[(String, String)]) -> bool {
+fn is_there(install: &Install, name: &str, env: &[(String, String)]) -> bool {
     if name.contains(['/', '\\']) {
-        return cx.root.path().join(name).is_file();
+        return install.root.path().join(name).is_file();
     }
     let (_, places) = env.iter().find(|(name, _)| name == "PATH").cloned().unwrap_or_default();
     std::env::split_paths(&places).any(|folder| {
@@ -371,7 +379,7 @@ fn work(root: &InstallRoot) -> PathBuf {
 
 /// Ours, over it the server's, and what tells of the update. Where the server is another user's, nothing of his reaches
 /// a program that runs as us, and of ours only what is harmless: a variable can load code.
-fn environment(cx: &Context, occasion: &Occasion, to_version: &str) -> Result<Vec<(String, String)>> {
+fn environment(install: &Install, run: &Run, occasion: &Occasion, to_version: &str) -> Result<Vec<(String, String)>> {
     let uid = processes::own_credentials().context("finding out who we are")?.uid;
     let server = occasion.launch.filter(|launch| launch.credentials.as_ref().is_none_or(|user| user.uid == uid));
     let is_others = occasion.launch.is_some() && server.is_none();
@@ -381,13 +389,13 @@ fn environment(cx: &Context, occasion: &Occasion, to_version: &str) -> Result<Ve
     let own: Vec<(String, String)> = own.map(|(name, value)| (text(name), text(value))).collect();
     let server = server.map(|launch| launch.env.clone()).unwrap_or_default();
     let place = |path: PathBuf| path.to_string_lossy().into_owned();
-    let waiting = staging::tree(&cx.own()).join(occasion.start_file.to_path());
+    let waiting = staging::tree(&install.own()).join(occasion.start_file.to_path());
     let told = [
-        (task::MARK, cx.update_id.clone()),
+        (task::MARK, run.update_id.clone()),
         ("UPDATER_COMMAND", occasion.command.to_string()),
-        ("UPDATER_ROOT", place(cx.root.path().to_path_buf())),
-        ("UPDATER_TREE", place(staging::tree(&cx.own()))),
-        ("UPDATER_WORK", place(work(&cx.root))),
+        ("UPDATER_ROOT", place(install.root.path().to_path_buf())),
+        ("UPDATER_TREE", place(staging::tree(&install.own()))),
+        ("UPDATER_WORK", place(work(&install.root))),
         ("UPDATER_START_FILE", place(waiting)),
         ("UPDATER_FROM_VERSION", occasion.from_version.unwrap_or_default().to_string()),
         ("UPDATER_TO_VERSION", to_version.to_string()),

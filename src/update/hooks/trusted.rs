@@ -4,19 +4,19 @@
 use crate::base::error::Failure;
 use crate::base::path::RelPath;
 use crate::system::{LaunchSpec, trust};
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::owner::others_in;
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
 /// Refuses a program, or a script among its arguments, on which others than root have a say. What is not there yet is
 /// judged when it is run. Errors (`unsafe-program`, exit 1).
-pub(super) fn programs(cx: &Context, argv: &[String], cwd: &Path, env: &[(String, String)]) -> Result<()> {
+pub(super) fn programs(install: &Install, argv: &[String], cwd: &Path, env: &[(String, String)]) -> Result<()> {
     if !trust::is_guarded() {
         return Ok(());
     }
     for (at, word) in argv.iter().enumerate() {
-        let Some(path) = named(word, at == 0, cx, cwd, env) else { continue };
+        let Some(path) = named(word, at == 0, install, cwd, env) else { continue };
         let Some(found) = others_in(&path)? else { continue };
         let message = format!(
             "root would run {} for '{}', and others than root may change {}",
@@ -30,21 +30,21 @@ pub(super) fn programs(cx: &Context, argv: &[String], cwd: &Path, env: &[(String
 }
 
 /// The same for a server that does not run, where nobody knows as whom it ran, so that root would start it as itself.
-pub fn start(cx: &Context, launch: &LaunchSpec) -> Result<()> {
+pub fn start(install: &Install, launch: &LaunchSpec) -> Result<()> {
     match launch.credentials {
         Some(_) => Ok(()),
-        None => programs(cx, &launch.argv, &launch.cwd, &launch.env),
+        None => programs(install, &launch.argv, &launch.cwd, &launch.env),
     }
 }
 
 /// The file that a word of a hook's command line names; for the first one a bare name is looked up in the PATH.
-fn named(word: &str, is_first: bool, cx: &Context, cwd: &Path, env: &[(String, String)]) -> Option<PathBuf> {
+fn named(word: &str, is_first: bool, install: &Install, cwd: &Path, env: &[(String, String)]) -> Option<PathBuf> {
     let is_bare = !word.contains(['/', '\\']);
     if is_first && is_bare {
         let (_, places) = env.iter().find(|(name, _)| name == "PATH")?;
         return std::env::split_paths(places).map(|folder| folder.join(word)).find(|full| full.is_file());
     }
-    [cwd, cx.root.path()].iter().map(|folder| folder.join(word)).find(|full| full.is_file())
+    [cwd, install.root.path()].iter().map(|folder| folder.join(word)).find(|full| full.is_file())
 }
 
 fn unsafe_program(path: &Path, message: String) -> Failure {
@@ -55,11 +55,11 @@ fn unsafe_program(path: &Path, message: String) -> Failure {
 
 /// Refuses an environment of Python's that is not root's alone, down to each file: whatever lies in it may be loaded by
 /// its interpreter. Errors (`unsafe-program`, exit 1).
-pub(super) fn environment(cx: &Context, environment: &RelPath, python: &str) -> Result<()> {
+pub(super) fn environment(install: &Install, environment: &RelPath, python: &str) -> Result<()> {
     if !trust::is_guarded() {
         return Ok(());
     }
-    let top = cx.root.join(environment);
+    let top = install.root.join(environment);
     let mut found = others_in(Path::new(python))?;
     for item in walkdir::WalkDir::new(&top).follow_links(false) {
         if found.is_some() {

@@ -18,8 +18,9 @@ use crate::base::path::{InstallRoot, RelPath};
 use crate::state::settings::Hook;
 use crate::system::LaunchSpec;
 use crate::update::bundle::Bundle;
-use crate::update::context::Context;
+use crate::update::install::Install;
 use crate::update::plan::Plan;
+use crate::update::run::Run;
 use crate::update::server::{self, Running};
 use crate::update::staging;
 use anyhow::Result;
@@ -51,6 +52,16 @@ pub(super) struct Packages {
     can_ask: bool,
 }
 
+/// Whose packages are asked for, and how.
+pub(super) struct Asked<'a> {
+    pub running: Option<&'a Running>,
+    pub launch: Option<&'a LaunchSpec>,
+    /// The environment variables of pip.
+    pub env: &'a [(String, String)],
+    /// A folder for what is read on the way.
+    pub scratch: &'a Path,
+}
+
 /// What an update means for the packages.
 #[derive(Debug)]
 pub(super) enum Need {
@@ -62,20 +73,14 @@ pub(super) enum Need {
 }
 
 /// Finds out whether the environment of the server satisfies the new version. Without network; writes to `scratch`.
-pub(super) fn need(
-    cx: &Context,
-    bundle: &mut Bundle,
-    plan: &Plan,
-    (running, launch): (Option<&Running>, Option<&LaunchSpec>),
-    env: &[(String, String)],
-    scratch: &Path,
-) -> Result<Need> {
-    let files = requirements::of_new_version(&cx.root, bundle, plan)?;
+pub(super) fn need(install: &Install, run: &Run, bundle: &mut Bundle, plan: &Plan, asked: &Asked) -> Result<Need> {
+    let Asked { running, launch, env, scratch } = *asked;
+    let files = requirements::of_new_version(&install.root, bundle, plan)?;
     let changed: BTreeSet<&RelPath> = plan.changes().map(|planned| &planned.path).collect();
     if !files.keys().any(|path| changed.contains(path)) {
         return Ok(Need::Nothing);
     }
-    let (environment, python) = match environment_of(&cx.root, running, launch) {
+    let (environment, python) = match environment_of(&install.root, running, launch) {
         Found::Used(environment, python) => (environment, python),
         Found::None => return Ok(Need::Nothing),
         Found::Outside => {
@@ -86,14 +91,14 @@ pub(super) fn need(
             return Ok(Need::LeftAlone("packages-outside", text));
         }
     };
-    trusted::environment(cx, &environment, &python)?;
-    let pip = Pip { cx, python: &python, env, folder: scratch };
+    trusted::environment(install, &environment, &python)?;
+    let pip = Pip { install, run, python: &python, env, folder: scratch };
     let Some(version) = pip.version()? else {
         let text = format!("{REQUIREMENTS} changes, and {environment} has no pip: its packages are left as they are");
         return Ok(Need::LeftAlone("packages-no-pip", text));
     };
     let packages = Packages { python: python.clone(), environment, files, can_ask: version >= (22, 2) };
-    packages.write(scratch, &[cx.root.path().to_path_buf()])?;
+    packages.write(scratch, &[install.root.path().to_path_buf()])?;
     let all = requirements(scratch).to_string_lossy().into_owned();
     let is_met = packages.can_ask && pip.would_install(&["--no-index", "-r", &all])?.is_ok_and(|all| all.is_empty());
     Ok(if is_met { Need::Nothing } else { Need::Unmet(packages) })
@@ -132,12 +137,12 @@ impl Packages {
     }
 
     /// Brings what is missing into `work`. Errors: `packages-not-fetched` with what pip says.
-    pub(super) fn fetch(&self, cx: &Context, env: &[(String, String)], work: &Path) -> Result<()> {
-        let pip = Pip { cx, python: &self.python, env, folder: work };
+    pub(super) fn fetch(&self, install: &Install, run: &Run, env: &[(String, String)], work: &Path) -> Result<()> {
+        let pip = Pip { install, run, python: &self.python, env, folder: work };
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let (wheels_at, all, brought) = (text(wheels(work)), text(requirements(work)), text(work.join(BROUGHT)));
         // Of the new version first: it may ship packages itself.
-        self.write(work, &[staging::tree(&cx.own()), cx.root.path().to_path_buf()])?;
+        self.write(work, &[staging::tree(&install.own()), install.root.path().to_path_buf()])?;
         fsx::make_folders(&wheels(work))?;
         let wheel = ["wheel", "--wheel-dir", &wheels_at];
         if !self.can_ask {

@@ -3,8 +3,9 @@
 
 use crate::base::fsx;
 use crate::state::settings::Hook;
-use crate::update::context::Context;
 use crate::update::hooks::task::{self, Ended, Task};
+use crate::update::install::Install;
+use crate::update::run::Run;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -15,7 +16,8 @@ const ASK: Duration = Duration::from_secs(60);
 
 /// pip of an environment. It writes nothing there: what it compiles on the way is not kept.
 pub(super) struct Pip<'a> {
-    pub cx: &'a Context,
+    pub install: &'a Install,
+    pub run: &'a Run,
     pub python: &'a str,
     pub env: &'a [(String, String)],
     /// Where it works, and its output goes.
@@ -32,13 +34,13 @@ impl Pip<'_> {
         let argv = [self.python, "-I", "-B", "-m", "pip"].iter().chain(words).map(|word| word.to_string()).collect();
         let output = self.folder.join("pip.txt");
         fsx::remove_own_file(&output)?;
-        let id = &self.cx.update_id;
-        let cwd = self.cx.root.path();
+        let id = &self.run.update_id;
+        let cwd = self.install.root.path();
         let task = Task { argv, cwd, env: self.env, output: &output, timeout, update_id: id };
         let mut said = Vec::new();
         let ended = task::run(&task, &mut |lines| {
             said.extend_from_slice(lines);
-            self.cx.check_signals()
+            self.run.check_signals()
         })?;
         Ok(match ended {
             Ended::Well => Ok(said),

@@ -1,25 +1,19 @@
-//! What every command is given: the install, its settings, the reporter, the signals. Nothing else is global.
+//! One run of the program: what it reports, the signals that ask it to end, and how far it is.
 //! Refuses to hold state of an update; that is the journal's.
 
 use crate::base::error::Failure;
-use crate::base::path::{InstallRoot, RelPath};
 use crate::base::report::{Reporter, Stage};
 use crate::state::history;
-use crate::state::receipt::Receipt;
-use crate::state::settings::Settings;
 use crate::system::escape::Line;
 use crate::system::processes::{self, Signals};
 use crate::system::{Said, files};
-use crate::update::ownership::{self, Databases, Ownership, Rules};
+use crate::update::install::Install;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-pub struct Context {
-    pub root: InstallRoot,
-    pub settings: Settings,
+pub struct Run {
     pub report: Reporter,
     pub signals: Signals,
     pub update_id: String,
@@ -36,6 +30,8 @@ pub struct Context {
 pub struct UnderWay {
     pub update_id: String,
     pub started_at: String,
+    /// The state directory of the install.
+    pub state: PathBuf,
 }
 
 /// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
@@ -46,49 +42,19 @@ pub fn check(signals: &Signals) -> Result<()> {
     Ok(())
 }
 
-impl Context {
-    pub fn own(&self) -> PathBuf {
-        self.root.own()
-    }
-
-    pub fn backups(&self) -> PathBuf {
-        self.root.path().join(&self.settings.backup.dir)
-    }
-
-    /// The rules by which the files of this install are judged. Errors: the settings hold a pattern or path that
-    /// cannot be read (exit 2).
-    pub fn rules(&self, set: &[(String, String)]) -> Result<Rc<Rules>> {
-        Ok(Rc::new(Rules::of(&self.root, &self.settings, set)?))
-    }
-
-    /// Whose the files of this install are, by the receipt alone.
-    pub fn ownership(&self, receipt: Option<&Receipt>) -> Result<Ownership> {
-        Ok(Ownership::new(&self.root, &self.rules(&[])?, receipt, std::iter::empty(), false))
-    }
-
-    /// The main files of the databases that `[verify] sqlite` names, among these.
-    pub fn databases<'a>(
-        &self,
-        known: &Databases,
-        data: impl Iterator<Item = &'a RelPath>,
-    ) -> Result<BTreeSet<RelPath>> {
-        let named = ownership::matcher(self.settings.verify.sqlite.iter().map(String::as_str), false)?;
-        let is_named = |main: &RelPath| named.matched_path_or_any_parents(main.to_path(), false).is_ignore();
-        Ok(data.filter_map(|path| known.main_of(path)).filter(is_named).collect())
-    }
-
-    /// Where databases are cloned: on the install's own volume, where there is room for them, unless nothing
-    /// may be written there.
-    pub fn scratch(&self) -> Result<PathBuf> {
+impl Run {
+    /// The folder in which databases are cloned: on the install's own volume in a run that changes it, the
+    /// system's temporary folder in one that only reads.
+    pub fn scratch(&self, install: &Install) -> Result<PathBuf> {
         if self.under_way.is_none() {
             return Ok(std::env::temp_dir());
         }
-        let folder = self.own().join("staging");
+        let folder = install.own().join("staging");
         files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
         Ok(folder)
     }
 
-    /// A stage begins: said to people and programs, and kept in `status.json`.
+    /// Reports the begin of a stage, and keeps it in `status.json`.
     pub fn start(&mut self, stage: Stage, message: &str) {
         self.report.stage_started(stage, message);
         if self.is_down && !self.has_said && self.signals.interrupts() == 1 {
@@ -107,7 +73,7 @@ impl Context {
         }
     }
 
-    /// A stage ended. Errors: a signal asked to stop, before anything was stopped.
+    /// Reports the end of a stage.
     pub fn done(&mut self, stage: Stage, message: &str) {
         self.report.stage_done(stage, message);
     }
@@ -128,7 +94,7 @@ impl Context {
     /// A dashboard may poll this file; that it cannot be written is no reason to fail an update.
     pub fn keep_status(&self) {
         let Some(under_way) = &self.under_way else { return };
-        let mut status = history::read_status(&self.own()).unwrap_or_else(|| json!({"schema": 1}));
+        let mut status = history::read_status(&under_way.state).unwrap_or_else(|| json!({"schema": 1}));
         let (name, percent) = self.report.legacy_stage();
         status["under_way"] = json!({
             "update_id": under_way.update_id,
@@ -140,12 +106,12 @@ impl Context {
             "started_at": under_way.started_at,
             "legacy_stage": {"name": name, "percent": percent},
         });
-        let _ = history::write_status(&self.own(), &status);
+        let _ = history::write_status(&under_way.state, &status);
     }
 
-    /// What `status` says, as far as it is known without asking the server.
-    pub fn close_status(&mut self, status: &Value) {
+    /// Writes what `status` says, as far as it is known without asking the server.
+    pub fn close_status(&mut self, install: &Install, status: &Value) {
         self.under_way = None;
-        let _ = history::write_status(&self.own(), status);
+        let _ = history::write_status(&install.own(), status);
     }
 }
