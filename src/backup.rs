@@ -14,8 +14,9 @@ pub use shelf::{Listed, Pruned, Spare, clear_discarded, list, list_all, mark_fai
 
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
 use crate::state::journal::Folder;
+use crate::state::root::InstallRoot;
 use crate::system::{self, Facts, files};
 use crate::update::ownership::{Census, Class, Databases};
 use anyhow::{Context, Result};
@@ -75,7 +76,7 @@ pub fn seed(
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Backup> {
     let id = home.file_name().context("a backup has a name")?.to_string_lossy().into_owned();
-    let dir = root.own().join("staging/backup");
+    let dir = root.state().staged_backup();
     fsx::make_folders(dir.parent().context("staging has a folder above it")?)?;
     files::private_folder(&dir).with_context(|| format!("creating {}", dir.display()))?;
     fsx::adopt(&dir)?;

@@ -4,8 +4,8 @@
 use crate::base::error::{ErrorRecord, Failure};
 use crate::base::fsx;
 use crate::base::net::url::masked;
-use crate::base::path::InstallRoot;
 use crate::base::report::{self, Color, ascii};
+use crate::state::root::InstallRoot;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

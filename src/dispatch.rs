@@ -3,7 +3,6 @@
 
 use crate::base::error::{self, Failure};
 use crate::base::net::{Url, url};
-use crate::base::path::InstallRoot;
 use crate::base::report::{self, Finished, Reporter, Stage};
 use crate::cli::{self, Cli, Command, Ended};
 use crate::commands::adopt;
@@ -14,6 +13,7 @@ use crate::commands::inspect;
 use crate::commands::shim;
 use crate::restore;
 use crate::state::history;
+use crate::state::root::InstallRoot;
 use crate::state::settings::Settings;
 use crate::system::{self, SystemPart, monitor, processes};
 use crate::update::escape::{self, Outside};
@@ -328,7 +328,7 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
         }
         Command::Helper(_) => {
             let Err(e) = if monitor::is_monitored() {
-                system::escape::arrive(None, &install.own())
+                system::escape::arrive(None, install.state().path())
             } else {
                 Err(std::io::Error::other("root does this for the owner of an install"))
             };
@@ -418,9 +418,9 @@ fn run_of(run: &cli::Run) -> Request {
 
 /// What an event command leaves behind: the last outcome, `status.json`, words for people.
 fn end(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
-    if install.own().is_dir() && finished.exit_code != 5 {
+    if install.state().path().is_dir() && finished.exit_code != 5 {
         if let Some(last) = run.report.last_finished() {
-            let _ = history::Last::write(&install.own(), &last);
+            let _ = history::Last::write(install.state(), &last);
         }
         if let Ok(mut status) = inspect::status(install, run) {
             status["schema"] = json!(1);
@@ -433,9 +433,11 @@ fn end(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
 
 /// The same without a look at the server.
 fn end_unasked(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
-    if let Some(last) = run.report.last_finished().filter(|_| install.own().is_dir() && finished.exit_code != 5) {
-        let _ = history::Last::write(&install.own(), &last);
-        if let Some(mut status) = history::read_status(&install.own()) {
+    if let Some(last) =
+        run.report.last_finished().filter(|_| install.state().path().is_dir() && finished.exit_code != 5)
+    {
+        let _ = history::Last::write(install.state(), &last);
+        if let Some(mut status) = history::read_status(install.state()) {
             status["under_way"] = Value::Null;
             status["last"] = last;
             run.close_status(install, &status);

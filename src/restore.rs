@@ -59,7 +59,7 @@ fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted, finished: &
     complete(install, &mut saved)?;
     if !saved.data && !wanted.code_only {
         let judged = same_schemas(install, run, &saved);
-        staging::clear(&install.own())?;
+        staging::clear(install.state())?;
         judged?;
     }
     let words = format!("restore {} (version {})", saved.record.id, saved.record.version());
@@ -128,14 +128,14 @@ fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
         .remedy(format!("if the old updater made it, look through it, then type: updater restore {id} --legacy"))
         .into());
     }
-    let start_file = receipt::load(&install.own())?.map_or_else(update::default_start_file, |r| r.start_file);
+    let start_file = receipt::load(install.state())?.map_or_else(update::default_start_file, |r| r.start_file);
     let record = backup::legacy(&dir, &*install.rules(&[])?, &start_file)?;
     Ok((dir, record))
 }
 
 /// The newest whole backup of an applied update whose version is not the installed one.
 fn newest_other(install: &Install) -> Result<(PathBuf, Record)> {
-    let installed = receipt::load(&install.own())?;
+    let installed = receipt::load(install.state())?;
     for (dir, record) in backup::list(&install.backups())? {
         let version = record.version();
         let is_installed = installed.as_ref().is_some_and(|r| r.version == version);
@@ -232,7 +232,7 @@ fn rows(now: &Contents, then: &Contents) -> String {
 /// `backups prune`: takes the oldest backups away, never the newest whole one. Those that hold what gave way to an
 /// update go with them: nothing else takes them away.
 pub fn prune(install: &Install, run: &mut Run, keep: Option<u32>, wait: Option<Duration>) -> Result<Value> {
-    let nothing = !fsx::exists(&install.own())? && backup::list(&install.backups())?.is_empty();
+    let nothing = !fsx::exists(install.state().path())? && backup::list(&install.backups())?.is_empty();
     let gone = if nothing {
         Vec::new()
     } else {
@@ -240,7 +240,7 @@ pub fn prune(install: &Install, run: &mut Run, keep: Option<u32>, wait: Option<D
         update::recover_first(install, run)?;
         let keep = keep.unwrap_or(install.settings.backup.keep);
         let spare = backup::Spare { ids: &[], users: false };
-        backup::prune(&install.own(), &install.backups(), keep, &spare).context("pruning the backups")?
+        backup::prune(install.state(), &install.backups(), keep, &spare).context("pruning the backups")?
     };
     let ids: Vec<&str> = gone.iter().map(|one| one.id.as_str()).collect();
     let aside: Vec<Value> = gone

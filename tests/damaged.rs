@@ -169,7 +169,7 @@ fn journal(template: &Template, records: &[Record]) -> Vec<u8> {
         health_timeout_ms: 1000,
         soak_ms: 1,
     };
-    let mut journal = Journal::create(folder.path(), begin, 4096).unwrap();
+    let mut journal = Journal::create(&updater::state::dir::StateDir::at(folder.path()), begin, 4096).unwrap();
     for record in records {
         journal.append(record.clone()).unwrap();
     }

@@ -11,8 +11,8 @@ use kit::random::{Random, rounds};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use updater::base::path::InstallRoot;
 use updater::state::journal::{Found, Journal};
+use updater::state::root::InstallRoot;
 use updater::state::settings::Settings;
 use updater::{backup, state::history, state::receipt, update::server};
 
@@ -101,6 +101,10 @@ impl Place {
         fs::create_dir(folder.path().join(".updater")).unwrap();
         Place { folder }
     }
+    fn state(&self) -> updater::state::dir::StateDir {
+        updater::state::dir::StateDir::at(&self.own())
+    }
+
     fn own(&self) -> PathBuf {
         self.folder.path().join(".updater")
     }
@@ -126,7 +130,7 @@ fn inside(path: &updater::base::path::RelPath) {
 #[test]
 fn a_receipt() {
     each("receipt.json", |place, _| {
-        if let Ok(Some(receipt)) = receipt::load(&place.own()) {
+        if let Ok(Some(receipt)) = receipt::load(&place.state()) {
             receipt.files.iter().for_each(|line| inside(&line.path));
         }
     });
@@ -135,16 +139,16 @@ fn a_receipt() {
 #[test]
 fn what_status_keeps() {
     each("status.json", |place, _| {
-        let _ = history::read_status(&place.own());
-        let _ = history::left_under_way(&place.own());
+        let _ = history::read_status(&place.state());
+        let _ = history::left_under_way(&place.state());
     });
 }
 
 #[test]
 fn the_last_outcome() {
     each("last.json", |place, _| {
-        let _ = history::known_bad(&place.own(), 1);
-        let _ = history::left_under_way(&place.own());
+        let _ = history::known_bad(&place.state(), 1);
+        let _ = history::left_under_way(&place.state());
     });
 }
 
@@ -161,7 +165,7 @@ fn a_backup() {
 #[test]
 fn a_journal() {
     each("journal", |place, _| {
-        if let Ok(Found::Open(journal)) = Journal::find(&place.own()) {
+        if let Ok(Found::Open(journal)) = Journal::find(&place.state()) {
             let _ = (journal.starting(), journal.begin.start_file.to_string());
         }
     });

@@ -9,9 +9,10 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
-use updater::base::path::{InstallRoot, RelPath};
+use updater::base::path::RelPath;
 use updater::state::journal::{Exchange, Moves};
 use updater::state::receipt::{self, Receipt};
+use updater::state::root::InstallRoot;
 use updater::state::settings::Settings;
 use updater::update::bundle::{Bundle, Expected, Limits};
 use updater::update::ownership::{Ownership, Rules};
@@ -242,7 +243,7 @@ impl Case {
         let plan = plan::build(&order, &mut bundle).unwrap();
         let before = snapshot(&site);
         let written = staging::write(&ownership, &mut bundle, &plan, &start, &mut |_, _| Ok(())).unwrap();
-        swap::make_trash(&root.own()).unwrap();
+        swap::make_trash(root.state()).unwrap();
         let moves = swap::intend(&root, &plan, &written.staged, &rules).unwrap();
         assert_eq!(snapshot(&site), before, "something changed before the swap");
         let aside = plan.moved_aside().iter().map(RelPath::to_string).collect();
@@ -250,7 +251,7 @@ impl Case {
     }
 
     fn backup(&self) -> std::path::PathBuf {
-        self.root.own().join("backup")
+        self.root.state().path().join("backup")
     }
 
     fn swap(&self, moves: &Moves) {
@@ -267,7 +268,7 @@ impl Case {
         let parts = Path::new(folder).ancestors().filter(|part| !part.as_os_str().is_empty());
         let missing = parts.filter(|part| !self.root.path().join(part).exists()).last();
         let folder = missing.map_or(folder, |part| part.to_str().unwrap());
-        let (live, copy) = (self.root.path().join(folder), staging::copy_of(&self.root.own(), 0));
+        let (live, copy) = (self.root.path().join(folder), self.root.state().copy(0));
         if live.exists() {
             copy_tree(&live, &copy);
         }
@@ -430,7 +431,7 @@ proptest! {
             vandalize(&live);
         } else if one.old {
             // Between the two renames of the exchange.
-            fs::rename(&live, staging::copy_of(&case.root.own(), 0)).unwrap();
+            fs::rename(&live, case.root.state().copy(0)).unwrap();
         }
         case.undo();
         if again {

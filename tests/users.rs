@@ -275,6 +275,7 @@ fn forge(install: &Install, argv: &[&str], uid: u32, started: Option<updater::sy
 /// The same, for a user and a group.
 fn forge_as(install: &Install, argv: &[&str], (uid, gid): (u32, u32), started: Option<updater::system::ProcessId>) {
     use updater::base::path::RelPath;
+    use updater::state::dir::StateDir;
     use updater::state::journal::{Begin, Journal, Measure, Moves, Record};
     use updater::system::{Credentials, LaunchSpec, processes};
     let null = std::path::PathBuf::from("/dev/null");
@@ -307,7 +308,7 @@ fn forge_as(install: &Install, argv: &[&str], (uid, gid): (u32, u32), started: O
         soak_ms: 0,
     };
     fs::create_dir_all(install.root.join(".updater")).unwrap();
-    let mut journal = Journal::create(&install.root.join(".updater"), begin, 0).unwrap();
+    let mut journal = Journal::create(&StateDir::of(&install.root), begin, 0).unwrap();
     journal.append(Record::Stopping).unwrap();
     if started.is_some() {
         journal.append(Record::Swapping { moves: Moves::default() }).unwrap();

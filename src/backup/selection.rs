@@ -5,7 +5,8 @@
 use super::{Line, RACY_NANOS, Record, shelf};
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind, files};
 use crate::update::ownership::{Census, Class, Rules};
 use anyhow::{Context, Result};

@@ -6,6 +6,7 @@
 use super::record::{Damage, Kind, Record, damage, files_below, load, time};
 use crate::base::fsx;
 use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 use crate::system::{self, files, trust};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -186,7 +187,7 @@ fn remove_empty_folders(folder: &Path) {
 
 /// Takes the oldest whole backups beyond `keep` away, those of failed updates and of repairs counted apart, so that no
 /// number of them costs a good one; the newest whole one always stays.
-pub fn prune(own: &Path, backups: &Path, keep: u32, spare: &Spare) -> Result<Vec<Pruned>> {
+pub fn prune(state: &StateDir, backups: &Path, keep: u32, spare: &Spare) -> Result<Vec<Pruned>> {
     let all = list(backups)?;
     let is_whole = |(dir, record): &&(PathBuf, Record)| damage(dir, record, false).is_ok_and(|found| found.is_empty());
     let newest_whole = all.iter().find(is_whole).map(|(_, record)| record.id.clone());
@@ -201,11 +202,11 @@ pub fn prune(own: &Path, backups: &Path, keep: u32, spare: &Spare) -> Result<Vec
         for (dir, record) in of_kind.skip(keep.max(1) as usize).filter(|(dir, record)| !is_spared(dir, record)) {
             let bytes = bytes_on_disk(dir, &mut BTreeSet::new());
             let aside = names_below(&dir.join("aside"));
-            discard(own, dir)?;
+            discard(state, dir)?;
             gone.push(Pruned { id: record.id.clone(), bytes, aside });
         }
     }
-    clear_discarded(own)?;
+    clear_discarded(state)?;
     Ok(gone)
 }
 
@@ -216,19 +217,19 @@ fn names_below(folder: &Path) -> Vec<RelPath> {
 }
 
 /// Where what is to be deleted lies, out of everybody's sight.
-fn discarded(own: &Path) -> PathBuf {
-    own.join("discard")
+fn discarded(state: &StateDir) -> PathBuf {
+    state.discarded()
 }
 
-fn discard(own: &Path, dir: &Path) -> Result<()> {
-    let to = discarded(own).join(dir.file_name().context("a backup has a name")?);
-    fsx::make_folders(&discarded(own))?;
+fn discard(state: &StateDir, dir: &Path) -> Result<()> {
+    let to = discarded(state).join(dir.file_name().context("a backup has a name")?);
+    fsx::make_folders(&discarded(state))?;
     fsx::remove_own_tree(&to)?;
     files::rename_new(dir, &to).with_context(|| format!("taking {} away", dir.display()))?;
     fsx::sync_parent(dir)
 }
 
 /// Deletes what was taken from the shelf. What was cut off here is deleted by the next command.
-pub fn clear_discarded(own: &Path) -> Result<()> {
-    fsx::remove_own_tree(&discarded(own))
+pub fn clear_discarded(state: &StateDir) -> Result<()> {
+    fsx::remove_own_tree(&discarded(state))
 }

@@ -40,7 +40,7 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
     let _lock = update::begin(install, run, wait)?;
     let recovered = recover::settle(install, run, Choice::default())?;
     let recovered = recovered.map(|done| json!({"interrupted_id": done.interrupted_id, "direction": done.direction}));
-    rollback::sweep(&install.own())?;
+    rollback::sweep(install.state())?;
     let request = Request { no_start: true, ..Request::default() };
     let survey = update::detect(install, run, &request)?;
     let mut opened = open(install, bundle, &survey.start_file)?;
@@ -153,18 +153,18 @@ fn other_version(bundle: &Path, opened: &Bundle, same: usize, total: usize) -> F
 
 /// The bundle first: a receipt without it can only not be repaired from.
 fn store(install: &Install, receipt: &Receipt, bundle: &mut Bundle) -> Result<()> {
-    let own = install.own();
-    let folder = own.join("staging");
+    let state = install.state();
+    let folder = state.staging();
     files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let kept = folder.join("bundle.zip");
     let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
     bundle.keep(&mut file)?;
     file.sync_all().context("flushing the kept bundle")?;
     fsx::adopt(&kept)?;
-    files::rename_over(&kept, &own.join("bundle.zip")).context("placing bundle.zip")?;
-    receipt::store(&receipt::place(&own), receipt)?;
-    fsx::sync_parent(&receipt::place(&own))?;
-    staging::clear(&own)
+    files::rename_over(&kept, &state.bundle()).context("placing bundle.zip")?;
+    receipt::store(&state.receipt(), receipt)?;
+    fsx::sync_parent(&state.receipt())?;
+    staging::clear(state)
 }
 
 /// What `adopt` did, in words.
@@ -188,12 +188,12 @@ pub fn text(done: &Value) -> Vec<String> {
 /// Keeps `status.json` current after it.
 pub fn closed(install: &Install, run: &Run) {
     // It writes no events of its own.
-    let events = install.own().join(format!("events/{}.jsonl", run.update_id));
+    let events = install.state().events_of(&run.update_id);
     if std::fs::metadata(&events).is_ok_and(|data| data.len() == 0) {
         let _ = std::fs::remove_file(&events);
     }
-    if let Some(mut status) = history::read_status(&install.own()) {
+    if let Some(mut status) = history::read_status(install.state()) {
         status["under_way"] = Value::Null;
-        let _ = history::write_status(&install.own(), &status);
+        let _ = history::write_status(install.state(), &status);
     }
 }

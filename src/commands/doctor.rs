@@ -138,7 +138,7 @@ fn access(install: &Install) -> Result<Found> {
             "run the updater as the owner of the install, or as root",
         ));
     }
-    for folder in [install.root.path().to_path_buf(), install.own(), install.backups()] {
+    for folder in [install.root.path().to_path_buf(), install.state().path().to_path_buf(), install.backups()] {
         let reason = if folder.exists() { files::obstacle(&folder)? } else { None };
         if let Some(reason) = reason {
             return Ok(problem(format!("nothing can be moved in {}: {reason}", folder.display()), "lift that"));
@@ -261,7 +261,7 @@ fn drop_in(install: &Install) -> Result<Found> {
 }
 
 fn tree(install: &Install) -> Result<Found> {
-    let Some(receipt) = receipt::load(&install.own())? else {
+    let Some(receipt) = receipt::load(install.state())? else {
         return Ok(fine("nothing was installed by this program yet"));
     };
     let mut kept = update::kept_bundle(install, &receipt)?;
@@ -286,7 +286,7 @@ fn tree(install: &Install) -> Result<Found> {
 
 /// What users wrote must be readable to be saved.
 fn data(install: &Install) -> Result<Found> {
-    let receipt = receipt::load(&install.own())?;
+    let receipt = receipt::load(install.state())?;
     let ownership = install.ownership(receipt.as_ref())?;
     let census = ownership.census(None)?;
     let mut unreadable: Vec<String> = census.unreadable.iter().map(|(path, _)| path.to_string()).collect();
@@ -307,7 +307,7 @@ fn data(install: &Install) -> Result<Found> {
 }
 
 fn databases(install: &Install, run: &Run) -> Result<Found> {
-    let receipt = receipt::load(&install.own())?;
+    let receipt = receipt::load(install.state())?;
     let census = install.ownership(receipt.as_ref())?.census(None)?;
     let scratch = run.scratch(install)?;
     let mut names = Vec::new();
@@ -329,7 +329,7 @@ fn databases(install: &Install, run: &Run) -> Result<Found> {
 
 /// A backup and the same again for a new version: what an update of everything would need.
 fn space(install: &Install) -> Result<Found> {
-    let receipt = receipt::load(&install.own())?;
+    let receipt = receipt::load(install.state())?;
     let ownership = install.ownership(receipt.as_ref())?;
     let census = ownership.census(None)?;
     let free = files::free_space(install.root.path()).context("asking for free space")?;
@@ -355,7 +355,7 @@ fn backups(install: &Install) -> Result<Found> {
 }
 
 fn known_bad(install: &Install) -> Found {
-    let bad = history::known_bad(&install.own(), update::MOST_FAILURES);
+    let bad = history::known_bad(install.state(), update::MOST_FAILURES);
     let names: Vec<&str> = bad.iter().map(|failed| failed.version.as_str()).collect();
     if names.is_empty() {
         return fine("no bundle failed twice by its own fault");

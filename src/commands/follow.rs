@@ -20,7 +20,7 @@ const POLL: Duration = Duration::from_millis(100);
 pub fn follow(install: &Install, run: &mut Run, under_way: &Value) -> Result<u8> {
     let id = under_way["update_id"].as_str().unwrap_or_default().to_string();
     let who = history::who(under_way).context("the status does not tell whose update it is")?;
-    let place = install.own().join(format!("events/{id}.jsonl"));
+    let place = install.state().events_of(&id);
     let mut events = fsx::Growing::open(&place)?;
     loop {
         // Asked first: what it wrote before its end is read after.

@@ -44,7 +44,7 @@ fn server_object(install: &Install, run: &Run, server: Option<&Running>) -> Resu
 /// What an interrupted or unreadable journal means to a reader.
 pub fn interrupted(install: &Install) -> Result<(Value, Option<ErrorRecord>)> {
     let problem = |failure: Failure| error::record(&failure.into());
-    Ok(match Journal::find(&install.own())? {
+    Ok(match Journal::find(install.state())? {
         Found::Nothing => (Value::Null, None),
         Found::Open(journal) => {
             let failure =
@@ -52,19 +52,19 @@ pub fn interrupted(install: &Install) -> Result<(Value, Option<ErrorRecord>)> {
                     .remedy(format!("type: updater recover --root '{}'", install.root.path().display()));
             (json!(journal.begin.update_id), Some(problem(failure)))
         }
-        Found::Unreadable(reason) => (Value::Null, Some(problem(journal::blocked(&install.own(), &reason)))),
+        Found::Unreadable(reason) => (Value::Null, Some(problem(journal::blocked(install.state(), &reason)))),
     })
 }
 
 /// `status`: what is installed, runs, is under way, was interrupted. Always exit 0 when it can be read.
 pub fn status(install: &Install, run: &Run) -> Result<Value> {
-    let receipt = receipt::load(&install.own())?;
-    let kept = history::read_status(&install.own()).unwrap_or(Value::Null);
+    let receipt = receipt::load(install.state())?;
+    let kept = history::read_status(install.state()).unwrap_or(Value::Null);
     let under_way = Some(kept["under_way"].clone()).filter(is_alive).unwrap_or(Value::Null);
     let (interrupted, problem) = if under_way.is_null() { interrupted(install)? } else { (Value::Null, None) };
     let server = server::find(&install.root);
     let mut warnings: Vec<ErrorRecord> = problem.into_iter().collect();
-    for bad in history::known_bad(&install.own(), update::MOST_FAILURES) {
+    for bad in history::known_bad(install.state(), update::MOST_FAILURES) {
         let message =
             format!("{} failed here {} times by its own fault: unattended runs skip it", bad.version, bad.count);
         let failure = Failure::failed("known-bad", message)
@@ -87,7 +87,7 @@ pub fn status(install: &Install, run: &Run) -> Result<Value> {
         "server": server,
         "under_way": under_way,
         "interrupted": interrupted,
-        "last": history::Last::read(&install.own()).map(|l| l.0),
+        "last": history::Last::read(install.state()).map(|l| l.0),
         "backups": backup::list(&install.backups())?.len(),
         "warnings": warnings,
     }))
@@ -117,10 +117,10 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
         worst = worst.max(error::class(&e) as u8);
         problems.push(error::record(&e));
     };
-    match Journal::find(&install.own())? {
+    match Journal::find(install.state())? {
         // `apply` settles it first.
         Found::Nothing | Found::Open(_) => problems.extend(interrupted(install)?.1),
-        Found::Unreadable(reason) => note(journal::blocked(&install.own(), &reason).into(), &mut problems),
+        Found::Unreadable(reason) => note(journal::blocked(install.state(), &reason).into(), &mut problems),
     }
     let survey = match update::detect(install, run, request) {
         Ok(survey) => Some(survey),
@@ -220,14 +220,14 @@ fn not_saved(install: &Install, prepared: &Prepared) -> Result<(u64, u64)> {
 
 /// How long the server was down the last time, and what makes it longer now.
 fn outage(install: &Install, hooks: Option<&Hooks>) -> Value {
-    let last_ms = history::Last::read(&install.own()).map(|last| last.0["downtime_ms"].clone()).unwrap_or(Value::Null);
+    let last_ms = history::Last::read(install.state()).map(|last| last.0["downtime_ms"].clone()).unwrap_or(Value::Null);
     let longer = hooks.filter(|hooks| hooks.run_after_swap()).map(|_| "hooks run while the server is down");
     json!({"last_ms": last_ms, "why_longer": longer})
 }
 
 /// What `verify` found, and whether all is well.
 pub fn verify(install: &Install, run: &Run) -> Result<(Value, bool)> {
-    let receipt = receipt::load(&install.own())?.ok_or_else(no_receipt)?;
+    let receipt = receipt::load(install.state())?.ok_or_else(no_receipt)?;
     let ownership = install.ownership(Some(&receipt))?;
     let mut kept = update::kept_bundle(install, &receipt)?;
     let found = verify::installed(&ownership, &receipt, &mut kept, false)?;
@@ -288,7 +288,7 @@ fn heal(
     finished: &mut Finished,
 ) -> Result<&'static str> {
     // Before the lock: where nothing was installed, nothing is made.
-    receipt::load(&install.own())?.ok_or_else(no_receipt)?;
+    receipt::load(install.state())?.ok_or_else(no_receipt)?;
     let _lock = update::begin(install, run, wait)?;
     update::recover_first(install, run)?;
     let request = repair_request(install, from, no_restart)?;
@@ -301,10 +301,10 @@ fn heal(
 }
 
 fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart: bool) -> Result<Request> {
-    let receipt = receipt::load(&install.own())?.ok_or_else(no_receipt)?;
+    let receipt = receipt::load(install.state())?.ok_or_else(no_receipt)?;
     let bundle = match from {
         Some(path) => path.to_path_buf(),
-        None => install.own().join("bundle.zip"),
+        None => install.state().bundle(),
     };
     let limits = crate::update::bundle::Limits {
         max_size: install.settings.bundle.max_size,
@@ -349,7 +349,7 @@ fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart:
 
 /// What is damaged now, for the `healed` events.
 fn damaged(install: &Install) -> Result<BTreeSet<RelPath>> {
-    let receipt = receipt::load(&install.own())?.ok_or_else(no_receipt)?;
+    let receipt = receipt::load(install.state())?.ok_or_else(no_receipt)?;
     let mut kept = update::kept_bundle(install, &receipt)?;
     let found = verify::installed(&install.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
     Ok(found.modified.into_iter().chain(found.missing).collect())

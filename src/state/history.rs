@@ -3,6 +3,7 @@
 
 use crate::base::fsx;
 use crate::base::report::ascii_json;
+use crate::state::dir::StateDir;
 use crate::system::{self, ProcessId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,18 +23,18 @@ pub fn new_update_id() -> String {
 }
 
 /// Replaces `status.json` at once, so that a dashboard that polls it never reads half a file.
-pub fn write_status(own: &Path, status: &Value) -> anyhow::Result<()> {
-    replace(own, "status.json", status)
+pub fn write_status(state: &StateDir, status: &Value) -> anyhow::Result<()> {
+    replace(&state.status(), status)
 }
 
 /// The status that was written last; None when there is none or it cannot be read.
-pub fn read_status(own: &Path) -> Option<Value> {
-    read(own, "status.json")
+pub fn read_status(state: &StateDir) -> Option<Value> {
+    read(&state.status())
 }
 
 /// The update that `status.json` tells to be under way; who holds the lock knows that it was cut off.
-pub fn left_under_way(own: &Path) -> Option<String> {
-    read_status(own)?["under_way"]["update_id"].as_str().map(str::to_string)
+pub fn left_under_way(state: &StateDir) -> Option<String> {
+    read_status(state)?["under_way"]["update_id"].as_str().map(str::to_string)
 }
 
 /// The process that wrote `under_way`.
@@ -48,12 +49,12 @@ pub struct Last(pub Value);
 
 impl Last {
     /// Keeps this event as the last outcome.
-    pub fn write(own: &Path, finished: &Value) -> anyhow::Result<()> {
-        replace(own, "last.json", finished)
+    pub fn write(state: &StateDir, finished: &Value) -> anyhow::Result<()> {
+        replace(&state.last(), finished)
     }
     /// The last outcome; None when there is none or it cannot be read.
-    pub fn read(own: &Path) -> Option<Last> {
-        read(own, "last.json").map(Last)
+    pub fn read(state: &StateDir) -> Option<Last> {
+        read(&state.last()).map(Last)
     }
 }
 
@@ -64,41 +65,39 @@ pub struct Failed {
     pub count: u64,
 }
 
-fn failed(own: &Path) -> BTreeMap<String, Failed> {
-    read(own, FAILURES).and_then(|all| serde_json::from_value(all).ok()).unwrap_or_default()
+fn failed(state: &StateDir) -> BTreeMap<String, Failed> {
+    read(&state.failures()).and_then(|all| serde_json::from_value(all).ok()).unwrap_or_default()
 }
 
-const FAILURES: &str = "failures.json";
-
 /// How often this content failed here by its own fault.
-pub fn failures(own: &Path, content_id: &str) -> u64 {
-    failed(own).get(content_id).map_or(0, |failed| failed.count)
+pub fn failures(state: &StateDir, content_id: &str) -> u64 {
+    failed(state).get(content_id).map_or(0, |failed| failed.count)
 }
 
 /// All contents that failed at least this often.
-pub fn known_bad(own: &Path, least: u64) -> Vec<Failed> {
-    failed(own).into_values().filter(|failed| failed.count >= least).collect()
+pub fn known_bad(state: &StateDir, least: u64) -> Vec<Failed> {
+    failed(state).into_values().filter(|failed| failed.count >= least).collect()
 }
 
 /// Counts one more failure of this content.
-pub fn count_failure(own: &Path, content_id: &str, version: &str) -> anyhow::Result<()> {
-    let mut all = failed(own);
-    let count = failures(own, content_id) + 1;
+pub fn count_failure(state: &StateDir, content_id: &str, version: &str) -> anyhow::Result<()> {
+    let mut all = failed(state);
+    let count = failures(state, content_id) + 1;
     all.insert(content_id.to_string(), Failed { version: version.to_string(), count });
-    replace(own, FAILURES, &serde_json::to_value(all)?)
+    replace(&state.failures(), &serde_json::to_value(all)?)
 }
 
 /// Forgets the failures of a content that has succeeded.
-pub fn forgive(own: &Path, content_id: &str) -> anyhow::Result<()> {
-    let mut all = failed(own);
-    if all.remove(content_id).is_some() { replace(own, FAILURES, &serde_json::to_value(all)?) } else { Ok(()) }
+pub fn forgive(state: &StateDir, content_id: &str) -> anyhow::Result<()> {
+    let mut all = failed(state);
+    if all.remove(content_id).is_some() { replace(&state.failures(), &serde_json::to_value(all)?) } else { Ok(()) }
 }
 
 /// Removes all but the `keep` newest files of `events/` and of `log/` (their names begin with the time).
 /// What cannot be removed stays.
-pub fn prune(own: &Path, keep: usize) {
-    for folder in ["events", "log"] {
-        let Ok(entries) = fs_err::read_dir(own.join(folder)) else { continue };
+pub fn prune(state: &StateDir, keep: usize) {
+    for folder in [state.events(), state.logs()] {
+        let Ok(entries) = fs_err::read_dir(folder) else { continue };
         let mut files: Vec<_> = entries
             .filter_map(Result::ok)
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
@@ -112,8 +111,8 @@ pub fn prune(own: &Path, keep: usize) {
     }
 }
 
-fn replace(own: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
-    let new = own.join(format!("{name}.{}.tmp", std::process::id()));
+fn replace(place: &Path, value: &Value) -> anyhow::Result<()> {
+    let new = place.with_added_extension(format!("{}.tmp", std::process::id()));
     let mut file = system::files::open_private(&new)?;
     let written = file
         .set_len(0)
@@ -124,12 +123,12 @@ fn replace(own: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
         let _ = fs_err::remove_file(&new);
         return Err(error.context(format!("writing {}", new.display())));
     }
-    system::files::rename_over(&new, &own.join(name))?;
+    system::files::rename_over(&new, place)?;
     Ok(())
 }
 
-fn read(own: &Path, name: &str) -> Option<Value> {
-    serde_json::from_slice(&fsx::read(&own.join(name), fsx::PROGRAM).ok()?).ok()
+fn read(place: &Path) -> Option<Value> {
+    serde_json::from_slice(&fsx::read(place, fsx::PROGRAM).ok()?).ok()
 }
 
 #[cfg(test)]
@@ -148,16 +147,16 @@ mod tests {
     #[test]
     fn status_and_last_come_back_and_leave_no_other_file() {
         let own = tempfile::tempdir().unwrap();
-        assert_eq!(read_status(own.path()), None);
-        write_status(own.path(), &json!({"a": "\u{e9}"})).unwrap();
-        write_status(own.path(), &json!({"a": "\u{fc}"})).unwrap();
-        Last::write(own.path(), &json!({"event": "finished"})).unwrap();
+        assert_eq!(read_status(&StateDir::at(own.path())), None);
+        write_status(&StateDir::at(own.path()), &json!({"a": "\u{e9}"})).unwrap();
+        write_status(&StateDir::at(own.path()), &json!({"a": "\u{fc}"})).unwrap();
+        Last::write(&StateDir::at(own.path()), &json!({"event": "finished"})).unwrap();
         assert_eq!(std::fs::read_to_string(own.path().join("status.json")).unwrap(), "{\"a\":\"\\u00fc\"}\n");
-        assert_eq!(read_status(own.path()), Some(json!({"a": "\u{fc}"})));
-        assert_eq!(Last::read(own.path()), Some(Last(json!({"event": "finished"}))));
+        assert_eq!(read_status(&StateDir::at(own.path())), Some(json!({"a": "\u{fc}"})));
+        assert_eq!(Last::read(&StateDir::at(own.path())), Some(Last(json!({"event": "finished"}))));
         assert_eq!(std::fs::read_dir(own.path()).unwrap().count(), 2);
         std::fs::write(own.path().join("last.json"), "{").unwrap();
-        assert_eq!(Last::read(own.path()), None);
+        assert_eq!(Last::read(&StateDir::at(own.path())), None);
     }
 
     #[test]
@@ -167,7 +166,7 @@ mod tests {
         for n in 10..40 {
             std::fs::write(own.path().join(format!("events/202611{n}T000000Z-0000.jsonl")), "").unwrap();
         }
-        prune(own.path(), KEEP);
+        prune(&StateDir::at(own.path()), KEEP);
         assert_eq!(std::fs::read_dir(own.path().join("events")).unwrap().count(), KEEP);
         assert!(!own.path().join("events/20261119T000000Z-0000.jsonl").exists());
         assert!(own.path().join("events/20261120T000000Z-0000.jsonl").exists());

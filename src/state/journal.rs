@@ -17,12 +17,13 @@
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 use crate::system::{LaunchSpec, ProcessId, Unit, files};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The version of this format. Those before it are read: 2 brought what hooks may write, 3 what gives way,
 /// 4 annexes.
@@ -252,15 +253,6 @@ pub enum Found {
 /// Room for the records of a way back, in bytes.
 const AFTER_ERROR: u64 = 16 * 1024;
 
-fn place(own: &Path) -> PathBuf {
-    own.join("journal")
-}
-
-/// Where an unreadable journal is named until an operator has looked at it.
-fn marker(own: &Path) -> PathBuf {
-    own.join("journal.blocked")
-}
-
 fn line(record: &Record) -> Result<Vec<u8>> {
     let json = serde_json::to_string(record)?;
     Ok(format!("{:.16} {json}\n", fsx::sha256(json.as_bytes())).into_bytes())
@@ -269,10 +261,10 @@ fn line(record: &Record) -> Result<Vec<u8>> {
 impl Journal {
     /// Begins a journal. `reserve` bytes are set aside for it, so that a full disk cannot stop it later.
     /// Errors: a journal is there already, or the disk is full.
-    pub fn create(own: &Path, begin: Begin, reserve: u64) -> Result<Self> {
-        let path = place(own);
+    pub fn create(state: &StateDir, begin: Begin, reserve: u64) -> Result<Self> {
+        let path = state.journal();
         anyhow::ensure!(!fsx::exists(&path)?, "{} is there already", path.display());
-        let fresh = own.join("journal.new");
+        let fresh = state.new_journal();
         fsx::remove_own_file(&fresh)?;
         let mut file = files::open_private(&fresh).with_context(|| format!("creating {}", fresh.display()))?;
         files::preallocate(&file, reserve).context("reserving space for the journal")?;
@@ -300,13 +292,13 @@ impl Journal {
     }
 
     /// Reads the journal of an install; changes nothing.
-    pub fn find(own: &Path) -> Result<Found> {
-        if fsx::exists(&marker(own))? {
+    pub fn find(state: &StateDir) -> Result<Found> {
+        if fsx::exists(&state.journal_marker())? {
             return Ok(Found::Unreadable(
-                String::from_utf8_lossy(&fsx::read(&marker(own), fsx::SMALL)?).trim().to_string(),
+                String::from_utf8_lossy(&fsx::read(&state.journal_marker(), fsx::SMALL)?).trim().to_string(),
             ));
         }
-        let path = place(own);
+        let path = state.journal();
         let bytes = match fsx::read(&path, fsx::RECORD) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
@@ -419,25 +411,25 @@ fn read_line(line: &[u8]) -> Option<Record> {
 }
 
 /// Sets an unreadable journal aside and leaves a marker; the failure names the command that clears it.
-pub fn set_aside(own: &Path, reason: &str) -> Result<Failure> {
-    let (path, marker) = (place(own), marker(own));
+pub fn set_aside(state: &StateDir, reason: &str) -> Result<Failure> {
+    let (path, marker) = (state.journal(), state.journal_marker());
     if fsx::exists(&path)? {
         let stamp = jiff::Timestamp::now().as_second();
-        let aside = own.join(format!("journal.set-aside-{stamp}"));
+        let aside = state.journal_set_aside(stamp);
         fsx::write_atomic(&marker, reason.as_bytes())?;
         files::rename_new(&path, &aside).with_context(|| format!("setting {} aside", path.display()))?;
         fsx::sync_parent(&path)?;
     }
-    Ok(blocked(own, reason))
+    Ok(blocked(state, reason))
 }
 
 /// The failure that every changing command ends with while an unreadable journal waits for an operator.
-pub fn blocked(own: &Path, reason: &str) -> Failure {
-    let root = own.parent().unwrap_or(own).display();
-    let remedy = if marker(own).exists() {
+pub fn blocked(state: &StateDir, reason: &str) -> Failure {
+    let root = state.root().display();
+    let remedy = if state.journal_marker().exists() {
         format!(
             "whether the tree is whole tells updater verify, and updater restore brings the newest backup back; both work again once you type: rm '{}'",
-            marker(own).display()
+            state.journal_marker().display()
         )
     } else {
         format!("type: updater recover --root '{root}' (it sets the journal aside and says how to go on)")
@@ -457,6 +449,7 @@ pub fn blocked(own: &Path, reason: &str) -> Failure {
 )]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn begin(root: &Path) -> Begin {
         Begin {
@@ -481,7 +474,7 @@ mod tests {
 
     fn written(records: Vec<Record>) -> (tempfile::TempDir, Vec<u8>) {
         let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::create(folder.path(), begin(folder.path()), 4096).unwrap();
+        let mut journal = Journal::create(&StateDir::at(folder.path()), begin(folder.path()), 4096).unwrap();
         for record in records {
             journal.append(record).unwrap();
         }
@@ -495,13 +488,15 @@ mod tests {
         let whole_first = bytes.iter().position(|b| *b == b'\n').unwrap() + 1;
         for cut in 0..bytes.len() {
             std::fs::write(folder.path().join("journal"), &bytes[..cut]).unwrap();
-            match Journal::find(folder.path()).unwrap() {
+            match Journal::find(&StateDir::at(folder.path())).unwrap() {
                 Found::Open(mut journal) => {
                     assert!(cut >= whole_first);
                     journal.trim().unwrap();
                     journal.append(Record::Committed).unwrap();
                     drop(journal);
-                    let Found::Open(again) = Journal::find(folder.path()).unwrap() else { panic!("cut {cut}") };
+                    let Found::Open(again) = Journal::find(&StateDir::at(folder.path())).unwrap() else {
+                        panic!("cut {cut}")
+                    };
                     assert!(matches!(again.records.last(), Some(Record::Committed)));
                 }
                 Found::Unreadable(_) => assert!(cut < whole_first),
@@ -515,12 +510,14 @@ mod tests {
         let (folder, mut bytes) = written(vec![Record::Stopping, Record::BackupWhole]);
         bytes[30] ^= 1;
         std::fs::write(folder.path().join("journal"), &bytes).unwrap();
-        let Found::Unreadable(reason) = Journal::find(folder.path()).unwrap() else { panic!("damage was accepted") };
-        let failure = set_aside(folder.path(), &reason).unwrap();
+        let Found::Unreadable(reason) = Journal::find(&StateDir::at(folder.path())).unwrap() else {
+            panic!("damage was accepted")
+        };
+        let failure = set_aside(&StateDir::at(folder.path()), &reason).unwrap();
         assert_eq!(failure.class as i32, 4);
-        assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Unreadable(_)));
-        std::fs::remove_file(marker(folder.path())).unwrap();
-        assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Nothing));
+        assert!(matches!(Journal::find(&StateDir::at(folder.path())).unwrap(), Found::Unreadable(_)));
+        std::fs::remove_file(StateDir::at(folder.path()).journal_marker()).unwrap();
+        assert!(matches!(Journal::find(&StateDir::at(folder.path())).unwrap(), Found::Nothing));
     }
 
     #[test]
@@ -532,7 +529,9 @@ mod tests {
         let starting = r#"{"state":"starting","boot":"b","process":{"pid":7,"start":9}}"#;
         let whole = [first.as_str(), starting].map(|l| format!("{} {l}\n", &fsx::sha256(l.as_bytes())[..16])).concat();
         std::fs::write(folder.path().join("journal"), whole).unwrap();
-        let Found::Open(journal) = Journal::find(folder.path()).unwrap() else { panic!("an old journal is refused") };
+        let Found::Open(journal) = Journal::find(&StateDir::at(folder.path())).unwrap() else {
+            panic!("an old journal is refused")
+        };
         assert_eq!(journal.begin.service, None);
         assert_eq!(journal.starting(), Some(("b", Some(ProcessId { pid: 7, start: 9 }))));
     }
@@ -541,7 +540,7 @@ mod tests {
     fn a_newer_format_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
         let newer = Begin { format: FORMAT + 1, ..begin(folder.path()) };
-        Journal::create(folder.path(), newer, 4096).unwrap();
-        assert!(matches!(Journal::find(folder.path()).unwrap(), Found::Unreadable(_)));
+        Journal::create(&StateDir::at(folder.path()), newer, 4096).unwrap();
+        assert!(matches!(Journal::find(&StateDir::at(folder.path())).unwrap(), Found::Unreadable(_)));
     }
 }

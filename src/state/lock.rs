@@ -2,6 +2,7 @@
 //! Refuses to delete the file: whoever removes a lock file can let two updaters in.
 
 use crate::base::error::{Class, Failure};
+use crate::state::dir::StateDir;
 use crate::system;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -18,16 +19,16 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of the install whose own folder (`.updater`) this is, waiting at most `wait`.
+    /// Takes the lock of the install with this state directory, waiting at most `wait`.
     /// Errors: class `Locked` when another updater holds it; what `tick` says, asked while it waits; input and
     /// output errors.
     pub fn take(
-        own_folder: &Path,
+        state: &StateDir,
         wait: Option<Duration>,
         tick: &mut dyn FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Lock> {
-        system::files::private_folder(own_folder)?;
-        let path = own_folder.join("lock");
+        system::files::private_folder(state.path())?;
+        let path = state.lock();
         let began = Instant::now();
         let mut file = system::files::open_private(&path)
             .map_err(|e| Failure::failed("lock", format!("the lock cannot be opened: {e}")).at(path.display()))?;
@@ -84,9 +85,10 @@ mod tests {
     #[test]
     fn the_second_is_told_who_holds_it() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Lock::take(folder.path(), None, &mut || Ok(())).unwrap();
+        let first = Lock::take(&StateDir::at(folder.path()), None, &mut || Ok(())).unwrap();
         let began = Instant::now();
-        let error = Lock::take(folder.path(), Some(Duration::from_millis(120)), &mut || Ok(())).unwrap_err();
+        let error =
+            Lock::take(&StateDir::at(folder.path()), Some(Duration::from_millis(120)), &mut || Ok(())).unwrap_err();
         assert!(began.elapsed() >= Duration::from_millis(120));
         assert_eq!(error::class(&error), Class::Locked);
         let record = error::record(&error);
@@ -94,7 +96,7 @@ mod tests {
         let expected = format!("another updater holds the lock: pid {}, since ", std::process::id());
         assert!(record.message.starts_with(&expected), "{}", record.message);
         drop(first);
-        Lock::take(folder.path(), None, &mut || Ok(())).unwrap();
+        Lock::take(&StateDir::at(folder.path()), None, &mut || Ok(())).unwrap();
         assert!(folder.path().join("lock").exists());
     }
 
@@ -102,7 +104,7 @@ mod tests {
     fn the_line_of_the_holder_is_rewritten_whole() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("lock"), "x".repeat(300)).unwrap();
-        let _lock = Lock::take(folder.path(), None, &mut || Ok(())).unwrap();
+        let _lock = Lock::take(&StateDir::at(folder.path()), None, &mut || Ok(())).unwrap();
         let text = std::fs::read_to_string(folder.path().join("lock")).unwrap();
         assert_eq!(holder(&text).map(|(pid, _)| pid), Some(std::process::id()));
         assert!(text.ends_with("Z\n"));

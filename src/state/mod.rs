@@ -1,5 +1,7 @@
 //! Everything that is remembered below `.updater`, and the settings.
 
+pub mod dir;
+pub mod root;
 pub mod lock;
 pub mod journal;
 pub mod receipt;

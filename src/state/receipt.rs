@@ -12,10 +12,11 @@
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
-use crate::system::Credentials;
-use anyhow::Result;
+use crate::state::dir::StateDir;
+use crate::system::{Credentials, files};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The version of this format. 1 is read, too: it lists no file at a data path.
 pub const FORMAT: u32 = 2;
@@ -56,14 +57,18 @@ pub struct Receipt {
     pub files: Vec<Line>,
 }
 
-pub fn place(own: &Path) -> PathBuf {
-    own.join("receipt.json")
+/// The receipt of an install, or None before the first update. Errors: it cannot be read.
+pub fn load(state: &StateDir) -> Result<Option<Receipt>> {
+    read(&state.receipt())
 }
 
-/// The receipt of an install, or None before the first update. Errors: it cannot be read.
-pub fn load(own: &Path) -> Result<Option<Receipt>> {
-    let path = place(own);
-    if !fsx::exists(&path)? {
+/// The receipt of the version that waits in staging, or None.
+pub fn load_staged(state: &StateDir) -> Result<Option<Receipt>> {
+    read(&state.staged_receipt())
+}
+
+fn read(path: &Path) -> Result<Option<Receipt>> {
+    if !fsx::exists(path)? {
         return Ok(None);
     }
     let bad = |reason: String| {
@@ -71,11 +76,21 @@ pub fn load(own: &Path) -> Result<Option<Receipt>> {
             .at(".updater/receipt.json")
             .remedy(format!("move it away: mv '{p}' '{p}.bad'", p = path.display()))
     };
-    let receipt: Receipt = serde_json::from_slice(&fsx::read(&path, fsx::RECORD)?).map_err(|e| bad(e.to_string()))?;
+    let receipt: Receipt = serde_json::from_slice(&fsx::read(path, fsx::RECORD)?).map_err(|e| bad(e.to_string()))?;
     if !(1..=FORMAT).contains(&receipt.format) {
         return Err(bad(format!("its format is {}, this program knows those up to {FORMAT}", receipt.format)).into());
     }
     Ok(Some(receipt))
+}
+
+/// Puts the receipt and the bundle that wait in staging into their places, as far as they are there.
+pub fn place_staged(state: &StateDir) -> Result<()> {
+    for (from, to) in [(state.staged_receipt(), state.receipt()), (state.staged_bundle(), state.bundle())] {
+        if fsx::exists(&from)? {
+            files::rename_over(&from, &to).with_context(|| format!("placing {}", to.display()))?;
+        }
+    }
+    fsx::sync_parent(&state.receipt())
 }
 
 /// Writes a receipt to `path`, flushed.

@@ -4,8 +4,9 @@
 use super::Request;
 use crate::base::error::Failure;
 use crate::base::net::Protocol;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
 use crate::state::receipt::{self, Receipt};
+use crate::state::root::InstallRoot;
 use crate::system::{self, LaunchSpec, Unit, trust};
 use crate::update::health::{self, Before};
 use crate::update::hooks;
@@ -37,7 +38,7 @@ pub struct Survey {
 /// Finds the server, how it answers and how it starts. Reads only.
 pub fn detect(install: &Install, run: &Run, request: &Request) -> Result<Survey> {
     let root = &install.root;
-    let receipt = receipt::load(&install.own())?;
+    let receipt = receipt::load(install.state())?;
     let server = server::find(root)?;
 
     let mut foreign = None;

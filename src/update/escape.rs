@@ -4,9 +4,9 @@
 
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::InstallRoot;
 use crate::base::report::Reporter;
 use crate::state::history;
+use crate::state::root::InstallRoot;
 use crate::system::escape::{self, Line, Moved};
 use crate::system::processes::{self, Signals};
 use crate::system::{Errand, Said, Way, files};
@@ -56,7 +56,7 @@ pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
 }
 
 const REMEDY: &str = "let root install the helper once: updater init --systemd-helper; or start the updater from \
-                      outside the server: from a shell of your own, or a scheduled task";
+                      outside the server: from a shell of your state, or a scheduled task";
 
 /// What the one outside finds that is still tied. Errors: it proves not to be outside.
 pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()> {
@@ -150,9 +150,9 @@ fn meeting_place(root: &InstallRoot) -> Result<PathBuf> {
     if processes::own_credentials().context("finding out who we are")?.uid == 0 && run.is_dir() {
         return Ok(run.to_path_buf());
     }
-    let own = root.own();
-    files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
-    Ok(own)
+    let state = root.state();
+    files::private_folder(state.path()).with_context(|| format!("creating {}", state.path().display()))?;
+    Ok(state.path().to_path_buf())
 }
 
 /// Passes signals on, and gives back how it ended.
@@ -222,9 +222,8 @@ fn detached(
             _ => lost(root, report),
         });
     }
-    let own = root.own();
-    let place = |name: String| own.join(name).display().to_string();
-    let (status, events) = (place("status.json".into()), place(format!("events/{update_id}.jsonl")));
+    let state = root.state();
+    let (status, events) = (state.status().display().to_string(), state.events_of(update_id).display().to_string());
     if report.options().json {
         report.object(&json!({"update_id": update_id, "pid": moved.pid(), "status": status, "events": events}));
     } else {

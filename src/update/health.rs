@@ -5,8 +5,8 @@
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::net::{self, Answer, PING, Protocol, url};
-use crate::base::path::InstallRoot;
 use crate::ports::{self, Listener};
+use crate::state::root::InstallRoot;
 use crate::system::{ProcessId, processes};
 use crate::update::run::Run;
 use crate::update::server::{Launched, Table};

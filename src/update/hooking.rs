@@ -27,12 +27,12 @@ pub(super) fn run_hooks(
     journal: &mut Journal,
 ) -> Result<()> {
     let changes = &prepared.hooks.changes;
-    let own = install.own();
+    let state = install.state();
     let boot = processes::boot_id().context("reading the boot id")?;
     let data: Vec<RelPath> = changes.data().cloned().collect();
     let files = prepared.plan.shipped.keys().chain(staged.iter().map(|one| &one.path));
     let before = Before::take(&install.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
-    before.store(&own)?;
+    before.store(state)?;
     journal.append(Record::Hooking { boot, data: data.clone() })?;
     prepared.hooks.after_swap(install, run, start_file)?;
     let program = "which belongs to the new version: what is installed would no longer be what was shipped";
@@ -55,13 +55,13 @@ pub(super) fn run_hooks(
         let text = format!("hooks made what they do not name in `changes`: {}", unnamed.join(", "));
         run.report.warning("hook-made", &text, unnamed.first().map(String::as_str));
     }
-    hooks::store_made(&own, &made)?;
+    hooks::store_made(state, &made)?;
     journal.append(Record::Hooked)
 }
 
 /// What is not as the receipt of the new version will say it.
 fn altered_program(install: &Install, prepared: &Prepared, start_file: &RelPath) -> Result<Option<RelPath>> {
-    let Some(mut wanted) = receipt::load(&install.own().join("staging"))? else { return Ok(None) };
+    let Some(mut wanted) = receipt::load_staged(install.state())? else { return Ok(None) };
     wanted.files.retain(|line| line.path != *start_file);
     // A restore of a part leaves what was altered before as it was.
     let found = verify::installed(&install.ownership(Some(&wanted))?, &wanted, &mut None, true)?;

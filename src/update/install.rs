@@ -1,8 +1,10 @@
 //! The install that a command works on: its root, its settings, and what follows from them. Nothing here changes while a
 //! command runs.
 
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 use crate::state::receipt::Receipt;
+use crate::state::root::InstallRoot;
 use crate::state::settings::Settings;
 use crate::update::ownership::{self, Databases, Ownership, Rules};
 use anyhow::Result;
@@ -16,8 +18,8 @@ pub struct Install {
 }
 
 impl Install {
-    pub fn own(&self) -> PathBuf {
-        self.root.own()
+    pub fn state(&self) -> &StateDir {
+        self.root.state()
     }
 
     pub fn backups(&self) -> PathBuf {

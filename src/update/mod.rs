@@ -150,7 +150,7 @@ fn apply_locked(install: &Install, run: &mut Run, request: &Request, finished: &
 pub fn pipeline(install: &Install, run: &mut Run, request: &Request, finished: &mut Finished) -> Result<&'static str> {
     run.start(Stage::Fetch, "opening the bundle");
     let mut fetched = request.clone();
-    let downloads = install.own().join("downloads");
+    let downloads = install.state().downloads();
     let told = match (&request.saved, &request.origin) {
         (Some(saved), _) => format!("the backup {}", saved.record.id),
         (None, Origin::File) => "the bundle is a local file".to_string(),
@@ -186,7 +186,7 @@ pub fn pipeline(install: &Install, run: &mut Run, request: &Request, finished: &
     }
     let prepared = preflight(install, run, request, &survey);
     // What databases were cloned into.
-    staging::clear(&install.own())?;
+    staging::clear(install.state())?;
     let mut prepared = prepared?;
     finished.to_version =
         if request.is_partly() { finished.from_version.clone() } else { Some(prepared.bundle.version.clone()) };
@@ -202,7 +202,7 @@ pub fn pipeline(install: &Install, run: &mut Run, request: &Request, finished: &
     run.done(Stage::Preflight, &counted(&prepared.plan));
     run.check_signals()?;
 
-    if request.unattended && history::failures(&install.own(), &prepared.bundle.content_id) >= MOST_FAILURES {
+    if request.unattended && history::failures(install.state(), &prepared.bundle.content_id) >= MOST_FAILURES {
         let message = "this bundle failed here twice by its own fault; --retry-failed tries it again";
         run.report.warning("known-bad", message, None);
         return Ok("skipped");
@@ -264,13 +264,13 @@ fn update(
     prepared: &mut Prepared,
     finished: &mut Finished,
 ) -> Result<()> {
-    let own = install.own();
+    let state = install.state();
     run.start(Stage::Stage, "writing the new files");
     let before_stop = stage_and_seed(install, run, request, &survey, prepared);
     let (staged, mut saved) = match before_stop {
         Ok(done) => done,
         Err(e) => {
-            rollback::sweep(&own)?;
+            rollback::sweep(state)?;
             return Err(e);
         }
     };
@@ -282,7 +282,7 @@ fn update(
     let mut journal = match ready {
         Ok(journal) => journal,
         Err(e) => {
-            rollback::sweep(&own)?;
+            rollback::sweep(state)?;
             return Err(e);
         }
     };
@@ -307,14 +307,14 @@ fn update(
         Err(e) => {
             if OWN_FAULT.contains(&code_of(&e)) {
                 // Going back matters more than counting.
-                let _ = history::count_failure(&own, &prepared.bundle.content_id, &prepared.bundle.version);
+                let _ = history::count_failure(state, &prepared.bundle.content_id, &prepared.bundle.version);
             }
             return Err(roll_back(install, run, &survey, journal, new, e, finished, stopped_at));
         }
     }
 
     // What it failed of before is mended; that it is remembered harms nobody.
-    let _ = history::forgive(&own, &prepared.bundle.content_id);
+    let _ = history::forgive(state, &prepared.bundle.content_id);
     // Committed: nothing below may fail the update. A journal that stays is closed by the next command.
     run.start(Stage::Commit, "closing");
     let source = request.saved.as_ref().map(|saved| saved.record.id.as_str());
@@ -359,7 +359,7 @@ fn stage_and_seed(
     } else {
         write_receipt(install, request, survey, prepared, &staged)?;
     }
-    swap::make_trash(&install.own())?;
+    swap::make_trash(install.state())?;
     prepared.hooks.before_stop(install, run, &staged, &prepared.plan)?;
     run.done(Stage::Stage, &format!("{} files wait", staged.len()));
     run.check_signals()?;
@@ -508,7 +508,7 @@ fn critical(install: &Install) -> Result<Vec<RelPath>> {
 pub fn close(install: &Install, run: &mut Run, journal: Journal, spared: &[&str]) -> Result<()> {
     rollback::clean_up(&install.root, journal)?;
     let spare = backup::Spare { ids: spared, users: true };
-    for pruned in backup::prune(&install.own(), &install.backups(), install.settings.backup.keep, &spare)? {
+    for pruned in backup::prune(install.state(), &install.backups(), install.settings.backup.keep, &spare)? {
         run.report.pruned(&pruned.id, pruned.bytes);
     }
     Ok(())

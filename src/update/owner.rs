@@ -4,7 +4,7 @@
 //! Refuses to read anything below the install of another user: that is his, and root must not obey it.
 
 use crate::base::error::Failure;
-use crate::base::path::InstallRoot;
+use crate::state::root::InstallRoot;
 use crate::system::{Distrust, Owner, files, monitor, processes, trust};
 use crate::update::server;
 use anyhow::{Context as _, Result};
@@ -88,7 +88,7 @@ pub fn guard(root: &InstallRoot, settings: &Path) -> Result<()> {
     if !is_root()? {
         return Ok(());
     }
-    for place in [settings.to_path_buf(), root.own()] {
+    for place in [settings.to_path_buf(), root.state().path().to_path_buf()] {
         if let Some(found) = others_in(&place)? {
             return Err(not_roots(&place, &found).into());
         }

@@ -262,7 +262,7 @@ fn movable(install: &Install, plan: &Plan) -> Result<()> {
         }
     }
     folders.extend(plan.emptied.iter().map(|(path, _)| install.root.join(path)));
-    for own in [install.own(), install.backups()] {
+    for own in [install.state().path().to_path_buf(), install.backups()] {
         folders.extend(if own.is_dir() { Some(own) } else { existing_parent(&own) });
     }
     for folder in folders {
@@ -420,7 +420,7 @@ pub(super) fn is_whole(install: &Install, survey: &Survey) -> Result<bool> {
 
 /// The installed bundle, kept for repairs.
 pub fn kept_bundle(install: &Install, receipt: &Receipt) -> Result<Option<Bundle>> {
-    let path = install.own().join("bundle.zip");
+    let path = install.state().bundle();
     let limits = Limits { max_size: u64::MAX, max_files: u64::MAX };
     let expected = Expected {
         named: None,

@@ -53,7 +53,7 @@ pub(super) fn write_receipt(
         },
         files: lines,
     };
-    let staging = install.own().join("staging");
+    let staging = install.state().staging();
     receipt::store(&staging.join("receipt.json"), &receipt)?;
     let kept = staging.join("bundle.zip");
     let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
@@ -73,7 +73,7 @@ pub(super) fn extend_receipt(install: &Install, survey: &Survey, prepared: &Prep
         }
     }
     receipt.format = receipt::FORMAT;
-    receipt::store(&install.own().join("staging/receipt.json"), &receipt)
+    receipt::store(&install.state().staged_receipt(), &receipt)
 }
 
 /// What the receipt says of one entry. None: nothing of it is there.
@@ -136,8 +136,8 @@ pub(super) fn open_journal(
         health_timeout_ms: millis(request.health_timeout.unwrap_or(settings.health_timeout)),
         soak_ms: millis(settings.soak),
     };
-    staging::reserve(&install.own(), reserve_size(&prepared.selection))?;
-    Journal::create(&install.own(), begin, journal_size(&prepared.plan))
+    staging::reserve(install.state(), reserve_size(&prepared.selection))?;
+    Journal::create(install.state(), begin, journal_size(&prepared.plan))
 }
 
 /// The databases that their contents alone tell: those that lie there, and those that the bundle brings.

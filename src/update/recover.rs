@@ -113,17 +113,17 @@ fn settle_alone(
     wait: Option<Duration>,
     finished: &mut Finished,
 ) -> Result<bool> {
-    if !crate::base::fsx::exists(&install.own())? {
+    if !crate::base::fsx::exists(install.state().path())? {
         run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(false);
     }
-    let _lock = Lock::take(&install.own(), wait, &mut || run.check_signals())?;
-    if matches!(Journal::find(&install.own())?, Found::Nothing) {
+    let _lock = Lock::take(install.state(), wait, &mut || run.check_signals())?;
+    if matches!(Journal::find(install.state())?, Found::Nothing) {
         // What was killed before its journal began: nothing refers to it.
-        if let Some(id) = history::left_under_way(&install.own()) {
+        if let Some(id) = history::left_under_way(install.state()) {
             hooks::end_left(&id)?;
         }
-        rollback::sweep(&install.own())?;
+        rollback::sweep(install.state())?;
         run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(false);
     }
@@ -149,9 +149,9 @@ pub fn stands(install: &Install) -> Stands {
 
 /// The same without a look at any process.
 fn stands_unasked(install: &Install) -> Stands {
-    let own = install.own();
-    let version = match Journal::find(&own) {
-        Ok(Found::Nothing) => receipt::load(&own).ok().flatten().map(|receipt| receipt.version),
+    let state = install.state();
+    let version = match Journal::find(state) {
+        Ok(Found::Nothing) => receipt::load(state).ok().flatten().map(|receipt| receipt.version),
         Ok(Found::Open(journal)) if journal.has(|r| matches!(r, Record::Committed)) => journal.begin.to_version.clone(),
         Ok(Found::Open(journal)) if journal.has(|r| matches!(r, Record::RolledBack)) => {
             journal.begin.from_version.clone()
@@ -178,10 +178,10 @@ pub fn altered_words(altered: &[RelPath]) -> String {
 
 /// Settles an interrupted update, if there is one. The caller holds the lock.
 pub fn settle(install: &Install, run: &mut Run, choice: Choice) -> Result<Option<Settled>> {
-    let own = install.own();
-    let mut journal = match Journal::find(&own)? {
+    let state = install.state();
+    let mut journal = match Journal::find(state)? {
         Found::Nothing => return Ok(None),
-        Found::Unreadable(reason) => return Err(journal::set_aside(&own, &reason)?.into()),
+        Found::Unreadable(reason) => return Err(journal::set_aside(state, &reason)?.into()),
         Found::Open(journal) => *journal,
     };
     let id = journal.begin.update_id.clone();
@@ -300,7 +300,7 @@ fn should_run(journal: &Journal) -> bool {
 
 /// True when `recover` has something to do; changes nothing.
 pub fn is_needed(install: &Install) -> Result<bool> {
-    Ok(!matches!(Journal::find(&install.own())?, Found::Nothing))
+    Ok(!matches!(Journal::find(install.state())?, Found::Nothing))
 }
 
 /// Finishes (`new`) or undoes (`old`), by the rules of the journal's last state.

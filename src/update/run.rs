@@ -3,6 +3,7 @@
 
 use crate::base::error::Failure;
 use crate::base::report::{Reporter, Stage};
+use crate::state::dir::StateDir;
 use crate::state::history;
 use crate::system::escape::Line;
 use crate::system::processes::{self, Signals};
@@ -31,7 +32,7 @@ pub struct UnderWay {
     pub update_id: String,
     pub started_at: String,
     /// The state directory of the install.
-    pub state: PathBuf,
+    pub state: StateDir,
 }
 
 /// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
@@ -49,7 +50,7 @@ impl Run {
         if self.under_way.is_none() {
             return Ok(std::env::temp_dir());
         }
-        let folder = install.own().join("staging");
+        let folder = install.state().staging();
         files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
         Ok(folder)
     }
@@ -112,6 +113,6 @@ impl Run {
     /// Writes what `status` says, as far as it is known without asking the server.
     pub fn close_status(&mut self, install: &Install, status: &Value) {
         self.under_way = None;
-        let _ = history::write_status(&install.own(), status);
+        let _ = history::write_status(install.state(), status);
     }
 }

@@ -17,34 +17,34 @@ use std::time::Duration;
 
 /// Takes the lock and opens the logs of this run.
 pub fn begin(install: &Install, run: &mut Run, wait: Option<Duration>) -> Result<Lock> {
-    let own = install.own();
-    files::private_folder(&own).with_context(|| format!("creating {}", own.display()))?;
-    let lock = Lock::take(&own, wait, &mut || run.check_signals())?;
+    let state = install.state();
+    files::private_folder(state.path()).with_context(|| format!("creating {}", state.path().display()))?;
+    let lock = Lock::take(state, wait, &mut || run.check_signals())?;
     install.root.check()?;
     // Hooks before the stop run before there is a journal.
-    if let Some(id) = history::left_under_way(&own) {
+    if let Some(id) = history::left_under_way(state) {
         hooks::end_left(&id)?;
     }
     let id = run.update_id.clone();
-    for name in ["events", "log"] {
-        files::private_folder(&own.join(name)).with_context(|| format!("creating {name}"))?;
+    for folder in [state.events(), state.logs()] {
+        files::private_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
     }
-    run.report.events_to(&own.join(format!("events/{id}.jsonl")));
-    run.report.log_to(&own.join(format!("log/{id}.log")));
+    run.report.events_to(&state.events_of(&id));
+    run.report.log_to(&state.log_of(&id));
     let human = install.root.path().join("instance");
     if human.is_dir() {
         let log = human.join("update_log.txt");
         // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced. The
         // server's user may write in that folder: a link there, or another name of some file, is left alone.
-        let own = |file: &std::fs::File| files::facts_of(file).is_ok_and(|f| f.kind == Kind::File && f.links == 1);
-        if let Some(file) = files::open_log(&log).ok().filter(own).filter(|file| file.set_len(0).is_ok()) {
+        let is_own = |file: &std::fs::File| files::facts_of(file).is_ok_and(|f| f.kind == Kind::File && f.links == 1);
+        if let Some(file) = files::open_log(&log).ok().filter(is_own).filter(|file| file.set_len(0).is_ok()) {
             let _ = fsx::adopt(&log);
             run.report.log_into(file);
         }
     }
     run.under_way =
-        Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string(), state: own.clone() });
-    history::prune(&own, history::KEEP);
+        Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string(), state: state.clone() });
+    history::prune(state, history::KEEP);
     run.keep_status();
     run.say(Said::Begun);
     Ok(lock)
@@ -54,13 +54,13 @@ pub fn begin(install: &Install, run: &mut Run, wait: Option<Duration>) -> Result
 pub fn recover_first(install: &Install, run: &mut Run) -> Result<()> {
     if let Some(done) = recover::settle(install, run, recover::Choice::default())? {
         run.report.recovered(&done.interrupted_id, done.direction);
-        let events = install.own().join(format!("events/{}.jsonl", done.interrupted_id));
+        let events = install.state().events_of(&done.interrupted_id);
         let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);
         theirs.stage_started(Stage::Rollback, "settled by the next command");
         theirs.finished(&done.finished());
     }
     // Without a journal nothing refers to what an earlier run may have left.
-    rollback::sweep(&install.own())
+    rollback::sweep(install.state())
 }
 
 /// How often a bundle may fail by its own fault before an unattended run skips it.

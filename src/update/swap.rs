@@ -6,8 +6,10 @@
 //! cut off anywhere and begun again.
 
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 use crate::state::journal::{Arrival, Away, Exchange, Folder, Intent, Moves};
+use crate::state::root::InstallRoot;
 use crate::system::{Kind, files};
 use crate::update::ownership::{MEMBERS, Rules, member};
 use crate::update::plan::{Action, Plan};
@@ -69,7 +71,7 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[Staged], rules: &Rules)
     // Only those that are used: an undo needs every one that is named.
     let used: BTreeSet<&RelPath> = moves.moves.iter().filter_map(|m| Some(&plan.annex(&m.path)?.top)).collect();
     moves.annexes = plan.annexes.iter().filter(|annex| used.contains(&annex.top)).cloned().collect();
-    moves.annexes.iter().try_for_each(|annex| annex::make(&root.own(), annex))?;
+    moves.annexes.iter().try_for_each(|annex| annex::make(root.state(), annex))?;
     Ok(moves)
 }
 
@@ -133,9 +135,9 @@ fn is_data_folder(root: &InstallRoot, path: &RelPath, rules: &Rules) -> bool {
 }
 
 /// Makes the folders in which the originals will lie, before the stop.
-pub fn make_trash(own: &Path) -> Result<()> {
-    fsx::make_folders(&staging::trash(own))?;
-    fsx::make_folders(&staging::originals(own)).map(drop)
+pub fn make_trash(state: &StateDir) -> Result<()> {
+    fsx::make_folders(&state.trash())?;
+    fsx::make_folders(&state.originals()).map(drop)
 }
 
 /// What a failed version left, beside the files of a backup.
@@ -154,7 +156,7 @@ fn original_place(root: &InstallRoot, moves: &Moves, intent: &Intent, backup: &P
         return annex::originals(annex).join(intent.path.to_path());
     }
     let folder = match intent.away {
-        Away::Trash => staging::trash(&root.own()),
+        Away::Trash => root.state().trash(),
         Away::Aside => aside(backup),
         Away::After => after(backup),
     };
@@ -163,7 +165,7 @@ fn original_place(root: &InstallRoot, moves: &Moves, intent: &Intent, backup: &P
 
 /// Where a folder goes that is removed, whole with its metadata; `at` is its position among those.
 fn removed_folder(root: &InstallRoot, at: usize) -> PathBuf {
-    staging::originals(&root.own()).join(format!("folder-{at}"))
+    root.state().originals().join(format!("folder-{at}"))
 }
 
 /// Carries out the moves: all originals away (the start file first), then all arrivals but the start file.
@@ -218,8 +220,8 @@ pub fn carry_out(
             fsx::sync_parent(&folder)?;
         }
     }
-    flush_tree(&staging::originals(&root.own()))?;
-    flush_tree(&staging::trash(&root.own()))
+    flush_tree(&root.state().originals())?;
+    flush_tree(&root.state().trash())
 }
 
 /// Makes a folder of the new version. It takes what the one above gives: owner, group, access list; one that was saved
@@ -249,14 +251,14 @@ pub fn complete(root: &InstallRoot, moves: &Moves, start_file: &RelPath) -> Resu
 
 /// Puts the copies in place of what hooks may write; the originals go away whole.
 fn exchange(root: &InstallRoot, exchanges: &[Exchange]) -> Result<()> {
-    let own = root.own();
+    let state = root.state();
     for one in exchanges.iter().filter(|one| one.old) {
-        let (live, original) = (root.join(&one.path), staging::original_of(&own, one.slot));
+        let (live, original) = (root.join(&one.path), state.original(one.slot));
         rename(&live, &original)?;
         // On the disk first: whatever comes back after a power cut, the original is where an undo looks for it.
         fsx::sync_parent(&original)?;
         fsx::sync_parent(&live)?;
-        rename(&staging::copy_of(&own, one.slot), &live)?;
+        rename(&state.copy(one.slot), &live)?;
         fsx::sync_parent(&live)?;
     }
     Ok(())
@@ -265,15 +267,15 @@ fn exchange(root: &InstallRoot, exchanges: &[Exchange]) -> Result<()> {
 /// Puts the originals back, however far their exchange came. What takes their place now was written by hooks and the
 /// new version.
 fn exchange_back(root: &InstallRoot, exchanges: &[Exchange], after: &Path) -> Result<()> {
-    let own = root.own();
+    let state = root.state();
     for one in exchanges {
-        let (live, original) = (root.join(&one.path), staging::original_of(&own, one.slot));
+        let (live, original) = (root.join(&one.path), state.original(one.slot));
         // Without an original out there, what lies in the tree is it; unless there was none.
         if one.old && !fsx::exists(&original)? {
             continue;
         }
         if fsx::exists(&live)? {
-            let slot = staging::copy_of(&own, one.slot);
+            let slot = state.copy(one.slot);
             if one.disposable && !fsx::exists(&slot)? {
                 rename_making(&live, &slot)?
             } else {
@@ -398,9 +400,9 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
 const PART: &str = ".updater-part";
 
 /// After the end of an update: what gave way on another volume goes to the backup's `after/`, as on this one.
-pub fn bring_home(own: &Path, moves: &Moves, backup: &Path) -> Result<()> {
+pub fn bring_home(state: &StateDir, moves: &Moves, backup: &Path) -> Result<()> {
     let after = after(backup);
-    annex::bring_home(own, moves, &|from, path| {
+    annex::bring_home(state, moves, &|from, path| {
         // Cut off when it was there already: the copy is whole, and goes under no second name.
         if fsx::holds(&after.join(path.to_path()), &fsx::sha256_of(from)?)? {
             return fsx::remove_own_file(from);
@@ -416,7 +418,7 @@ pub fn undo(root: &InstallRoot, moves: &Moves, start_file: &RelPath, backup: &Pa
     hide_start_file(root, moves, start_file, backup)?;
     // One that was cut off between its two renames: nothing else in it was moved yet, or all of it is moved back.
     let is_half = |one: &Exchange| -> Result<bool> {
-        let original = staging::original_of(&root.own(), one.slot);
+        let original = root.state().original(one.slot);
         Ok(one.old && fsx::exists(&original)? && !fsx::exists(&root.join(&one.path))?)
     };
     for one in &moves.exchanges {

@@ -6,13 +6,14 @@ use super::record::write_receipt;
 use super::{Request, Survey, cannot_start, judge, start_unit};
 use crate::base::fsx;
 use crate::base::report::{Finished, Stage};
-use crate::system::{files, processes};
+use crate::state::receipt;
+use crate::system::processes;
 use crate::update::install::Install;
 use crate::update::run::Run;
 use crate::update::server::Launched;
 use crate::update::staging;
 use crate::verify;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 pub(super) fn skip_changes(run: &mut Run) {
     for stage in
@@ -34,7 +35,7 @@ pub(super) fn nothing_to_do(install: &Install, request: &Request, survey: &Surve
     let Some(receipt) = survey.receipt.as_ref().filter(|_| !asks_more && survey.server.is_some()) else {
         return Ok(false);
     };
-    if !fsx::same_bytes(&request.bundle, &install.own().join("bundle.zip")) {
+    if !fsx::same_bytes(&request.bundle, &install.state().bundle()) {
         return Ok(false);
     }
     Ok(verify::installed(&install.ownership(Some(receipt))?, receipt, &mut None, true)?.is_whole())
@@ -51,13 +52,10 @@ pub(super) fn unchanged(
 ) -> Result<&'static str> {
     skip_changes(run);
     if !request.is_partly() && survey.receipt.as_ref().is_none_or(|r| r.content_id != prepared.bundle.content_id) {
-        fs_err::create_dir_all(install.own().join("staging"))?;
+        fs_err::create_dir_all(install.state().staging())?;
         write_receipt(install, request, &survey, &mut prepared, &[])?;
-        for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
-            files::rename_over(&install.own().join(from), &install.own().join(to))
-                .with_context(|| format!("placing {to}"))?;
-        }
-        staging::clear(&install.own())?;
+        receipt::place_staged(install.state())?;
+        staging::clear(install.state())?;
     }
     match (&survey.server, &survey.launch) {
         (None, Some(launch)) if !request.no_start => {

@@ -3,7 +3,8 @@
 
 use super::names::{is_forbidden, key};
 use super::{Expected, encoding, refused};
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::root::InstallRoot;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;

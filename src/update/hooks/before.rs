@@ -5,8 +5,10 @@
 //! and the folders of the version with what lies in them directly.
 
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 use crate::state::journal::Exchange;
+use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind, files};
 use crate::update::ownership::{Databases, MEMBERS, OwnPlaces, member};
 use crate::update::swap;
@@ -26,12 +28,12 @@ pub struct Before {
     entries: Vec<(RelPath, Facts)>,
 }
 
-fn place(own: &Path) -> PathBuf {
-    own.join("staging/before-hooks.json")
+fn place(state: &StateDir) -> PathBuf {
+    state.before_hooks()
 }
 
-fn place_of_made(own: &Path) -> PathBuf {
-    own.join("staging/made-by-hooks.json")
+fn place_of_made(state: &StateDir) -> PathBuf {
+    state.made_by_hooks()
 }
 
 impl Before {
@@ -52,14 +54,14 @@ impl Before {
     }
 
     /// Keeps it, flushed.
-    pub fn store(&self, own: &Path) -> Result<()> {
-        fsx::write_atomic(&place(own), &serde_json::to_vec(self)?)
+    pub fn store(&self, state: &StateDir) -> Result<()> {
+        fsx::write_atomic(&place(state), &serde_json::to_vec(self)?)
     }
 
     /// Errors: it cannot be read, so that nothing is known of what hooks made.
-    pub fn load(own: &Path) -> Result<Before> {
-        let bytes = fsx::read(&place(own), fsx::RECORD)?;
-        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", place(own).display()))
+    pub fn load(state: &StateDir) -> Result<Before> {
+        let bytes = fsx::read(&place(state), fsx::RECORD)?;
+        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", place(state).display()))
     }
 
     /// All that is there now.
@@ -135,13 +137,13 @@ impl Before {
 }
 
 /// Keeps what hooks made, flushed: from then on others may make something, too.
-pub fn store_made(own: &Path, made: &[RelPath]) -> Result<()> {
-    fsx::write_atomic(&place_of_made(own), &serde_json::to_vec(made)?)
+pub fn store_made(state: &StateDir, made: &[RelPath]) -> Result<()> {
+    fsx::write_atomic(&place_of_made(state), &serde_json::to_vec(made)?)
 }
 
 /// What hooks made, where it was kept. None: it was not yet.
-pub fn load_made(own: &Path) -> Result<Option<Vec<RelPath>>> {
-    let place = place_of_made(own);
+pub fn load_made(state: &StateDir) -> Result<Option<Vec<RelPath>>> {
+    let place = place_of_made(state);
     if !fsx::exists(&place)? {
         return Ok(None);
     }

@@ -11,12 +11,12 @@
 use crate::backup;
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
 use crate::state::journal::Exchange;
+use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind, files};
 use crate::update::install::Install;
 use crate::update::ownership::{Class, Databases, Ownership, Rules};
-use crate::update::staging;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -135,7 +135,7 @@ impl Changes {
     /// Makes the copies, while the server serves, and flushes them. `tick` may stop it between two files.
     pub fn copy(&mut self, root: &InstallRoot, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         for one in self.copied.iter_mut().filter(|one| one.exchange.old) {
-            let (from, to) = (root.join(&one.exchange.path), staging::copy_of(&root.own(), one.exchange.slot));
+            let (from, to) = (root.join(&one.exchange.path), root.state().copy(one.exchange.slot));
             if let Some(parent) = to.parent() {
                 fsx::make_folders(parent)?;
             }
@@ -161,7 +161,7 @@ impl Changes {
     /// After the stop: brings the copies up to date with what the server still wrote. What did not change costs one look.
     pub fn refresh(&mut self, root: &InstallRoot) -> Result<()> {
         for one in self.copied.iter_mut().filter(|one| one.exchange.old) {
-            let (from, to) = (root.join(&one.exchange.path), staging::copy_of(&root.own(), one.exchange.slot));
+            let (from, to) = (root.join(&one.exchange.path), root.state().copy(one.exchange.slot));
             let now = seen(&from)?;
             let racy = |facts: &Facts| facts.mtime.max(facts.ctime) > one.at - backup::RACY_NANOS;
             let stands = |path: &PathBuf, facts: &Facts| {

@@ -20,7 +20,8 @@ use crate::app::Profile;
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::head::Head;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::root::InstallRoot;
 use crate::state::settings::{Hook, Hooks as Settings};
 use crate::system::{LaunchSpec, files, is_passed_on, processes};
 use crate::update::bundle::Bundle;
@@ -200,7 +201,7 @@ impl Hooks {
                 fetched => fetched?,
             }
         }
-        let tree = staging::tree(&install.own());
+        let tree = install.state().staged_tree();
         for due in &self.before_stop {
             self.run(install, run, due, &tree)?;
         }
@@ -374,7 +375,7 @@ fn program(name: &str, cwd: &Path, root: &Path) -> String {
 
 /// A folder of their own, from before the stop to the end.
 fn work(root: &InstallRoot) -> PathBuf {
-    root.own().join("staging/hooks")
+    root.state().hooks_work()
 }
 
 /// Ours, over it the server's, and what tells of the update. Where the server is another user's, nothing of his reaches
@@ -389,12 +390,12 @@ fn environment(install: &Install, run: &Run, occasion: &Occasion, to_version: &s
     let own: Vec<(String, String)> = own.map(|(name, value)| (text(name), text(value))).collect();
     let server = server.map(|launch| launch.env.clone()).unwrap_or_default();
     let place = |path: PathBuf| path.to_string_lossy().into_owned();
-    let waiting = staging::tree(&install.own()).join(occasion.start_file.to_path());
+    let waiting = install.state().staged_tree().join(occasion.start_file.to_path());
     let told = [
         (task::MARK, run.update_id.clone()),
         ("UPDATER_COMMAND", occasion.command.to_string()),
         ("UPDATER_ROOT", place(install.root.path().to_path_buf())),
-        ("UPDATER_TREE", place(staging::tree(&install.own()))),
+        ("UPDATER_TREE", place(install.state().staged_tree())),
         ("UPDATER_WORK", place(work(&install.root))),
         ("UPDATER_START_FILE", place(waiting)),
         ("UPDATER_FROM_VERSION", occasion.from_version.unwrap_or_default().to_string()),

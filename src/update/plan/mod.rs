@@ -11,8 +11,9 @@ mod leftovers;
 
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
 use crate::state::journal::Annex;
+use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind};
 use crate::update::bundle::{Bundle, Entry};
 use crate::update::ownership::{Census, Databases, MEMBERS, Ownership, member};

@@ -3,8 +3,9 @@
 
 use crate::backup;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
 use crate::state::journal::{DataBack, Moves};
+use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind, files};
 use crate::update::ownership::member;
 use crate::update::swap;

@@ -4,8 +4,9 @@
 
 use crate::backup;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
 use crate::state::journal::{DataBack, Folder, Moves};
+use crate::state::root::InstallRoot;
 use crate::system::{Kind, Owner, files};
 use crate::update::swap;
 use anyhow::{Context, Result};

@@ -8,16 +8,18 @@ mod folders;
 use crate::backup;
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 pub use crate::state::journal::DataBack;
 use crate::state::journal::{Journal, Moves, Record};
-use crate::system::files;
+use crate::state::receipt;
+use crate::state::root::InstallRoot;
 use crate::update::hooks::{self, Before};
 use crate::update::ownership::{Databases, MEMBERS, member};
 use crate::update::staging::{self, annex};
 use crate::update::swap;
 use crate::verify;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::path::PathBuf;
 
 /// The folder of the backup that this update made.
@@ -30,12 +32,12 @@ pub fn backup_dir(root: &InstallRoot, journal: &Journal) -> PathBuf {
 pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result<Vec<RelPath>> {
     let dir = backup_dir(root, journal);
     let start_file = journal.begin.start_file.clone();
-    staging::release_reserve(&root.own())?;
+    staging::release_reserve(root.state())?;
     let mut altered = Vec::new();
     if let Some(mut moves) = journal.moves().cloned() {
         annex::require(&moves)?;
         let restored = journal.has(|r| matches!(r, Record::DataRestored));
-        let before = journal.hooking().map(|_| Before::load(&root.own())).transpose()?;
+        let before = journal.hooking().map(|_| Before::load(root.state())).transpose()?;
         // From here on the tree of a version that was started is no longer whole.
         if !restored && journal.starting().is_some() && journal.undoing() != Some(data) {
             journal.append(Record::Undoing { data })?;
@@ -97,12 +99,12 @@ pub(super) fn backup_lost(root: &InstallRoot, dir: &std::path::Path, e: &anyhow:
 /// What hooks made: as it was kept at their end, or looked for now, once, before anything moves (where they had not
 /// ended nobody else can have made anything). What the swap moved is not theirs.
 fn made_by_hooks(root: &InstallRoot, before: &Before, moves: &Moves) -> Result<Vec<RelPath>> {
-    let own = root.own();
-    let mut made = match hooks::load_made(&own)? {
+    let state = root.state();
+    let mut made = match hooks::load_made(state)? {
         Some(made) => made,
         None => {
             let made = before.made(root)?;
-            hooks::store_made(&own, &made)?;
+            hooks::store_made(state, &made)?;
             made
         }
     };
@@ -141,39 +143,34 @@ pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
 
 /// The same, but the journal stays open: what stands is whole, and its health is not proven yet.
 pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
-    let own = root.own();
+    let state = root.state();
     let committed = journal.has(|r| matches!(r, Record::Committed));
     if let Some(moves) = journal.moves().filter(|moves| !moves.annexes.is_empty()) {
-        swap::bring_home(&own, moves, &backup_dir(root, journal))?;
+        swap::bring_home(state, moves, &backup_dir(root, journal))?;
     }
     if committed {
-        for (from, to) in [("staging/receipt.json", "receipt.json"), ("staging/bundle.zip", "bundle.zip")] {
-            if fsx::exists(&own.join(from))? {
-                files::rename_over(&own.join(from), &own.join(to)).with_context(|| format!("placing {to}"))?;
-            }
-        }
-        fsx::sync_parent(&own.join("receipt.json"))?;
+        receipt::place_staged(state)?;
     } else {
         backup::mark_failed(&backup_dir(root, journal))?;
     }
-    sweep(&own)
+    sweep(state)
 }
 
 /// Removes what runs that have ended left in `.updater`. Called only when no journal refers to it.
-pub fn sweep(own: &std::path::Path) -> Result<()> {
-    fsx::remove_own_tree(&staging::trash(own))?;
-    fsx::remove_own_tree(&staging::originals(own))?;
-    staging::clear(own)?;
-    annex::clear(own)?;
-    backup::clear_discarded(own)?;
-    fsx::remove_own_tree(&own.join("downloads"))?;
+pub fn sweep(state: &StateDir) -> Result<()> {
+    fsx::remove_own_tree(&state.trash())?;
+    fsx::remove_own_tree(&state.originals())?;
+    staging::clear(state)?;
+    annex::clear(state)?;
+    backup::clear_discarded(state)?;
+    fsx::remove_own_tree(&state.downloads())?;
     // Files that were never renamed into their places.
     // A new version may have taken all of it away.
-    if !fsx::exists(own)? {
+    if !fsx::exists(state.path())? {
         return Ok(());
     }
-    for name in fsx::names(own)? {
-        let path = own.join(name);
+    for name in fsx::names(state.path())? {
+        let path = state.path().join(name);
         if path.extension().is_some_and(|ending| ending == "new" || ending == "tmp") {
             fsx::remove_own_file(&path)?;
         }

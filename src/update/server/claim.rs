@@ -4,9 +4,9 @@
 
 use crate::app::carry;
 use crate::base::fsx;
-use crate::base::path::InstallRoot;
 use crate::state::journal::{Found, Journal};
 use crate::state::receipt;
+use crate::state::root::InstallRoot;
 use std::collections::BTreeSet;
 
 /// By the operator, by the interrupted and the last update, and by what the install's own files say. What cannot be
@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 pub(super) fn ports(root: &InstallRoot) -> BTreeSet<u16> {
     let mut all: BTreeSet<u16> = root.claimed_port().into_iter().collect();
     all.extend(written(root).into_iter().filter_map(|(port, _)| port));
-    all.extend(receipt::load(&root.own()).ok().flatten().into_iter().flat_map(|receipt| receipt.ports));
-    if let Ok(Found::Open(journal)) = Journal::find(&root.own()) {
+    all.extend(receipt::load(root.state()).ok().flatten().into_iter().flat_map(|receipt| receipt.ports));
+    if let Ok(Found::Open(journal)) = Journal::find(root.state()) {
         let measures = [&journal.begin.before.old, &journal.begin.before.new];
         let ports = measures.into_iter().flatten().filter_map(|measure| measure["ports"].as_array());
         let ports = ports.flatten().filter_map(|port| port.as_u64());

@@ -3,7 +3,7 @@
 
 use super::table::{Table, plain};
 use crate::base::error::Failure;
-use crate::base::path::InstallRoot;
+use crate::state::root::InstallRoot;
 use crate::system::{Credentials, LaunchSpec, files, is_passed_on, processes};
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ pub(super) fn captured_launch(table: &Table, pid: u32, root: &InstallRoot) -> an
 /// Where a server's output goes when its former target is not known.
 fn default_outputs(root: &InstallRoot) -> [PathBuf; 2] {
     let instance = root.path().join("instance");
-    let folder = if instance.is_dir() { instance } else { root.own().join("log") };
+    let folder = if instance.is_dir() { instance } else { root.state().logs() };
     [folder.join("server_update_stdout.log"), folder.join("server_update_stderr.log")]
 }
 

@@ -18,8 +18,8 @@ pub use table::{Process, Table, belongs, plain};
 pub use unit::{Launched, may_control, start_unit, stop_unit};
 
 use crate::base::error::Failure;
-use crate::base::path::InstallRoot;
 use crate::ports::{self, Listener};
+use crate::state::root::InstallRoot;
 use crate::system::processes::{self, Handle};
 use crate::system::{LaunchSpec, ProcessId, Unit, files, service};
 use anyhow::Context;

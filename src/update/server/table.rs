@@ -2,8 +2,8 @@
 //! Refuses to guess: what is not provably of the install is a bystander.
 
 use super::claim;
-use crate::base::path::InstallRoot;
 use crate::ports::Listener;
+use crate::state::root::InstallRoot;
 use crate::system::{ProcessId, files, processes};
 use anyhow::Context;
 use std::cell::OnceCell;

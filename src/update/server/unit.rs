@@ -5,7 +5,7 @@
 use super::Running;
 use super::table::{Table, belongs};
 use crate::base::error::Failure;
-use crate::base::path::InstallRoot;
+use crate::state::root::InstallRoot;
 use crate::system::service::{self, Job};
 use crate::system::{ProcessId, Unit, processes};
 use anyhow::Context;

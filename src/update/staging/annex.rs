@@ -5,16 +5,13 @@
 
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 use crate::state::journal::{Annex, Moves};
+use crate::state::root::InstallRoot;
 use crate::system::files;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
-
-/// Where the annexes of a run are written down: full paths, so that no link is needed to find them.
-fn place(own: &Path) -> PathBuf {
-    own.join("annexes.json")
-}
 
 /// The annex for `path`, where the folder that it lies in is on another volume. Reads only. Errors: `other-volume`, the
 /// folder that leads to that volume is not the install's own.
@@ -59,13 +56,13 @@ fn refuse_others(root: &InstallRoot, top: &RelPath, full: &Path) -> Result<()> {
 }
 
 /// Writes the annex down and makes it. Nothing is done where that was done before.
-pub fn make(own: &Path, annex: &Annex) -> Result<()> {
-    let mut all = recorded(own)?;
+pub fn make(state: &StateDir, annex: &Annex) -> Result<()> {
+    let mut all = recorded(state)?;
     if all.contains(&annex.folder) {
         return Ok(());
     }
     all.push(annex.folder.clone());
-    record(own, &all)?;
+    record(state, &all)?;
     // Never one that is there: it could be anybody's.
     anyhow::ensure!(!fsx::exists(&annex.folder)?, "{} is there already", annex.folder.display());
     files::private_folder(&annex.folder).with_context(|| format!("creating {}", annex.folder.display()))?;
@@ -103,10 +100,10 @@ fn missing(top: &RelPath, folder: &Path) -> Failure {
 
 /// After the last state of an update, in either direction: what gave way goes home to the backup's `after`, by copies
 /// that may be cut off anywhere. Errors (exit 4): the volume is missing.
-pub fn bring_home(own: &Path, moves: &Moves, put: &dyn Fn(&Path, &RelPath) -> Result<()>) -> Result<()> {
+pub fn bring_home(state: &StateDir, moves: &Moves, put: &dyn Fn(&Path, &RelPath) -> Result<()>) -> Result<()> {
     for annex in &moves.annexes {
         if !annex.folder.is_dir() {
-            if is_away(own, &annex.folder)? {
+            if is_away(state, &annex.folder)? {
                 return Err(missing(&annex.top, &annex.folder).into());
             }
             continue;
@@ -123,10 +120,10 @@ pub fn bring_home(own: &Path, moves: &Moves, put: &dyn Fn(&Path, &RelPath) -> Re
 
 /// Removes the annexes of runs that have ended, and what waits in them. One that holds anything that gave way stays, and
 /// so does one whose volume is missing: both are still written down.
-pub fn clear(own: &Path) -> Result<()> {
-    let all = recorded(own)?;
+pub fn clear(state: &StateDir) -> Result<()> {
+    let all = recorded(state)?;
     if all.is_empty() {
-        return fsx::remove_own_file(&place(own));
+        return fsx::remove_own_file(&state.annexes());
     }
     let mut left = Vec::new();
     for folder in all {
@@ -138,11 +135,11 @@ pub fn clear(own: &Path) -> Result<()> {
             }
             fsx::remove_own_tree(&folder)?;
             fsx::sync_parent(&folder)?;
-        } else if is_away(own, &folder)? {
+        } else if is_away(state, &folder)? {
             left.push(folder);
         }
     }
-    if left.is_empty() { fsx::remove_own_file(&place(own)) } else { record(own, &left) }
+    if left.is_empty() { fsx::remove_own_file(&state.annexes()) } else { record(state, &left) }
 }
 
 fn holds_files(folder: &Path) -> Result<bool> {
@@ -155,18 +152,19 @@ fn holds_files(folder: &Path) -> Result<bool> {
 }
 
 /// True where the volume of an annex is not there: the folder above it is missing, or one of the install's own volume.
-fn is_away(own: &Path, folder: &Path) -> Result<bool> {
+fn is_away(state: &StateDir, folder: &Path) -> Result<bool> {
     let Some(above) = folder.parent().filter(|above| above.is_dir()) else { return Ok(true) };
-    Ok(mount(above)? == mount(own)?)
+    Ok(mount(above)? == mount(state.path())?)
 }
 
-fn recorded(own: &Path) -> Result<Vec<PathBuf>> {
-    match fsx::read(&place(own), fsx::RECORD) {
+/// The annexes of a run as they are written down: full paths, so that no link is needed to find them.
+fn recorded(state: &StateDir) -> Result<Vec<PathBuf>> {
+    match fsx::read(&state.annexes(), fsx::RECORD) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        bytes => serde_json::from_slice(&bytes?).with_context(|| format!("reading {}", place(own).display())),
+        bytes => serde_json::from_slice(&bytes?).with_context(|| format!("reading {}", state.annexes().display())),
     }
 }
 
-fn record(own: &Path, all: &[PathBuf]) -> Result<()> {
-    fsx::write_atomic(&place(own), &serde_json::to_vec(all)?)
+fn record(state: &StateDir, all: &[PathBuf]) -> Result<()> {
+    fsx::write_atomic(&state.annexes(), &serde_json::to_vec(all)?)
 }

@@ -6,8 +6,10 @@ pub mod annex;
 
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::dir::StateDir;
 use crate::state::journal::Annex;
+use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind, Owner, files};
 use crate::update::bundle::{Bundle, Entry};
 use crate::update::ownership::Ownership;
@@ -27,35 +29,10 @@ pub struct Staged {
     pub is_copy: bool,
 }
 
-/// The folder that holds what waits to arrive.
-pub fn tree(own: &Path) -> PathBuf {
-    own.join("staging/tree")
-}
-
 /// Where an arrival waits: on the volume where it will lie.
 pub fn waiting(root: &InstallRoot, annexes: &[Annex], path: &RelPath) -> PathBuf {
     let annex = Annex::among(annexes, path);
-    annex.map_or_else(|| tree(&root.own()), annex::waiting).join(path.to_path())
-}
-
-/// Where the originals go.
-pub fn trash(own: &Path) -> PathBuf {
-    own.join("trash")
-}
-
-/// The copy that takes the place of what hooks may write; `slot` is its number in the journal.
-pub fn copy_of(own: &Path, slot: usize) -> PathBuf {
-    own.join("staging/copies").join(slot.to_string())
-}
-
-/// Where the original of such a copy goes.
-pub fn original_of(own: &Path, slot: usize) -> PathBuf {
-    originals(own).join(slot.to_string())
-}
-
-/// Where the originals of all such copies go.
-pub fn originals(own: &Path) -> PathBuf {
-    own.join("originals")
+    annex.map_or_else(|| root.state().staged_tree(), annex::waiting).join(path.to_path())
 }
 
 /// An attribute of a file that its successor cannot have.
@@ -82,7 +59,7 @@ pub fn write(
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Written> {
     let root = &ownership.root;
-    let tree = tree(&root.own());
+    let tree = root.state().staged_tree();
     fsx::make_folders(&tree)?;
     let todo: Vec<&Planned> = plan.changes().filter(|p| p.action != Action::Remove).collect();
     let mut written = Written::default();
@@ -103,7 +80,7 @@ pub fn write(
 
 /// Stages what turned out after the stop to be needed, too: the actions at these positions.
 pub fn write_late(ownership: &Ownership, bundle: &mut Bundle, plan: &Plan, late: &[usize]) -> Result<Vec<Staged>> {
-    let tree = tree(&ownership.root.own());
+    let tree = ownership.root.state().staged_tree();
     let mut written = Written::default();
     for at in late {
         let planned = &plan.actions[*at];
@@ -116,7 +93,7 @@ pub fn write_late(ownership: &Ownership, bundle: &mut Bundle, plan: &Plan, late:
 /// Where one arrival is written; its annex is made first, where it has one.
 fn slot(root: &InstallRoot, plan: &Plan, path: &RelPath) -> Result<PathBuf> {
     if let Some(annex) = plan.annex(path) {
-        annex::make(&root.own(), annex)?;
+        annex::make(root.state(), annex)?;
     }
     Ok(waiting(root, &plan.annexes, path))
 }
@@ -271,20 +248,18 @@ fn sync_folders(tree: &Path) -> Result<()> {
 }
 
 /// Sets room aside, so that a full disk cannot stop the way back. Errors: there is none.
-pub fn reserve(own: &Path, bytes: u64) -> Result<()> {
-    let path = own.join(RESERVE);
+pub fn reserve(state: &StateDir, bytes: u64) -> Result<()> {
+    let path = state.reserve();
     let file = files::open_private(&path).with_context(|| format!("creating {}", path.display()))?;
     files::preallocate(&file, bytes).context("setting room aside for the way back")
 }
 
 /// Gives the room back: whoever calls this needs it now.
-pub fn release_reserve(own: &Path) -> Result<()> {
-    fsx::remove_own_file(&own.join(RESERVE))
+pub fn release_reserve(state: &StateDir) -> Result<()> {
+    fsx::remove_own_file(&state.reserve())
 }
 
-const RESERVE: &str = "staging/reserve";
-
 /// Removes what an earlier run may have left; nothing in it is the only copy (see `rollback::undo`).
-pub fn clear(own: &Path) -> Result<()> {
-    fsx::remove_own_tree(&own.join("staging"))
+pub fn clear(state: &StateDir) -> Result<()> {
+    fsx::remove_own_tree(&state.staging())
 }

@@ -14,7 +14,8 @@ mod requirements;
 use super::{Due, When, trusted};
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::root::InstallRoot;
 use crate::state::settings::Hook;
 use crate::system::LaunchSpec;
 use crate::update::bundle::Bundle;
@@ -22,7 +23,6 @@ use crate::update::install::Install;
 use crate::update::plan::Plan;
 use crate::update::run::Run;
 use crate::update::server::{self, Running};
-use crate::update::staging;
 use anyhow::Result;
 use pip::{Missing, Pip};
 use requirements::{anchored, lines, names_an_origin};
@@ -142,7 +142,7 @@ impl Packages {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let (wheels_at, all, brought) = (text(wheels(work)), text(requirements(work)), text(work.join(BROUGHT)));
         // Of the new version first: it may ship packages itself.
-        self.write(work, &[staging::tree(&install.own()), install.root.path().to_path_buf()])?;
+        self.write(work, &[install.state().staged_tree(), install.root.path().to_path_buf()])?;
         fsx::make_folders(&wheels(work))?;
         let wheel = ["wheel", "--wheel-dir", &wheels_at];
         if !self.can_ask {

@@ -12,7 +12,8 @@
 use super::REQUIREMENTS;
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::{InstallRoot, RelPath};
+use crate::base::path::RelPath;
+use crate::state::root::InstallRoot;
 use crate::update::bundle::Bundle;
 use crate::update::plan::{Action, Plan};
 use crate::update::server;
