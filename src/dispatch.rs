@@ -22,7 +22,7 @@ use crate::update::install::Install;
 use crate::update::owner;
 use crate::update::recover;
 use crate::update::run::Run;
-use crate::update::{self, Origin, Request};
+use crate::update::{self, Accept, Mode, Origin, Request, ServerOptions, Source, Zip};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
@@ -200,6 +200,7 @@ fn prepare(
         report,
         signals,
         update_id: outside.update_id.clone().unwrap_or_else(history::new_update_id),
+        summary: Finished::default(),
         under_way: None,
         is_down: false,
         has_said: false,
@@ -265,7 +266,9 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
                 only: args.only.clone(),
                 legacy: args.legacy,
                 yes: args.yes,
-                run: run_of(&args.run),
+                server: server_options(&args.run),
+                accept: Accept { damaged_data: args.run.force_data, ..Accept::default() },
+                wait: args.run.wait,
             };
             let finished = restore::restore(install, run, &wanted);
             Ok(end(install, run, &finished))
@@ -347,7 +350,7 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     let path = cwd.join(bundle);
     let typed = bundle.to_string_lossy();
     let origin = if fetch::is_url(&typed) {
-        Origin::Url(source_url(&typed)?)
+        Origin::Url { url: source_url(&typed)?, insecure: args.insecure }
     } else if system::files::open_to_read(&path).is_err() && monitor::handed_bundle().is_some() {
         Origin::Handed
     } else {
@@ -355,22 +358,17 @@ fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     };
     let named = match &origin {
         Origin::File => None,
-        Origin::Url(url) => Some(url.to_string()),
+        Origin::Url { url, .. } => Some(url.to_string()),
         Origin::Handed => Some(path.display().to_string()),
     };
+    let zip = Zip { path, origin, named, sha256: args.sha256.clone() };
     Ok(Request {
-        bundle: path,
-        origin,
-        named,
-        insecure: args.insecure,
-        legacy_port: args.legacy_port,
+        source: Source::Zip(zip),
+        mode: Mode::Update { reinstall: args.reinstall, unattended: args.unattended && !args.retry_failed },
+        server: ServerOptions { legacy_port: args.legacy_port, ..server_options(&args.run) },
+        accept: Accept { partial: args.partial, downgrade: args.allow_downgrade, damaged_data: args.run.force_data },
         set: args.set.clone(),
-        reinstall: args.reinstall,
-        partial: args.partial,
-        allow_downgrade: args.allow_downgrade,
-        unattended: args.unattended && !args.retry_failed,
-        sha256: args.sha256.clone(),
-        ..run_of(&args.run)
+        wait: args.run.wait,
     })
 }
 
@@ -403,16 +401,14 @@ fn source_url(typed: &str) -> Result<Url> {
     })
 }
 
-fn run_of(run: &cli::Run) -> Request {
-    Request {
+fn server_options(run: &cli::Run) -> ServerOptions {
+    ServerOptions {
         port: run.port,
-        wait: run.wait,
-        stop_foreign: run.stop_foreign,
+        legacy_port: None,
         no_start: run.no_start,
-        force_data: run.force_data,
+        stop_foreign: run.stop_foreign,
         health_url: run.health_url.clone(),
         health_timeout: run.health_timeout,
-        ..Request::default()
     }
 }
 

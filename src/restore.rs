@@ -11,7 +11,7 @@ use crate::update::install::Install;
 use crate::update::ownership::{MEMBERS, member};
 use crate::update::run::Run;
 use crate::update::staging;
-use crate::update::{self, Request, Saved};
+use crate::update::{self, Accept, Mode, Request, Saved, ServerOptions, Source};
 use crate::verify::{self, Contents};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -34,25 +34,25 @@ pub struct Wanted {
     pub legacy: bool,
     /// Nobody is asked.
     pub yes: bool,
-    /// How the server is found, stopped, started and judged.
-    pub run: Request,
+    pub server: ServerOptions,
+    pub accept: Accept,
+    /// How long another updater is waited for.
+    pub wait: Option<Duration>,
 }
 
 /// Runs the restore. The `Finished` says how it ended, whatever happened.
 pub fn restore(install: &Install, run: &mut Run, wanted: &Wanted) -> Finished {
-    let mut finished = Finished::default();
-    let outcome = restore_locked(install, run, wanted, &mut finished);
-    update::conclude(install, run, &mut finished, outcome);
-    finished
+    let outcome = restore_locked(install, run, wanted);
+    update::conclude(install, run, outcome)
 }
 
-fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted, finished: &mut Finished) -> Result<&'static str> {
+fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted) -> Result<&'static str> {
     let only = paths(&wanted.only)?;
     if wanted.id.is_some() {
         // Before the lock: a mistyped id makes nothing.
         choose(install, wanted)?;
     }
-    let _lock = update::begin(install, run, wanted.run.wait)?;
+    let _lock = update::begin(install, run, wanted.wait)?;
     update::recover_first(install, run)?;
     let (dir, record) = choose(install, wanted)?;
     let mut saved = Saved { dir, record, data: wanted.data, only };
@@ -72,9 +72,16 @@ fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted, finished: &
         }
     }
     let data = if saved.data { " --data" } else { "" };
-    let request = Request { saved: Some(saved), ..wanted.run.clone() };
-    let outcome = update::pipeline(install, run, &request, finished)?;
-    if let Some(id) = &finished.backup {
+    let request = Request {
+        source: Source::Backup(Box::new(saved)),
+        mode: Mode::Update { reinstall: false, unattended: false },
+        server: wanted.server.clone(),
+        accept: wanted.accept,
+        set: Vec::new(),
+        wait: wanted.wait,
+    };
+    let outcome = update::pipeline(install, run, &request)?;
+    if let Some(id) = &run.summary.backup {
         let root = install.root.path().display();
         run.report.line(&format!("to undo this, type: updater restore {id}{data} --root '{root}'"));
     }

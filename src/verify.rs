@@ -7,12 +7,13 @@ use crate::backup;
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
+use crate::state::journal::Moves;
 use crate::state::receipt::{Line, Receipt};
 use crate::state::root::InstallRoot;
 use crate::system::Kind;
 use crate::update::bundle::Bundle;
 use crate::update::ownership::{Class, Databases, Ownership, member};
-use crate::update::staging::{self, Staged};
+use crate::update::staging::{self, StagedFile};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +45,7 @@ fn place(root: &InstallRoot, path: &RelPath, start_file: &RelPath) -> Result<Pat
 }
 
 /// The first arrival that is not the very file that was hashed in staging. None: all are.
-pub fn altered_arrival(root: &InstallRoot, staged: &[Staged], start_file: &RelPath) -> Result<Option<RelPath>> {
+pub fn altered_arrival(root: &InstallRoot, staged: &[StagedFile], start_file: &RelPath) -> Result<Option<RelPath>> {
     for one in staged {
         let live = place(root, &one.path, start_file)?;
         let is = fsx::facts(&live)?;
@@ -103,17 +104,23 @@ pub fn altered_unsaved(root: &InstallRoot, record: &backup::Record) -> Result<Ve
     Ok(altered)
 }
 
+/// What a swap brought, and what it must have left alone.
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// Every file that arrived.
+    pub files: &'a [StagedFile],
+    /// What the backup holds.
+    pub record: &'a backup::Record,
+    pub moves: &'a Moves,
+    /// It waits in staging until all else is proven.
+    pub start_file: &'a RelPath,
+}
+
 /// Right after the swap: every arrival is the very file that was hashed in staging, every critical
 /// file is there, and what was saved and not moved is what the server left.
-pub fn arrived(
-    root: &InstallRoot,
-    staged: &[Staged],
-    critical: &[RelPath],
-    record: &backup::Record,
-    moved: &BTreeSet<RelPath>,
-    start_file: &RelPath,
-) -> Result<()> {
-    if let Some(path) = altered_arrival(root, staged, start_file)? {
+pub fn arrived(root: &InstallRoot, arrival: &Arrival, critical: &[RelPath]) -> Result<()> {
+    let Arrival { files, record, moves, start_file } = *arrival;
+    if let Some(path) = altered_arrival(root, files, start_file)? {
         return Err(Failure::failed("bad-file", format!("{path} is not what was staged")).at(&path).into());
     }
     for path in critical {
@@ -127,6 +134,7 @@ pub fn arrived(
             .into());
         }
     }
+    let moved: BTreeSet<&RelPath> = moves.moves.iter().map(|m| &m.path).collect();
     if let Some(path) = altered_data(root, record, &|path| !moved.contains(path))? {
         return Err(Failure::failed("data-changed", format!("{path} changed while the server was stopped"))
             .at(&path)

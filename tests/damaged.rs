@@ -13,7 +13,7 @@ use std::process::Command;
 use kit::{Install, Output};
 use serde_json::Value;
 use updater::base::path::RelPath;
-use updater::state::journal::{Begin, FORMAT, Journal, Measure, Moves, Record};
+use updater::state::journal::{Baselines, Begin, FORMAT, Journal, Moves, Record};
 use updater::system::ProcessId;
 
 const READING: [&[&str]; 4] = [&["status"], &["plan", "BUNDLE"], &["verify"], &["backups", "--check"]];
@@ -163,8 +163,9 @@ fn journal(template: &Template, records: &[Record]) -> Vec<u8> {
         start_file: RelPath::parse("run.py").unwrap(),
         launch: None,
         service: None,
+        new_launch: None,
         was_running: false,
-        before: Measure { old: None, new: Some(expected()) },
+        before: Baselines { old: None, new: Some(serde_json::from_value(expected()).unwrap()) },
         stop_timeout_ms: 1000,
         health_timeout_ms: 1000,
         soak_ms: 1,

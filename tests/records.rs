@@ -166,7 +166,7 @@ fn a_backup() {
 fn a_journal() {
     each("journal", |place, _| {
         if let Ok(Found::Open(journal)) = Journal::find(&place.state()) {
-            let _ = (journal.starting(), journal.begin.start_file.to_string());
+            let _ = (journal.progress(), journal.begin.start_file.to_string());
         }
     });
 }

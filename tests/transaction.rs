@@ -17,7 +17,8 @@ use updater::state::settings::Settings;
 use updater::update::bundle::{Bundle, Expected, Limits};
 use updater::update::ownership::{Ownership, Rules};
 use updater::update::plan;
-use updater::{update::staging, update::swap};
+use updater::update::staging;
+use updater::update::transaction::{self, Transaction};
 
 /// One file to be: its bytes and mode.
 type Files = BTreeMap<String, (String, u32)>;
@@ -243,8 +244,8 @@ impl Case {
         let plan = plan::build(&order, &mut bundle).unwrap();
         let before = snapshot(&site);
         let written = staging::write(&ownership, &mut bundle, &plan, &start, &mut |_, _| Ok(())).unwrap();
-        swap::make_trash(root.state()).unwrap();
-        let moves = swap::intend(&root, &plan, &written.staged, &rules).unwrap();
+        transaction::make_trash(root.state()).unwrap();
+        let moves = transaction::intend(&root, &plan, &written.staged, &rules).unwrap();
         assert_eq!(snapshot(&site), before, "something changed before the swap");
         let aside = plan.moved_aside().iter().map(RelPath::to_string).collect();
         Case { _scratch: scratch, root, start, moves, aside, before }
@@ -254,12 +255,16 @@ impl Case {
         self.root.state().path().join("backup")
     }
 
+    fn transaction(&self, moves: &Moves) -> Transaction<'_> {
+        Transaction::new(&self.root, moves.clone(), &self.start, &self.backup())
+    }
+
     fn swap(&self, moves: &Moves) {
-        swap::carry_out(&self.root, moves, &self.start, &self.backup(), None).unwrap();
+        self.transaction(moves).apply(None).unwrap();
     }
 
     fn complete(&self, moves: &Moves) {
-        swap::complete(&self.root, moves, &self.start).unwrap();
+        self.transaction(moves).finish().unwrap();
     }
 
     /// The folder may be written by hooks: its copy waits.
@@ -274,13 +279,13 @@ impl Case {
         }
         let path = RelPath::parse(folder).unwrap();
         let one = Exchange { path, slot: 0, old: live.exists(), disposable: folder == ".venv" };
-        swap::intend_exchanges(&self.root, &mut self.moves, vec![one.clone()]).unwrap();
+        transaction::intend_exchanges(&self.root, &mut self.moves, vec![one.clone()]).unwrap();
         one
     }
 
     fn undo(&self) {
-        swap::undo(&self.root, &self.moves, &self.start, &self.backup()).unwrap();
-        swap::undo_start(&self.root, &self.moves, &self.start, &self.backup()).unwrap();
+        self.transaction(&self.moves).undo().unwrap();
+        self.transaction(&self.moves).undo_start().unwrap();
     }
 }
 

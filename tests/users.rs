@@ -276,12 +276,12 @@ fn forge(install: &Install, argv: &[&str], uid: u32, started: Option<updater::sy
 fn forge_as(install: &Install, argv: &[&str], (uid, gid): (u32, u32), started: Option<updater::system::ProcessId>) {
     use updater::base::path::RelPath;
     use updater::state::dir::StateDir;
-    use updater::state::journal::{Begin, Journal, Measure, Moves, Record};
+    use updater::state::journal::{Baselines, Begin, Journal, Moves, Record};
     use updater::system::{Credentials, LaunchSpec, processes};
     let null = std::path::PathBuf::from("/dev/null");
-    let before = serde_json::json!({
+    let before: updater::state::baseline::HealthBaseline = serde_json::from_value(serde_json::json!({
         "running": true, "ports": [install.port], "asked_port": install.port, "protocol": "http", "path": "/", "status": 200,
-    });
+    })).unwrap();
     let begin = Begin {
         format: updater::state::journal::FORMAT,
         update_id: "20260101T000000Z-0000".into(),
@@ -300,9 +300,10 @@ fn forge_as(install: &Install, argv: &[&str], (uid, gid): (u32, u32), started: O
             stderr: null,
             credentials: Some(Credentials { uid, gid, groups: vec![gid], umask: 0o022, user: uid.to_string() }),
         }),
+        new_launch: None,
         was_running: true,
         service: None,
-        before: Measure { old: Some(before.clone()), new: Some(before) },
+        before: Baselines { old: Some(before.clone()), new: Some(before) },
         stop_timeout_ms: 1000,
         health_timeout_ms: 1500,
         soak_ms: 0,

@@ -257,6 +257,17 @@ pub fn adopt(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Flushes a folder and every folder below it.
+pub fn sync_folders(tree: &Path) -> Result<()> {
+    for item in walkdir::WalkDir::new(tree) {
+        let item = item?;
+        if item.file_type().is_dir() {
+            files::sync_folder(item.path()).with_context(|| format!("flushing {}", item.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().context("a file lies in a folder")?;
     files::sync_folder(parent).with_context(|| format!("flushing {}", parent.display()))

@@ -17,7 +17,7 @@ use crate::update::recover::{self, Choice};
 use crate::update::rollback;
 use crate::update::run::Run;
 use crate::update::staging;
-use crate::update::{self, Request};
+use crate::update::{self, ServerOptions};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -41,9 +41,9 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
     let recovered = recover::settle(install, run, Choice::default())?;
     let recovered = recovered.map(|done| json!({"interrupted_id": done.interrupted_id, "direction": done.direction}));
     rollback::sweep(install.state())?;
-    let request = Request { no_start: true, ..Request::default() };
-    let survey = update::detect(install, run, &request)?;
-    let mut opened = open(install, bundle, &survey.start_file)?;
+    let options = ServerOptions { no_start: true, ..ServerOptions::default() };
+    let detection = update::detect(install, run, &options, &[])?;
+    let mut opened = open(install, bundle, &detection.start_file)?;
     let shipped = opened.entries.iter().map(|entry| &entry.path);
     let ownership = Ownership::new(&install.root, &install.rules(&[])?, None, shipped, false);
     let (mut lines, mut same, mut differs, mut missing) = (Vec::new(), 0, Vec::new(), Vec::new());
@@ -73,9 +73,9 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
         version: opened.version.clone(),
         content_id: opened.content_id.clone(),
         applied_at: jiff::Timestamp::now().to_string(),
-        start_file: survey.start_file.clone(),
-        ports: survey.before.ports.clone(),
-        user: survey.launch.as_ref().and_then(|launch| launch.credentials.clone()),
+        start_file: detection.start_file.clone(),
+        ports: detection.baseline.ports.clone(),
+        user: detection.new_launch.as_ref().and_then(|launch| launch.credentials.clone()),
         assumed: false,
         files: lines,
     };

@@ -14,7 +14,7 @@ use crate::update::hooks;
 use crate::update::install::Install;
 use crate::update::ownership::Class;
 use crate::update::run::Run;
-use crate::update::{self, Request, Survey};
+use crate::update::{self, Detection, ServerOptions};
 use crate::verify;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -79,18 +79,18 @@ pub fn doctor(install: &Install, run: &Run, wrong_settings: &[String]) -> Result
     checks.look("settings", || Ok(settings(wrong_settings)));
     checks.look("interrupted", || interrupted(install));
     checks.look("access", || access(install));
-    let mut survey = None;
+    let mut detection = None;
     checks.look("server", || {
-        let found = update::detect(install, run, &Request::default())?;
-        Ok(served(survey.insert(found)))
+        let found = update::detect(install, run, &ServerOptions::default(), &[])?;
+        Ok(served(detection.insert(found)))
     });
-    if let Some(survey) = &survey {
-        checks.look("answer", || Ok(answer(survey)));
-        checks.look("stop", || stop(install, survey));
-        checks.look("start", || Ok(start(survey)));
-        checks.look("from-inside", || Ok(from_inside(install, survey)));
-        checks.look("hooks", || hooks(install, run, survey));
-        checks.look("boot-recovery", || Ok(boot_recovery(install, survey)));
+    if let Some(detection) = &detection {
+        checks.look("answer", || Ok(answer(detection)));
+        checks.look("stop", || stop(install, detection));
+        checks.look("start", || Ok(start(detection)));
+        checks.look("from-inside", || Ok(from_inside(install, detection)));
+        checks.look("hooks", || hooks(install, run, detection));
+        checks.look("boot-recovery", || Ok(boot_recovery(install, detection)));
     }
     checks.look("shim", || drop_in(install));
     checks.look("tree", || tree(install));
@@ -147,22 +147,22 @@ fn access(install: &Install) -> Result<Found> {
     Ok(fine(format!("{} may update it", own.user)))
 }
 
-fn served(survey: &Survey) -> Found {
-    let told = update::described(survey);
-    if survey.server.is_some() {
+fn served(detection: &Detection) -> Found {
+    let told = update::described(detection);
+    if detection.server.is_some() {
         return fine(told);
     }
-    let command = survey.launch.as_ref().map(|launch| launch.argv.join(" ")).unwrap_or_default();
+    let command = detection.new_launch.as_ref().map(|launch| launch.argv.join(" ")).unwrap_or_default();
     warning(
         format!("{told}: an update would start it by `{command}`"),
         "start the server first: how a running one was started is known for certain",
     )
 }
 
-fn answer(survey: &Survey) -> Found {
-    let before = &survey.before;
+fn answer(detection: &Detection) -> Found {
+    let before = &detection.baseline;
     match (before.status, before.protocol) {
-        _ if survey.server.is_none() => fine("a stopped server is not asked; after an update it must answer well"),
+        _ if detection.server.is_none() => fine("a stopped server is not asked; after an update it must answer well"),
         (Some(status), Some(protocol)) if status < 400 => fine(format!("{} over {protocol}: {status}", before.path)),
         (Some(status), Some(protocol)) => warning(
             format!(
@@ -178,26 +178,26 @@ fn answer(survey: &Survey) -> Found {
     }
 }
 
-fn stop(install: &Install, survey: &Survey) -> Result<Found> {
+fn stop(install: &Install, detection: &Detection) -> Result<Found> {
     let way = escape::way(&install.root, false)?;
-    update::may_stop(survey, &install.root, way == Some(Way::Helper))?;
+    update::may_stop(detection, &install.root, way == Some(Way::Helper))?;
     let how = way.map_or(String::new(), |way| format!(", by an updater that moves out first ({})", way.word()));
-    Ok(match survey.service.as_ref().filter(|_| survey.server.is_some()) {
+    Ok(match detection.service.as_ref().filter(|_| detection.server.is_some()) {
         Some(unit) => fine(format!("it is stopped and started as {unit}{how}")),
-        None if survey.server.is_some() => fine(format!("it can be stopped{how}")),
+        None if detection.server.is_some() => fine(format!("it can be stopped{how}")),
         None => fine("nothing is to be stopped"),
     })
 }
 
-fn start(survey: &Survey) -> Found {
-    match &survey.launch {
+fn start(detection: &Detection) -> Found {
+    match &detection.new_launch {
         Some(launch) => fine(format!("it starts by `{}` in {}", launch.argv.join(" "), launch.cwd.display())),
         None => warning("how the server starts is not known", "set [server] command in updater.toml"),
     }
 }
 
-fn hooks(install: &Install, run: &Run, survey: &Survey) -> Result<Found> {
-    let missing = hooks::foresee(install, run, survey.launch.as_ref(), &survey.start_file)?;
+fn hooks(install: &Install, run: &Run, detection: &Detection) -> Result<Found> {
+    let missing = hooks::foresee(install, run, detection.new_launch.as_ref(), &detection.start_file)?;
     let count = install.settings.hooks.before_stop.len() + install.settings.hooks.after_swap.len();
     Ok(match missing.as_slice() {
         [] => fine(format!("{count} hooks of the settings can run")),
@@ -209,15 +209,15 @@ fn hooks(install: &Install, run: &Run, survey: &Survey) -> Result<Found> {
 }
 
 /// The unit of the system that the server belongs to, where there is one.
-fn system_unit(survey: &Survey) -> Option<&Unit> {
-    survey.service.as_ref().filter(|unit| unit.user.is_none())
+fn system_unit(detection: &Detection) -> Option<&Unit> {
+    detection.service.as_ref().filter(|unit| unit.user.is_none())
 }
 
 /// Whether the server itself may start an update of it.
-fn from_inside(install: &Install, survey: &Survey) -> Found {
+fn from_inside(install: &Install, detection: &Detection) -> Found {
     let is_roots =
-        survey.launch.as_ref().and_then(|launch| launch.credentials.as_ref()).is_some_and(|who| who.uid == 0);
-    let Some(unit) = system_unit(survey).filter(|_| !is_roots) else {
+        detection.new_launch.as_ref().and_then(|launch| launch.credentials.as_ref()).is_some_and(|who| who.uid == 0);
+    let Some(unit) = system_unit(detection).filter(|_| !is_roots) else {
         return fine("an update that the server itself starts moves out of it first");
     };
     let [path, _] = boot::places(SystemPart::Helper, &escape::unit_name(install.root.path()));
@@ -233,12 +233,12 @@ fn from_inside(install: &Install, survey: &Survey) -> Found {
     )
 }
 
-fn boot_recovery(install: &Install, survey: &Survey) -> Found {
+fn boot_recovery(install: &Install, detection: &Detection) -> Found {
     if let Some(why) = boot::refusal() {
         return fine(format!("{why}; after a power cut the next command recovers"));
     }
     let [unit, _] = boot::places(SystemPart::BootRecovery, &escape::unit_name(install.root.path()));
-    match (unit.exists(), system_unit(survey)) {
+    match (unit.exists(), system_unit(detection)) {
         (true, _) => fine("an update that the power cuts off is mended at boot"),
         (false, _) => warning(
             "after a power cut in the middle of an update the server stays down until somebody recovers",

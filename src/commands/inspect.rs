@@ -16,7 +16,7 @@ use crate::update::install::Install;
 use crate::update::ownership::Class;
 use crate::update::run::Run;
 use crate::update::server::{self, Running};
-use crate::update::{self, Prepared, Request};
+use crate::update::{self, Accept, Mode, Prepared, Request, ServerOptions, Source, Zip};
 use crate::verify;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -104,12 +104,14 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
     let mut problems: Vec<ErrorRecord> = Vec::new();
     let scratch = tempfile::tempdir().context("making a temporary folder")?;
     let mut fetched = request.clone();
-    let missing = match update::fetch_to(install, run, request, &scratch.path().join("bundle")) {
-        Ok(path) => {
-            fetched.bundle = path;
+    let place = scratch.path().join("bundle");
+    let missing = match request.zip().map(|zip| update::fetch_to(install, run, zip, &place)) {
+        Some(Ok(zip)) => {
+            fetched.source = Source::Zip(zip);
             None
         }
-        Err(e) => Some(e),
+        Some(Err(e)) => Some(e),
+        None => None,
     };
     let (run, request) = (&*run, &fetched);
     let mut worst = 0u8;
@@ -122,8 +124,8 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
         Found::Nothing | Found::Open(_) => problems.extend(interrupted(install)?.1),
         Found::Unreadable(reason) => note(journal::blocked(install.state(), &reason).into(), &mut problems),
     }
-    let survey = match update::detect(install, run, request) {
-        Ok(survey) => Some(survey),
+    let detection = match update::detect(install, run, &request.server, &request.set) {
+        Ok(detection) => Some(detection),
         Err(e) if error::class(&e) == error::Class::Failed => {
             note(e, &mut problems);
             None
@@ -134,13 +136,13 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
         note(e, &mut problems);
         None
     });
-    if let Some(survey) = &survey
-        && let Err(e) = update::may_stop(survey, &install.root, way == Some(Way::Helper))
+    if let Some(detection) = &detection
+        && let Err(e) = update::may_stop(detection, &install.root, way == Some(Way::Helper))
     {
         note(e, &mut problems);
     }
     let prepared =
-        match survey.as_ref().map(|s| missing.map_or_else(|| update::preflight(install, run, request, s), Err)) {
+        match detection.as_ref().map(|s| missing.map_or_else(|| update::preflight(install, run, request, s), Err)) {
             Some(Ok(prepared)) => Some(prepared),
             Some(Err(e)) => {
                 note(e, &mut problems);
@@ -155,7 +157,7 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
         .flat_map(|r| &r.processes)
         .map(|p| json!({"pid": p.id.pid, "command": p.argv.join(" "), "user": p.user}))
         .collect();
-    let from = survey.as_ref().and_then(|s| s.receipt.as_ref()).map(|r| r.version.clone());
+    let from = detection.as_ref().and_then(|s| s.receipt.as_ref()).map(|r| r.version.clone());
     let plan = prepared.as_ref().map(|p| &p.plan);
     let bundle = prepared.as_ref().map(|p| &p.bundle);
     let volume = install.root.path().display().to_string();
@@ -188,9 +190,9 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
         "not_saved": counted(prepared.as_ref().map(|p| not_saved(install, p)).transpose()?.unwrap_or_default()),
         "outage": outage(install, hooks),
         "server": server,
-        "launch": survey.as_ref().and_then(|s| s.launch.as_ref()).map(|l| json!({
+        "launch": detection.as_ref().and_then(|s| s.new_launch.as_ref()).map(|l| json!({
             "argv": l.argv, "cwd": l.cwd.display().to_string(),
-            "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": survey.as_ref().and_then(|s| s.service.as_ref()).map_or("process".to_string(), |unit| format!("service {unit}")),
+            "user": l.credentials.as_ref().map(|c| c.user.clone()), "via": detection.as_ref().and_then(|s| s.service.as_ref()).map_or("process".to_string(), |unit| format!("service {unit}")),
         })),
         "hooks": hooks.map(|hooks| hooks.shown(&install.root)).unwrap_or_default(),
         "escape": way.map_or("none", |way| way.word()),
@@ -273,10 +275,8 @@ pub fn repair(
     no_restart: bool,
     wait: Option<Duration>,
 ) -> Finished {
-    let mut finished = Finished::default();
-    let outcome = heal(install, run, from, no_restart, wait, &mut finished);
-    update::conclude(install, run, &mut finished, outcome);
-    finished
+    let outcome = heal(install, run, from, no_restart, wait);
+    update::conclude(install, run, outcome)
 }
 
 fn heal(
@@ -285,7 +285,6 @@ fn heal(
     from: Option<&std::path::Path>,
     no_restart: bool,
     wait: Option<Duration>,
-    finished: &mut Finished,
 ) -> Result<&'static str> {
     // Before the lock: where nothing was installed, nothing is made.
     receipt::load(install.state())?.ok_or_else(no_receipt)?;
@@ -293,7 +292,7 @@ fn heal(
     update::recover_first(install, run)?;
     let request = repair_request(install, from, no_restart)?;
     let damaged = damaged(install)?;
-    let outcome = update::pipeline(install, run, &request, finished)?;
+    let outcome = update::pipeline(install, run, &request)?;
     for path in &damaged {
         run.report.healed(&path.to_string(), "bundle");
     }
@@ -336,14 +335,14 @@ fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart:
             .remedy("give the installed version's bundle with --from, or apply the new one with updater apply")
             .into());
     }
+    let no_start = server::find(&install.root)?.is_none();
     Ok(Request {
-        bundle,
-        partial: true,
-        reinstall: true,
-        heal: true,
-        in_place: no_restart,
-        no_start: server::find(&install.root)?.is_none(),
-        ..Request::default()
+        source: Source::Zip(Zip::file(bundle)),
+        mode: Mode::Repair { restart: !no_restart },
+        server: ServerOptions { no_start, ..ServerOptions::default() },
+        accept: Accept::default(),
+        set: Vec::new(),
+        wait: None,
     })
 }
 

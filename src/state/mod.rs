@@ -3,6 +3,7 @@
 pub mod dir;
 pub mod root;
 pub mod lock;
+pub mod baseline;
 pub mod journal;
 pub mod receipt;
 pub mod settings;

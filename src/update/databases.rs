@@ -1,7 +1,7 @@
 //! The databases before and after an update: whole, and no row of the watched tables lost.
 //! Refuses to open one that is live: everything is asked of clones.
 
-use super::Prepared;
+use super::preflight::Prepared;
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;

@@ -1,56 +1,59 @@
 //! Detect: the server, how it answers, how it starts. Reading only.
 //! Refuses what cannot end well: a stranger on the port, several servers.
 
-use super::Request;
 use crate::base::error::Failure;
 use crate::base::net::Protocol;
 use crate::base::path::RelPath;
+use crate::state::baseline::HealthBaseline;
 use crate::state::receipt::{self, Receipt};
 use crate::state::root::InstallRoot;
 use crate::system::{self, LaunchSpec, Unit, trust};
-use crate::update::health::{self, Before};
+use crate::update::health;
 use crate::update::hooks;
 use crate::update::install::Install;
+use crate::update::request::ServerOptions;
 use crate::update::run::Run;
 use crate::update::server::{self, Running};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
 /// What detection found, by reading alone.
-pub struct Survey {
+pub struct Detection {
     pub server: Option<Running>,
     /// What is believed about the port of a server that does not run.
     pub port_source: Option<&'static str>,
     /// A stranger on the port that `--stop-foreign` allows to stop. It is not started again.
     pub foreign: Option<Running>,
-    /// How it starts again; None with `--no-start` where nothing runs.
-    pub launch: Option<LaunchSpec>,
+    /// How the old version starts again; None: nothing ran, or it is left stopped.
+    pub old_launch: Option<LaunchSpec>,
+    /// How the new version starts: differs where `--set` changes a port. None with `--no-start` where nothing runs.
+    pub new_launch: Option<LaunchSpec>,
     /// The unit that starts it in our place.
     pub service: Option<Unit>,
     pub start_file: RelPath,
-    /// How it answers now: the measure of the old version.
-    pub before: Before,
-    /// How it must answer afterwards.
-    pub expected: Before,
+    /// How it answers now: what the old version is measured by.
+    pub baseline: HealthBaseline,
+    /// How the new version must answer.
+    pub expected: HealthBaseline,
     pub receipt: Option<Receipt>,
 }
 
 /// Finds the server, how it answers and how it starts. Reads only.
-pub fn detect(install: &Install, run: &Run, request: &Request) -> Result<Survey> {
+pub fn detect(install: &Install, run: &Run, options: &ServerOptions, set: &[(String, String)]) -> Result<Detection> {
     let root = &install.root;
     let receipt = receipt::load(install.state())?;
     let server = server::find(root)?;
 
     let mut foreign = None;
     let mut port_source = None;
-    let target = request.health_url.as_ref().or(install.settings.server.health.as_ref());
+    let target = options.health_url.as_ref().or(install.settings.server.health.as_ref());
     let target = target.map(|text| health::Target::parse(text)).transpose()?;
     let health = target.as_ref().map(|t| t.path.as_str());
     let (launch, start_file, before) = match &server {
         Some(running) => {
             let start = running_start_file(root, running);
             // `--port` says which port health asks only where the server listens on it.
-            let asked = target.as_ref().and_then(|t| t.port).or(request.port).filter(|p| running.ports.contains(p));
+            let asked = target.as_ref().and_then(|t| t.port).or(options.port).filter(|p| running.ports.contains(p));
             let before = health::measure_while(run, &running.listeners, asked, health)?;
             (Some(running.launch.clone()), start, before)
         }
@@ -58,14 +61,14 @@ pub fn detect(install: &Install, run: &Run, request: &Request) -> Result<Survey>
             if let Some(failure) = server::elsewhere(root)? {
                 return Err(failure.into());
             }
-            let believed = stopped_port(install, request, receipt.as_ref())?;
+            let believed = stopped_port(install, options, receipt.as_ref())?;
             port_source = believed.map(|(_, source)| source);
             let port = believed.map(|(port, _)| port);
-            let launch = if request.no_start { None } else { Some(stopped_launch(install, port, receipt.as_ref())?) };
-            if let (Some(port), false) = (port, request.no_start)
+            let launch = if options.no_start { None } else { Some(stopped_launch(install, port, receipt.as_ref())?) };
+            if let (Some(port), false) = (port, options.no_start)
                 && let Some(failure) = server::foreign_owner(port, root)?
             {
-                if !request.stop_foreign {
+                if !options.stop_foreign {
                     return Err(failure.into());
                 }
                 foreign = server::owner_tree(port, root)?;
@@ -74,7 +77,7 @@ pub fn detect(install: &Install, run: &Run, request: &Request) -> Result<Survey>
                 hooks::may_start(install, launch)?;
             }
             let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
-            let before = Before {
+            let before = HealthBaseline {
                 running: false,
                 ports: port.into_iter().collect(),
                 asked_port: port,
@@ -89,13 +92,24 @@ pub fn detect(install: &Install, run: &Run, request: &Request) -> Result<Survey>
         Some(running) => running.managed_by.clone(),
         None => install.settings.server.service.as_deref().filter(|_| launch.is_some()).map(system::service::named),
     };
-    let (launch, expected) = with_set(launch, &before, &request.set)?;
-    Ok(Survey { server, port_source, foreign, launch, service, start_file, before, expected, receipt })
+    let (new_launch, expected) = with_set(launch.clone(), &before, set)?;
+    Ok(Detection {
+        server,
+        port_source,
+        foreign,
+        old_launch: launch,
+        new_launch,
+        service,
+        start_file,
+        baseline: before,
+        expected,
+        receipt,
+    })
 }
 
 /// Refuses what we may not stop and start. `by_helper`: root's half will, and checks for itself.
-pub fn may_stop(survey: &Survey, root: &InstallRoot, by_helper: bool) -> Result<()> {
-    for running in survey.server.iter().chain(&survey.foreign).filter(|_| !by_helper) {
+pub fn may_stop(detection: &Detection, root: &InstallRoot, by_helper: bool) -> Result<()> {
+    for running in detection.server.iter().chain(&detection.foreign).filter(|_| !by_helper) {
         server::may_control(running, root)?;
         server::refuse_respawners(running)?;
         server::may_stop(running)?;
@@ -139,22 +153,22 @@ pub(super) fn fsx_canonical(path: &std::path::Path) -> Option<PathBuf> {
 /// `run.py`, and what a legacy server calls its port.
 fn stopped_port(
     install: &Install,
-    request: &Request,
+    options: &ServerOptions,
     receipt: Option<&Receipt>,
 ) -> Result<Option<(u16, &'static str)>> {
     let settings = &install.settings.server;
     let [of_env, of_program] = server::written_ports(&install.root);
     let sources = [
-        (request.port, "--port"),
+        (options.port, "--port"),
         (settings.port, "[server] port"),
         (settings.env.get("PORT").and_then(|port| port.parse().ok()), "[server] env"),
         (receipt.and_then(|r| r.ports.first().copied()), "the last update"),
         of_env,
         of_program,
-        (request.legacy_port, "the caller's --port"),
+        (options.legacy_port, "the caller's --port"),
     ];
     let port = sources.into_iter().find_map(|(port, source)| Some((port?, source)));
-    if port.is_none() && !request.no_start {
+    if port.is_none() && !options.no_start {
         return Err(Failure::failed(
             "no-port",
             "no server of this install runs, and nothing says on which port it belongs",
@@ -178,9 +192,9 @@ fn stopped_launch(install: &Install, port: Option<u16>, receipt: Option<&Receipt
 /// What `--set` of a port or protocol changes in what is started and expected.
 pub(super) fn with_set(
     launch: Option<LaunchSpec>,
-    before: &Before,
+    before: &HealthBaseline,
     set: &[(String, String)],
-) -> Result<(Option<LaunchSpec>, Before)> {
+) -> Result<(Option<LaunchSpec>, HealthBaseline)> {
     let (mut launch, mut expected) = (launch, before.clone());
     for (name, value) in set {
         match name.as_str() {
@@ -208,14 +222,14 @@ pub(super) fn with_set(
 }
 
 /// What was found, in words.
-pub fn described(survey: &Survey) -> String {
-    match &survey.server {
+pub fn described(detection: &Detection) -> String {
+    match &detection.server {
         Some(server) => {
             let pid = server.processes.first().map_or(0, |p| p.id.pid);
             let ports: Vec<String> = server.ports.iter().map(u16::to_string).collect();
             format!("the server is process {pid} on port {}", ports.join(", "))
         }
-        None => match (survey.before.asked_port, survey.port_source) {
+        None => match (detection.baseline.asked_port, detection.port_source) {
             (Some(port), Some(source)) => format!("the server is not running; port {port} by {source}"),
             _ => "the server is not running".into(),
         },

@@ -6,11 +6,11 @@ use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::net::{self, Answer, PING, Protocol, url};
 use crate::ports::{self, Listener};
+use crate::state::baseline::HealthBaseline;
 use crate::state::root::InstallRoot;
 use crate::system::{ProcessId, processes};
 use crate::update::run::Run;
 use crate::update::server::{Launched, Table};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
@@ -36,26 +36,11 @@ const LEAST_BAD: Duration = Duration::from_secs(1);
 /// How far back the end of a log is read.
 const TAIL_BYTES: u64 = 64 * 1024;
 
-/// How the server answered before the stop: the measure of health.
-#[derive(Serialize, Deserialize, Clone, Debug)]
-pub struct Before {
-    pub running: bool,
-    /// Every port that must be owned again.
-    pub ports: Vec<u16>,
-    /// The one that is asked.
-    pub asked_port: Option<u16>,
-    /// None: it answered over none, and afterwards either will do.
-    pub protocol: Option<Protocol>,
-    pub path: String,
-    /// None: no answer; then 2xx or 3xx is needed afterwards.
-    pub status: Option<u16>,
-}
-
 /// Asks a running server: `path`, or the ping and, where there is none (404), `/`. With several ports,
 /// `asked` or the first that answers. `timeout` is for each single question.
-pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, timeout: Duration) -> Before {
+pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, timeout: Duration) -> HealthBaseline {
     let ports: BTreeSet<u16> = listeners.iter().map(|l| l.port).collect();
-    let mut before = Before {
+    let mut before = HealthBaseline {
         running: !listeners.is_empty(),
         ports: ports.iter().copied().collect(),
         asked_port: asked.or(ports.first().copied()),
@@ -88,7 +73,7 @@ pub fn measure_while(
     listeners: &[Listener],
     asked: Option<u16>,
     path: Option<&str>,
-) -> anyhow::Result<Before> {
+) -> anyhow::Result<HealthBaseline> {
     let came = || run.signals.interrupts() + run.signals.terminations();
     // One that came before was answered: how an update ended is told all the same, and nobody is waited for any more.
     let known = came();
@@ -203,7 +188,7 @@ impl Judge {
     /// Errors: `health-exited`, `health-timeout`, `health-status`, `health-port`, and what `tick` says.
     pub fn judge(
         &self,
-        before: &Before,
+        before: &HealthBaseline,
         root: &InstallRoot,
         old: &[ProcessId],
         mut new: Option<&mut dyn Started>,
@@ -309,7 +294,7 @@ impl Judge {
     }
 
     /// Fails when the server answers over the protocol that it did not speak before.
-    fn speaks_otherwise(&self, before: &Before, address: IpAddr, port: u16) -> anyhow::Result<()> {
+    fn speaks_otherwise(&self, before: &HealthBaseline, address: IpAddr, port: u16) -> anyhow::Result<()> {
         let Some(expected) = before.protocol else { return Ok(()) };
         let answer = net::get(expected.other(), address, port, &before.path, ASK);
         // 400: a TLS port that explains itself to a plain request.
@@ -324,7 +309,7 @@ impl Judge {
 }
 
 /// True when a measured answer is at least as good as the one expected.
-pub fn answers_as_well(expected: &Before, measured: &Before) -> bool {
+pub fn answers_as_well(expected: &HealthBaseline, measured: &HealthBaseline) -> bool {
     let protocol = expected.protocol.is_none() || expected.protocol == measured.protocol;
     protocol && measured.status.is_some_and(|status| good_enough(expected, status))
 }
@@ -337,14 +322,14 @@ fn anything_listens(ports: &BTreeSet<u16>) -> bool {
     ports.iter().all(|port| knock(*port))
 }
 
-fn good_enough(before: &Before, status: u16) -> bool {
+fn good_enough(before: &HealthBaseline, status: u16) -> bool {
     let needed = if before.status.is_some() { rank(before.status) } else { rank(Some(200)) };
     rank(Some(status)) >= needed
 }
 
 /// One look: who listens, and what he says.
 fn look(
-    before: &Before,
+    before: &HealthBaseline,
     root: &InstallRoot,
     old: &[ProcessId],
     new: Option<ProcessId>,
@@ -378,7 +363,7 @@ fn look(
 }
 
 /// Asks over the protocol of before, or whichever it speaks.
-fn ask(before: &Before, address: IpAddr, port: u16) -> Option<(Protocol, u16)> {
+fn ask(before: &HealthBaseline, address: IpAddr, port: u16) -> Option<(Protocol, u16)> {
     let found: Option<(Protocol, Answer)> = match before.protocol {
         Some(protocol) => net::get(protocol, address, port, &before.path, ASK).ok().map(|answer| (protocol, answer)),
         None => net::ask_protocol_at(address, port, &before.path, ASK),
@@ -392,7 +377,7 @@ fn ask(before: &Before, address: IpAddr, port: u16) -> Option<(Protocol, u16)> {
 }
 
 /// `https://127.0.0.1:8081/x with status 200`
-fn expectation(before: &Before, port: u16) -> String {
+fn expectation(before: &HealthBaseline, port: u16) -> String {
     let scheme = before.protocol.map_or("http or https", Protocol::scheme);
     let status = match before.status {
         Some(status) => format!("a status as good as {status} (the answer before)"),
@@ -403,12 +388,12 @@ fn expectation(before: &Before, port: u16) -> String {
     format!("{status} at {scheme}://{}:{port}{path}", Ipv4Addr::LOCALHOST)
 }
 
-fn failed(code: &'static str, before: &Before, port: u16, seen: &str) -> anyhow::Error {
+fn failed(code: &'static str, before: &HealthBaseline, port: u16, seen: &str) -> anyhow::Error {
     let message = format!("the new server is not well: expected {}, seen: {seen}", expectation(before, port));
     Failure::failed(code, message).into()
 }
 
-fn timed_out(before: &Before, asked: u16, seen: &Seen) -> anyhow::Error {
+fn timed_out(before: &HealthBaseline, asked: u16, seen: &Seen) -> anyhow::Error {
     match seen {
         Seen::Missing(ports) => {
             let named: Vec<String> = ports.iter().map(u16::to_string).collect();
@@ -500,15 +485,20 @@ mod tests {
         (folder, root, port)
     }
 
-    fn before(port: u16, status: Option<u16>) -> Before {
+    fn before(port: u16, status: Option<u16>) -> HealthBaseline {
         let protocol = status.map(|_| Protocol::Http);
         let (ports, asked_port) = (vec![port], Some(port));
-        Before { running: true, ports, asked_port, protocol, path: "/".to_string(), status }
+        HealthBaseline { running: true, ports, asked_port, protocol, path: "/".to_string(), status }
     }
 
     const QUICK: Judge = Judge { timeout: Duration::from_secs(20), soak: Duration::from_millis(200) };
 
-    fn judged(judge: Judge, was: &Before, root: &InstallRoot, new: &mut Server) -> Result<Healthy, &'static str> {
+    fn judged(
+        judge: Judge,
+        was: &HealthBaseline,
+        root: &InstallRoot,
+        new: &mut Server,
+    ) -> Result<Healthy, &'static str> {
         judge
             .judge(was, root, &[], Some(new), &mut || Ok(()))
             .map_err(|error| error.downcast_ref::<Failure>().map_or("other", |failure| failure.code))

@@ -2,28 +2,26 @@
 //! staged again where another thing is to arrive.
 //! Refuses to let the plan's older look decide over what users wrote since.
 
+use super::preflight::Prepared;
 use super::record::write_receipt;
-use super::{Prepared, Request, Survey};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::system::files;
 use crate::update::install::Install;
 use crate::update::plan::Action;
 use crate::update::run::Run;
-use crate::update::staging::{self, Staged};
+use crate::update::staging::{self, StagedFile};
 use anyhow::Result;
 
 /// Brings what waits to arrive up to date, and the receipt-to-be with it. Names what stays because of it.
 pub(super) fn stage_again(
     install: &Install,
     run: &mut Run,
-    request: &Request,
-    survey: &Survey,
     prepared: &mut Prepared,
-    staged: &mut Vec<Staged>,
+    staged: &mut Vec<StagedFile>,
 ) -> Result<()> {
     let noted = prepared.plan.changed_here.len();
-    let (again, mut positions) = prepared.rejudge(install, survey)?;
+    let (again, mut positions) = prepared.rejudge(install)?;
     for path in &again {
         fsx::remove_own_file(&staging::waiting(&install.root, &prepared.plan.annexes, path))?;
         staged.retain(|one| one.path != *path);
@@ -33,7 +31,7 @@ pub(super) fn stage_again(
     let anew = actions.filter(|(_, planned)| arrives(planned.action) && again.contains(&planned.path));
     positions.extend(anew.map(|(at, _)| at));
     staged.extend(staging::write_late(&prepared.ownership, &mut prepared.bundle, &prepared.plan, &positions)?);
-    start_file_again(install, survey, staged)?;
+    start_file_again(install, &prepared.detection.start_file, staged)?;
     if again.is_empty() {
         return Ok(());
     }
@@ -49,21 +47,21 @@ pub(super) fn stage_again(
     if !stays.is_empty() {
         run.report.warn_of("changed-here", "written until the server had stopped, so it stays", &stays);
     }
-    if !request.is_partly() {
-        write_receipt(install, request, survey, prepared, staged)?;
+    if !prepared.request.is_partly() {
+        write_receipt(install, prepared, staged)?;
     }
     Ok(())
 }
 
 /// A start file that does not change arrives as a copy of itself: of what it is now.
-fn start_file_again(install: &Install, survey: &Survey, staged: &mut [Staged]) -> Result<()> {
-    let live = install.root.join(&survey.start_file);
-    let Some(one) = staged.iter_mut().find(|one| one.path == survey.start_file && one.is_copy) else { return Ok(()) };
+fn start_file_again(install: &Install, start_file: &RelPath, staged: &mut [StagedFile]) -> Result<()> {
+    let live = install.root.join(start_file);
+    let Some(one) = staged.iter_mut().find(|one| one.path == *start_file && one.is_copy) else { return Ok(()) };
     let Some(facts) = fsx::facts(&live)?.filter(|facts| facts.mtime != one.facts.mtime || facts.size != one.facts.size)
     else {
         return Ok(());
     };
-    let to = staging::waiting(&install.root, &[], &survey.start_file);
+    let to = staging::waiting(&install.root, &[], start_file);
     fsx::remove_own_file(&to)?;
     one.sha256 = fsx::copy(&live, &to, &facts)?;
     one.facts = files::facts(&to)?;

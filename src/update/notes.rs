@@ -2,7 +2,7 @@
 //! kept out, what is not saved. By name, with where the bytes lie; `plan` and `apply` say the same.
 //! Refuses to decide any of it: that was the plan's.
 
-use super::Prepared;
+use super::preflight::Prepared;
 use crate::base::path::RelPath;
 use crate::update::install::Install;
 use crate::update::plan::Plan;

@@ -1,11 +1,14 @@
 //! Preflight: the bundle judged, the plan made, every obstacle found. Reading only.
 //! Refuses to leave anything to be found out after the stop that can be found out before it.
 
-use super::{Request, Saved, Survey, databases};
+use super::detect::Detection;
+use super::request::{Request, Saved, Source, Zip};
+use super::{databases, notes, start};
 use crate::backup::{self, Selection};
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
+use crate::base::report::Stage;
 use crate::base::version;
 use crate::state::journal::Annex;
 use crate::state::receipt::Receipt;
@@ -16,6 +19,7 @@ use crate::update::install::Install;
 use crate::update::ownership::{Census, Ownership, Rules};
 use crate::update::plan::{self, Action, Plan};
 use crate::update::run::Run;
+use crate::update::staging;
 use crate::update::staging::annex;
 use crate::verify;
 use anyhow::{Context as _, Result};
@@ -24,7 +28,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 /// What preflight decided.
-pub struct Prepared {
+pub struct Prepared<'a> {
+    pub request: &'a Request,
+    pub detection: &'a Detection,
     pub bundle: Bundle,
     pub plan: Plan,
     pub ownership: Ownership,
@@ -41,22 +47,29 @@ pub struct Prepared {
     pub heal: bool,
 }
 
-impl Prepared {
+impl Prepared<'_> {
     /// After the stop: judges again what was written since the plan was made. Returns the paths that are to be staged
     /// anew, or no longer, and the positions of saved data that is now to be put back.
-    pub fn rejudge(&mut self, install: &Install, survey: &Survey) -> Result<(Vec<RelPath>, Vec<usize>)> {
+    pub fn rejudge(&mut self, install: &Install) -> Result<(Vec<RelPath>, Vec<usize>)> {
         let order = plan::Order {
             ownership: &self.ownership,
             census: &self.census,
-            start_file: &survey.start_file,
+            start_file: &self.detection.start_file,
             heal: self.heal,
             saved_data: &self.saved_data,
             saved_folders: &self.saved_folders,
-            kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
+            kept: &|| self.detection.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
         };
         let again = plan::rejudge(&order, &mut self.bundle, &mut self.plan)?;
         let data = plan::recheck_data(&order, &self.bundle, &mut self.plan)?;
         Ok((again, data))
+    }
+
+    /// The install has this very content, and nothing more is asked: what is damaged is put right.
+    pub fn heals_content(&self) -> bool {
+        let installed = self.detection.receipt.as_ref().map(|receipt| &receipt.content_id);
+        let is_same = installed == Some(&self.bundle.content_id) && self.request.saved().is_none();
+        is_same && !self.request.reinstalls() && !self.plan.set_changes
     }
 
     /// The databases that are watched, but for those that are put back whole, or are the release's to change.
@@ -67,51 +80,92 @@ impl Prepared {
     }
 }
 
+/// The stage of the pipeline: preflight, a start that is tried, and all that is to be said of the plan.
+pub(super) fn stage<'a>(
+    install: &Install,
+    run: &mut Run,
+    request: &'a Request,
+    detection: &'a Detection,
+) -> Result<Prepared<'a>> {
+    let prepared = preflight(install, run, request, detection);
+    // What databases were cloned into.
+    staging::clear(install.state())?;
+    let prepared = prepared?;
+    let version = Some(prepared.bundle.version.clone());
+    run.summary.to_version = if request.is_partly() { run.summary.from_version.clone() } else { version };
+    start::try_start(&prepared)?;
+    for note in notes::notes(install, &prepared)? {
+        run.report.warn_of(note.code, &note.message, &note.paths);
+    }
+    for (code, text) in &prepared.hooks.warnings {
+        run.report.warning(code, text, None);
+    }
+    run.done(Stage::Preflight, &counted(&prepared.plan));
+    Ok(prepared)
+}
+
 /// Opens and judges the bundle, makes the plan, and finds every problem. Reads only.
-pub fn preflight(install: &Install, run: &Run, request: &Request, survey: &Survey) -> Result<Prepared> {
-    let mut bundle = match &request.saved {
-        Some(saved) => open_saved(saved, survey)?,
-        None => open_bundle(install, request, survey)?,
+pub fn preflight<'a>(
+    install: &Install,
+    run: &Run,
+    request: &'a Request,
+    detection: &'a Detection,
+) -> Result<Prepared<'a>> {
+    let mut bundle = match &request.source {
+        Source::Backup(saved) => open_saved(saved, detection)?,
+        Source::Zip(zip) => open_bundle(install, request, zip, detection)?,
     };
     refuse_others_install(install)?;
-    let ownership = ownership(install, request, survey, &bundle)?;
+    let ownership = ownership(install, request, detection, &bundle)?;
     let census = ownership.census(None).context("looking at the install")?;
     // Before the plan, which looks at the same paths.
     backup::refuse_unreadable(&install.root, &ownership.rules, &census)?;
-    let is_same = survey.receipt.as_ref().is_some_and(|receipt| receipt.content_id == bundle.content_id);
-    let heal = request.heal || (is_same && request.saved.is_none());
+    let is_same = detection.receipt.as_ref().is_some_and(|receipt| receipt.content_id == bundle.content_id);
+    let heal = request.is_repair() || (is_same && request.saved().is_none());
     let (saved_data, saved_folders) = (saved_data(request), saved_folders(request));
     let order = plan::Order {
         ownership: &ownership,
         census: &census,
-        start_file: &survey.start_file,
+        start_file: &detection.start_file,
         heal,
         saved_data: &saved_data,
         saved_folders: &saved_folders,
-        kept: &|| survey.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
+        kept: &|| detection.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
     };
     let mut plan = plan::build(&order, &mut bundle)?;
     // Nothing tells that a backup of the old updater is whole, so what it lacks stays.
-    if request.saved.as_ref().is_some_and(|s| s.record.kind == backup::Kind::Legacy) {
+    if request.saved().is_some_and(|s| s.record.kind == backup::Kind::Legacy) {
         plan.keep_unknown();
     }
-    if let Some(saved) = request.saved.as_ref().filter(|s| !s.only.is_empty()) {
+    if let Some(saved) = request.saved().filter(|s| !s.only.is_empty()) {
         plan.keep_all_but(&saved.only);
     }
     plan.annexes = annexes(install, run, &bundle, &plan)?;
     movable(install, &plan)?;
     short_enough(install, &census)?;
-    let hooks = hooks(install, run, request, survey, &mut bundle, &plan)?;
+    let hooks = hooks(install, run, request, detection, &mut bundle, &plan)?;
     plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
     let free = files::free_space(install.root.path()).context("asking for free space")?;
     let selection = Selection::choose(&install.root, &ownership.rules, &census, &install.backups(), free)?;
-    let mut prepared =
-        Prepared { bundle, plan, ownership, census, selection, needed: 0, hooks, saved_data, saved_folders, heal };
+    let mut prepared = Prepared {
+        request,
+        detection,
+        bundle,
+        plan,
+        ownership,
+        census,
+        selection,
+        needed: 0,
+        hooks,
+        saved_data,
+        saved_folders,
+        heal,
+    };
     prepared.needed = needed(install, &prepared)?;
     if free < prepared.needed {
         return Err(no_space(install, prepared.needed, free).into());
     }
-    if !request.force_data {
+    if !request.accept.damaged_data {
         for main in prepared.watched_databases(install)? {
             databases::whole_already(install, run, &main)?;
         }
@@ -121,30 +175,31 @@ pub fn preflight(install: &Install, run: &Run, request: &Request, survey: &Surve
 
 /// The folders of a saved version.
 fn saved_folders(request: &Request) -> BTreeSet<RelPath> {
-    request.saved.iter().flat_map(|saved| saved.record.folders.iter().map(|folder| folder.path.clone())).collect()
+    request.saved().iter().flat_map(|saved| saved.record.folders.iter().map(|folder| folder.path.clone())).collect()
 }
 
 /// What a saved version holds as data of the users, or only watched.
 fn saved_data(request: &Request) -> BTreeSet<RelPath> {
-    let records = request.saved.iter().map(|saved| &saved.record);
+    let records = request.saved().into_iter().map(|saved| &saved.record);
     let data = records.clone().flat_map(|record| record.files.iter().filter(|l| l.data).map(|l| &l.path));
     let watched = records.flat_map(|record| record.watched.iter().map(|watched| &watched.path));
     data.chain(watched).cloned().collect()
 }
 
 /// Whose the files are, by the receipt and this bundle.
-fn ownership(install: &Install, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<Ownership> {
+fn ownership(install: &Install, request: &Request, detection: &Detection, bundle: &Bundle) -> Result<Ownership> {
     let mut rules = Rules::of(&install.root, &install.settings, &request.set)?;
-    if request.saved.is_some() {
+    if request.saved().is_some() {
         // A saved version has its settings already.
         (rules.carry, rules.merge) = Default::default();
     }
     let shipped = bundle.entries.iter().filter(|e| !e.data).map(|e| &e.path);
-    let launch = survey.launch.iter();
+    let launch = detection.new_launch.iter();
     // What a restore itself brought back is known, also where nobody knows what its version shipped.
-    let trusts = request.saved.is_some();
+    let trusts = request.saved().is_some();
     let outputs = launch.flat_map(|launch| [launch.stdout.clone(), launch.stderr.clone()]);
-    Ok(Ownership::new(&install.root, &Rc::new(rules), survey.receipt.as_ref(), shipped, trusts).with_outputs(outputs))
+    Ok(Ownership::new(&install.root, &Rc::new(rules), detection.receipt.as_ref(), shipped, trusts)
+        .with_outputs(outputs))
 }
 
 fn refuse_others_install(install: &Install) -> Result<()> {
@@ -199,19 +254,19 @@ fn hooks(
     install: &Install,
     run: &Run,
     request: &Request,
-    survey: &Survey,
+    detection: &Detection,
     bundle: &mut Bundle,
     plan: &Plan,
 ) -> Result<Hooks> {
-    if plan.is_empty() || request.heal || request.in_place {
+    if plan.is_empty() || request.is_repair() {
         return Ok(Hooks::default());
     }
     let occasion = hooks::Occasion {
         command: request.command(),
-        running: survey.server.as_ref(),
-        launch: survey.launch.as_ref(),
-        start_file: &survey.start_file,
-        from_version: survey.receipt.as_ref().map(|receipt| receipt.version.as_str()),
+        running: detection.server.as_ref(),
+        launch: detection.new_launch.as_ref(),
+        start_file: &detection.start_file,
+        from_version: detection.receipt.as_ref().map(|receipt| receipt.version.as_str()),
         is_whole: !request.is_partly(),
     };
     Hooks::choose(install, run, &occasion, bundle, plan)
@@ -316,22 +371,22 @@ fn refuse_obstacle(install: &Install, path: &std::path::Path) -> Result<()> {
 }
 
 /// The bundle file, judged: what it must hash to, its contents, where it comes from.
-fn open_bundle(install: &Install, request: &Request, survey: &Survey) -> Result<Bundle> {
+fn open_bundle(install: &Install, request: &Request, zip: &Zip, detection: &Detection) -> Result<Bundle> {
     let limits = Limits { max_size: install.settings.bundle.max_size, max_files: install.settings.bundle.max_files };
-    let path = std::path::absolute(&request.bundle)?;
+    let path = std::path::absolute(&zip.path)?;
     if !path.is_file() {
         return Err(no_bundle(&path).into());
     }
-    if let Some(wanted) = &request.sha256 {
+    if let Some(wanted) = &zip.sha256 {
         let is = fsx::sha256_of(&path)?;
         if !is.eq_ignore_ascii_case(wanted) {
             return Err(Failure::refused("bad-checksum", format!("the bundle's SHA-256 is {is}, not {wanted}"))
-                .at(request.shown())
+                .at(zip.shown())
                 .into());
         }
     }
     let is_installed = |name: &RelPath| install.root.join(name).exists();
-    let named = request.shown();
+    let named = zip.shown();
     let rules = install.rules(&[])?;
     let judge_top = |folder: &RelPath| match rules.is_own(folder) || rules.is_data(folder, true) {
         true => TopFolder::NoProgram,
@@ -340,38 +395,38 @@ fn open_bundle(install: &Install, request: &Request, survey: &Survey) -> Result<
     };
     let expected = Expected {
         named: Some(&named),
-        start_file: &survey.start_file,
-        must_start: must_start(survey),
+        start_file: &detection.start_file,
+        must_start: must_start(detection),
         is_installed: &is_installed,
         folds_case: fsx::folds_case(install.root.path())?,
         merges_forms: fsx::merges_forms(install.root.path())?,
-        judge_top: (!request.partial).then_some(&judge_top),
+        judge_top: (!request.accept.partial && !request.is_repair()).then_some(&judge_top),
         live_link: &|path| bundle::live_link(&install.root, path),
     };
     let bundle = Bundle::open(&path, &expected, &limits)?;
-    judge_origin(install, request, survey, &bundle)?;
+    judge_origin(install, request, zip, detection, &bundle)?;
     Ok(bundle)
 }
 
 /// A bundle must hold the start file if the version before shipped it; before the first receipt nobody knows.
-fn must_start(survey: &Survey) -> bool {
-    let known = survey.receipt.as_ref().filter(|receipt| !receipt.assumed);
-    known.is_none_or(|receipt| receipt.files.iter().any(|line| line.path == survey.start_file))
+fn must_start(detection: &Detection) -> bool {
+    let known = detection.receipt.as_ref().filter(|receipt| !receipt.assumed);
+    known.is_none_or(|receipt| receipt.files.iter().any(|line| line.path == detection.start_file))
 }
 
 /// The saved version, every file that is asked for hashed.
-fn open_saved(saved: &Saved, survey: &Survey) -> Result<Bundle> {
+fn open_saved(saved: &Saved, detection: &Detection) -> Result<Bundle> {
     let wanted = |path: &RelPath| saved.only.is_empty() || saved.only.iter().any(|o| path.is_within(o));
     let mut entries = saved.record.entries(&saved.dir, saved.data);
     // Of the version all is needed, to save the installed one whole; of the data only what is put back.
     entries.retain(|e| !e.data || wanted(&e.path));
-    let mut bundle = Bundle::open_saved(&saved.dir, entries, &survey.start_file, &wanted)?;
+    let mut bundle = Bundle::open_saved(&saved.dir, entries, &detection.start_file, &wanted)?;
     bundle.version = saved.record.version();
     Ok(bundle)
 }
 
 /// Whether the bundle is for this program, and no older than what is installed.
-fn judge_origin(install: &Install, request: &Request, survey: &Survey, bundle: &Bundle) -> Result<()> {
+fn judge_origin(install: &Install, request: &Request, zip: &Zip, detection: &Detection, bundle: &Bundle) -> Result<()> {
     if let (Some(wanted), Some(is)) = (&install.settings.bundle.app, &bundle.app)
         && wanted != is
     {
@@ -379,17 +434,17 @@ fn judge_origin(install: &Install, request: &Request, survey: &Survey, bundle: &
             "other-app",
             format!("the bundle is of the program {is}, and this install is of {wanted}"),
         )
-        .at(request.shown())
+        .at(zip.shown())
         .remedy("check that this is the right bundle")
         .into());
     }
-    let from = survey.receipt.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
-    if !request.allow_downgrade && version::is_downgrade(from, &bundle.version) {
+    let from = detection.receipt.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
+    if !request.accept.downgrade && version::is_downgrade(from, &bundle.version) {
         return Err(Failure::refused(
             "downgrade",
             format!("the bundle is version {}, and {from} is installed", bundle.version),
         )
-        .at(request.shown())
+        .at(zip.shown())
         .remedy("to go back on purpose, add --allow-downgrade")
         .into());
     }
@@ -407,8 +462,8 @@ pub(super) fn reserve_size(selection: &Selection) -> u64 {
     selection.databases + (1 << 20)
 }
 
-pub(super) fn is_whole(install: &Install, survey: &Survey) -> Result<bool> {
-    let Some(receipt) = &survey.receipt else { return Ok(false) };
+pub(super) fn is_whole(install: &Install, detection: &Detection) -> Result<bool> {
+    let Some(receipt) = &detection.receipt else { return Ok(false) };
     let ownership = install.ownership(Some(receipt))?;
     // A file whose settings alone were changed by the operator is whole; that needs the kept bundle.
     if verify::installed(&ownership, receipt, &mut None, true)?.is_whole() {

@@ -1,14 +1,15 @@
 //! What an update writes down: the receipt-to-be, the journal's first record, the backup's record.
 //! Refuses to decide anything.
 
+use super::millis;
+use super::preflight::Prepared;
 use super::preflight::{journal_size, reserve_size};
-use super::{Prepared, Request, Survey, millis};
 use crate::backup::{self, Backup};
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
-use crate::state::journal::{self, Begin, Journal, Measure};
+use crate::state::journal::{self, Baselines, Begin, Journal};
 use crate::state::receipt::{self, Receipt};
 use crate::system::files;
 use crate::update::bundle::Entry;
@@ -16,40 +17,35 @@ use crate::update::install::Install;
 use crate::update::ownership::Census;
 use crate::update::plan::{Action, Planned};
 use crate::update::run::Run;
-use crate::update::staging::{self, Staged};
+use crate::update::staging::{self, StagedFile};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Writes the receipt-to-be and keeps the bundle beside it; the commit puts both in place.
-pub(super) fn write_receipt(
-    install: &Install,
-    request: &Request,
-    survey: &Survey,
-    prepared: &mut Prepared,
-    staged: &[Staged],
-) -> Result<()> {
-    let staged: BTreeMap<&RelPath, &Staged> = staged.iter().map(|s| (&s.path, s)).collect();
+pub(super) fn write_receipt(install: &Install, prepared: &mut Prepared, staged: &[StagedFile]) -> Result<()> {
+    let staged: BTreeMap<&RelPath, &StagedFile> = staged.iter().map(|s| (&s.path, s)).collect();
     let mut lines = Vec::new();
     for planned in prepared.plan.actions.iter().filter(|planned| planned.listed) {
         let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
         lines.extend(line(install, prepared, planned, entry, staged.get(&planned.path).copied())?);
     }
-    let before = survey.receipt.as_ref();
+    let before = prepared.detection.receipt.as_ref();
     let receipt = Receipt {
         format: receipt::FORMAT,
         version: prepared.bundle.version.clone(),
         content_id: prepared.bundle.content_id.clone(),
         applied_at: jiff::Timestamp::now().to_string(),
-        start_file: survey.start_file.clone(),
-        ports: survey.expected.ports.clone(),
-        user: survey
-            .launch
+        start_file: prepared.detection.start_file.clone(),
+        ports: prepared.detection.expected.ports.clone(),
+        user: prepared
+            .detection
+            .new_launch
             .as_ref()
             .and_then(|launch| launch.credentials.clone())
             .or_else(|| before.and_then(|receipt| receipt.user.clone())),
-        assumed: match &request.saved {
+        assumed: match prepared.request.saved() {
             Some(saved) => saved.record.is_uncertain(),
-            None => request.heal && before.is_some_and(|receipt| receipt.assumed),
+            None => prepared.request.is_repair() && before.is_some_and(|receipt| receipt.assumed),
         },
         files: lines,
     };
@@ -63,8 +59,8 @@ pub(super) fn write_receipt(
 
 /// Where only a part of a version is put back, the installed one keeps its receipt; what comes back that it lacks is
 /// listed, too, so that it is nobody's but ours.
-pub(super) fn extend_receipt(install: &Install, survey: &Survey, prepared: &Prepared, staged: &[Staged]) -> Result<()> {
-    let Some(mut receipt) = survey.receipt.clone() else { return Ok(()) };
+pub(super) fn extend_receipt(install: &Install, prepared: &Prepared, staged: &[StagedFile]) -> Result<()> {
+    let Some(mut receipt) = prepared.detection.receipt.clone() else { return Ok(()) };
     for planned in prepared.plan.actions.iter().filter(|planned| planned.action == Action::Add && planned.listed) {
         let Some(entry) = planned.entry.and_then(|i| prepared.bundle.entries.get(i)) else { continue };
         let arriving = staged.iter().find(|one| one.path == planned.path);
@@ -82,7 +78,7 @@ fn line(
     prepared: &Prepared,
     planned: &Planned,
     entry: &Entry,
-    arriving: Option<&Staged>,
+    arriving: Option<&StagedFile>,
 ) -> Result<Option<receipt::Line>> {
     let Some(facts) = arriving.map(|staged| staged.facts).or(planned.live) else { return Ok(None) };
     let known = prepared.plan.shipped.get(&planned.path).map(|live| live.sha256.clone());
@@ -105,35 +101,27 @@ fn line(
     }))
 }
 
-pub(super) fn open_journal(
-    install: &Install,
-    run: &Run,
-    request: &Request,
-    survey: &Survey,
-    prepared: &Prepared,
-    saved: &Backup,
-) -> Result<Journal> {
+pub(super) fn open_journal(install: &Install, run: &Run, prepared: &Prepared, saved: &Backup) -> Result<Journal> {
+    let detection = prepared.detection;
     let settings = &install.settings.server;
     let begin = Begin {
         format: journal::FORMAT,
         update_id: run.update_id.clone(),
-        command: request.command().into(),
+        command: prepared.request.command().into(),
         root: install.root.path().to_path_buf(),
         backup: saved.id.clone(),
         backup_dir: RelPath::parse(&install.settings.backup.dir)
             .map_err(|e| Failure::usage("bad-settings", format!("[backup] dir: {e}")))?,
-        from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
+        from_version: prepared.detection.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
-        start_file: survey.start_file.clone(),
-        launch: survey.server.as_ref().map(|s| s.launch.clone()).or_else(|| survey.launch.clone()),
-        was_running: survey.server.is_some(),
-        service: survey.service.clone(),
-        before: Measure {
-            old: Some(serde_json::to_value(&survey.before)?),
-            new: Some(serde_json::to_value(&survey.expected)?),
-        },
+        start_file: prepared.detection.start_file.clone(),
+        launch: detection.old_launch.clone(),
+        new_launch: detection.new_launch.clone().filter(|launch| Some(launch) != detection.old_launch.as_ref()),
+        was_running: detection.server.is_some(),
+        service: detection.service.clone(),
+        before: Baselines { old: Some(detection.baseline.clone()), new: Some(detection.expected.clone()) },
         stop_timeout_ms: millis(settings.stop_timeout),
-        health_timeout_ms: millis(request.health_timeout.unwrap_or(settings.health_timeout)),
+        health_timeout_ms: millis(prepared.request.server.health_timeout.unwrap_or(settings.health_timeout)),
         soak_ms: millis(settings.soak),
     };
     staging::reserve(install.state(), reserve_size(&prepared.selection))?;
@@ -148,8 +136,8 @@ fn databases(prepared: &Prepared, census: &Census) -> Vec<RelPath> {
 }
 
 /// What the backup is made for. One of the same content holds a damaged tree.
-fn kind(request: &Request, prepared: &Prepared) -> backup::Kind {
-    match &request.saved {
+fn kind(prepared: &Prepared) -> backup::Kind {
+    match prepared.request.saved() {
         Some(_) => backup::Kind::Restore,
         None if prepared.heal && !prepared.plan.set_changes => backup::Kind::Repair,
         None => backup::Kind::Apply,
@@ -160,8 +148,6 @@ fn kind(request: &Request, prepared: &Prepared) -> backup::Kind {
 pub(super) fn finish_backup(
     install: &Install,
     run: &Run,
-    request: &Request,
-    survey: &Survey,
     prepared: &mut Prepared,
     saved: &mut Backup,
 ) -> Result<backup::Record> {
@@ -173,12 +159,12 @@ pub(super) fn finish_backup(
         id: saved.id.clone(),
         number: prepared.selection.number,
         created: jiff::Timestamp::now().to_string(),
-        kind: kind(request, prepared),
+        kind: kind(prepared),
         update_id: run.update_id.clone(),
-        from_version: survey.receipt.as_ref().map(|r| r.version.clone()),
+        from_version: prepared.detection.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
-        start_file: survey.start_file.clone(),
-        content_id: survey.receipt.as_ref().map(|r| r.content_id.clone()),
+        start_file: prepared.detection.start_file.clone(),
+        content_id: prepared.detection.receipt.as_ref().map(|r| r.content_id.clone()),
         is_first: prepared.ownership.is_first || prepared.ownership.is_assumed,
         files: Vec::new(),
         folders: Vec::new(),

@@ -7,17 +7,18 @@ use crate::base::error::{self, Class, Failure};
 use crate::base::path::RelPath;
 use crate::base::report::Running::{Down, Unknown, Up};
 use crate::base::report::{Finished, Stage, Stands};
+use crate::state::baseline::HealthBaseline;
 use crate::state::history;
-use crate::state::journal::{self, Away, Found, Journal, Record};
+use crate::state::journal::{self, Away, Found, HooksBegun, Journal, Phase, Progress, Record};
 use crate::state::lock::Lock;
 use crate::state::receipt;
-use crate::system::{ProcessId, processes, service};
-use crate::update::health::{self, Before};
+use crate::system::{processes, service};
+use crate::update::health;
 use crate::update::hooks;
 use crate::update::install::Install;
-use crate::update::rollback::{self, DataBack};
+use crate::update::rollback::{self, DataPolicy};
 use crate::update::run::Run;
-use crate::update::server::{self, Launched};
+use crate::update::server;
 use anyhow::{Context as _, Result};
 use std::time::Duration;
 
@@ -37,9 +38,6 @@ pub enum Data {
     Keep,
     Backup,
 }
-
-/// A person has to say what becomes of the data.
-const UNDECIDED: &str = "data-undecided";
 
 /// What was settled.
 pub struct Settled {
@@ -84,10 +82,12 @@ const TRIES: usize = 3;
 /// The command: settles what was interrupted, and says so.
 pub fn recover(install: &Install, run: &mut Run, choice: Choice, wait: Option<Duration>) -> Finished {
     let mut finished = Finished::default();
-    let outcome = settle_alone(install, run, choice, wait, &mut finished);
-    match outcome {
+    match settle_alone(install, run, choice, wait) {
         Ok(done) => {
-            finished.outcome = if done { "recovered" } else { "nothing-to-do" }.into();
+            finished = match done {
+                Some(settled) => settled.finished(),
+                None => Finished { outcome: "nothing-to-do".into(), ..Finished::default() },
+            };
             if finished.stands.is_none() {
                 finished.stands = Some(if choice.boot { stands_unasked(install) } else { stands(install) });
             }
@@ -105,17 +105,11 @@ pub fn recover(install: &Install, run: &mut Run, choice: Choice, wait: Option<Du
     finished
 }
 
-/// False: nothing was interrupted.
-fn settle_alone(
-    install: &Install,
-    run: &mut Run,
-    choice: Choice,
-    wait: Option<Duration>,
-    finished: &mut Finished,
-) -> Result<bool> {
+/// None: nothing was interrupted.
+fn settle_alone(install: &Install, run: &mut Run, choice: Choice, wait: Option<Duration>) -> Result<Option<Settled>> {
     if !crate::base::fsx::exists(install.state().path())? {
         run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
-        return Ok(false);
+        return Ok(None);
     }
     let _lock = Lock::take(install.state(), wait, &mut || run.check_signals())?;
     if matches!(Journal::find(install.state())?, Found::Nothing) {
@@ -125,16 +119,15 @@ fn settle_alone(
         }
         rollback::sweep(install.state())?;
         run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
-        return Ok(false);
+        return Ok(None);
     }
     run.start(Stage::Rollback, "settling an interrupted update");
-    let Some(done) = settle(install, run, choice)? else { return Ok(false) };
+    let Some(done) = settle(install, run, choice)? else { return Ok(None) };
     let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
     let how = if done.direction == "new" { "the update was finished" } else { "the update was undone" };
     run.done(Stage::Rollback, &format!("{how}: the {} version stands{proven}", done.direction));
     run.report.recovered(&done.interrupted_id, done.direction);
-    *finished = done.finished();
-    Ok(true)
+    Ok(Some(done))
 }
 
 /// What stands in the install by its records, and whether its server runs.
@@ -152,28 +145,14 @@ fn stands_unasked(install: &Install) -> Stands {
     let state = install.state();
     let version = match Journal::find(state) {
         Ok(Found::Nothing) => receipt::load(state).ok().flatten().map(|receipt| receipt.version),
-        Ok(Found::Open(journal)) if journal.has(|r| matches!(r, Record::Committed)) => journal.begin.to_version.clone(),
-        Ok(Found::Open(journal)) if journal.has(|r| matches!(r, Record::RolledBack)) => {
-            journal.begin.from_version.clone()
-        }
+        Ok(Found::Open(journal)) => match journal.progress().phase {
+            Phase::Committed => journal.begin.to_version.clone(),
+            Phase::RolledBack => journal.begin.from_version.clone(),
+            _ => None,
+        },
         _ => None,
     };
     Stands { version, server: Unknown }
-}
-
-/// Names what a rollback could not put back, because nobody had saved it.
-pub fn tell_altered(run: &mut Run, altered: &[RelPath]) {
-    if !altered.is_empty() {
-        run.report.warn_of("not-put-back", &altered_words(altered), altered);
-    }
-}
-
-/// The same in words.
-pub fn altered_words(altered: &[RelPath]) -> String {
-    let names: Vec<String> = altered.iter().take(3).map(RelPath::to_string).collect();
-    let more =
-        if altered.len() > names.len() { format!(" and {} more", altered.len() - names.len()) } else { String::new() };
-    format!("{}{more} changed since the stop and had not been saved", names.join(", "))
 }
 
 /// Settles an interrupted update, if there is one. The caller holds the lock.
@@ -208,7 +187,7 @@ fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: C
     if choice.boot && is_whole(install, &journal)? {
         return boot(install, journal);
     }
-    if journal.attempts() >= TRIES && !choice.by_hand {
+    if journal.progress().attempts >= TRIES && !choice.by_hand {
         return Err(Failure::operator("recovery-failed", format!("recovery was tried {TRIES} times without success"))
             .at(install.root.path().display())
             .remedy(format!("remove the cause, then type: updater recover --root '{}'", install.root.path().display()))
@@ -216,7 +195,7 @@ fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: C
     }
     journal.append(Record::Attempt)?;
     let direction = match decide(install, run, &mut journal, choice) {
-        Err(e) if e.downcast_ref::<Failure>().is_some_and(|failure| failure.code == UNDECIDED) => {
+        Err(e) if e.downcast_ref::<Failure>().is_some_and(|failure| failure.code == rollback::UNDECIDED) => {
             journal.append(Record::Undecided)?;
             return Err(e);
         }
@@ -232,7 +211,7 @@ fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: C
         tell_aside(run, &journal);
     }
     if direction == "old" {
-        let healthy = start_old(install, &mut journal)?;
+        let healthy = rollback::start_old(install, &mut journal)?;
         (settled.pid, settled.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
     } else if let Some(running) = server::find(&install.root)? {
         settled.pid = running.processes.first().map(|p| p.id.pid);
@@ -266,25 +245,27 @@ fn settled(install: &Install, journal: &Journal, direction: &'static str) -> Set
 /// Whether the files are wholly of one version, so that nothing is left to mend in them. (A new version
 /// that was started is whole, too, until its undo begins: it was verified before.)
 fn is_whole(install: &Install, journal: &Journal) -> Result<bool> {
-    let ended = journal.has(|r| matches!(r, Record::Committed | Record::RolledBack));
-    let restored = journal.has(|r| matches!(r, Record::DataRestored));
-    Ok(ended || journal.starting().is_some() && !restored && undo_begun(install, journal)?.is_none())
+    Ok(match journal.progress().phase {
+        Phase::Committed | Phase::RolledBack | Phase::Starting => true,
+        Phase::Undoing(data) => !goes_on(install, journal, data)?,
+        _ => false,
+    })
 }
 
-/// How the undo of a started version goes on, if it has begun to move anything. Putting data back goes on only
-/// while the start file is away: so nothing can have run and written since it was decided.
-fn undo_begun(install: &Install, journal: &Journal) -> Result<Option<DataBack>> {
+/// Whether the undo of a started version goes on as it was decided. Putting data back goes on only while the start file
+/// is away: so nothing can have run and written since.
+fn goes_on(install: &Install, journal: &Journal, data: DataPolicy) -> Result<bool> {
     let is_away = !crate::base::fsx::exists(&install.root.join(&journal.begin.start_file))?;
-    Ok(journal.undoing().filter(|data| *data != DataBack::Restored || is_away))
+    Ok(data != DataPolicy::Restored || is_away)
 }
 
 /// What the boot leaves once the files are whole: the journal stays open where a server should run, because
 /// nobody has seen it well. Looks at no process, so that no service manager can be waited for.
 fn boot(install: &Install, journal: Journal) -> Result<Settled> {
-    let committed = journal.has(|r| matches!(r, Record::Committed));
-    let undone = journal.has(|r| matches!(r, Record::RolledBack));
+    let phase = journal.progress().phase;
+    let (committed, undone) = (phase == Phase::Committed, phase == Phase::RolledBack);
     let mut settled = settled(install, &journal, if undone { "old" } else { "new" });
-    settled.is_proven = committed || undone && !should_run(&journal);
+    settled.is_proven = committed || undone && !journal.begin.should_run();
     if settled.is_proven {
         rollback::clean_up(&install.root, journal)?;
     } else if undone {
@@ -293,47 +274,39 @@ fn boot(install: &Install, journal: Journal) -> Result<Settled> {
     Ok(settled)
 }
 
-/// Whether the old version's server ran, and so has to run again.
-fn should_run(journal: &Journal) -> bool {
-    journal.begin.was_running && journal.begin.launch.is_some()
-}
-
 /// True when `recover` has something to do; changes nothing.
 pub fn is_needed(install: &Install) -> Result<bool> {
     Ok(!matches!(Journal::find(install.state())?, Found::Nothing))
 }
 
-/// Finishes (`new`) or undoes (`old`), by the rules of the journal's last state.
+/// Finishes (`new`) or undoes (`old`) the update. This is the table of `docs/architecture.md`.
 fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
-    if journal.has(|r| matches!(r, Record::Committed)) {
-        return Ok("new");
+    let progress = journal.progress();
+    if !matches!(progress.phase, Phase::Committed | Phase::RolledBack) {
+        // What a hook left running must not write into what is put back.
+        hooks::end_left(&journal.begin.update_id)?;
     }
-    if journal.has(|r| matches!(r, Record::RolledBack)) {
-        return Ok("old");
-    }
-    let starting = journal.starting().map(|(boot, process)| (boot.to_string(), process));
-    let restored = journal.has(|r| matches!(r, Record::DataRestored));
-    // What a hook left running must not write into what is put back.
-    hooks::end_left(&journal.begin.update_id)?;
-    let Some((boot, process)) = starting.filter(|_| !restored) else {
-        let data = if restored { DataBack::Untouched } else { after_hooks(install, journal, choice)? };
-        if !choice.boot {
-            end_started(install, journal)?;
+    match progress.phase {
+        Phase::Committed => Ok("new"),
+        Phase::RolledBack => Ok("old"),
+        Phase::DataRestored => undo(install, run, journal, choice, DataPolicy::Untouched),
+        Phase::Stopping | Phase::BackupWhole | Phase::Swapping | Phase::Hooks | Phase::Swapped => {
+            let data = after_hooks(install, &progress, journal, choice)?;
+            undo(install, run, journal, choice, data)
         }
-        undo(install, run, journal, data)?;
-        return Ok("old");
-    };
-    if let Some(data) = undo_begun(install, journal)?.filter(|_| choice.data.is_none()) {
-        if !choice.boot {
-            end_started(install, journal)?;
+        Phase::Undoing(data) if choice.data.is_none() && goes_on(install, journal, data)? => {
+            undo(install, run, journal, choice, data)
         }
-        undo(install, run, journal, data)?;
-        return Ok("old");
+        Phase::Starting | Phase::Undoing(_) => settle_started(install, run, journal, choice),
     }
-    let same_boot = processes::boot_id().context("reading the boot id")? == boot;
-    let expected: Before = measure(&journal.begin.before.new)?;
+}
+
+/// The new version was or is being started: it is kept where it is healthy, and else undone.
+fn settle_started(install: &Install, run: &mut Run, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
+    let Some(start) = journal.progress().started else { anyhow::bail!("the journal names no start") };
+    let same_boot = processes::boot_id().context("reading the boot id")? == start.boot;
     // After a boot the service manager may be about to start it: there is time to wait for its answer.
-    if choice.data.is_none() && !same_boot && start(install, journal, &expected, false).is_ok() {
+    if choice.data.is_none() && !same_boot && rollback::start_new(install, journal).is_ok() {
         journal.append(Record::Committed)?;
         return Ok("new");
     }
@@ -341,26 +314,25 @@ fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: Choic
     // One that is older than our start runs old code, whatever started it.
     let is_new = |running: &server::Running| {
         let first = running.processes.first();
-        !same_boot || process.is_none_or(|process| first.is_some_and(|first| first.id.start >= process.start))
+        !same_boot || start.process.is_none_or(|process| first.is_some_and(|first| first.id.start >= process.start))
     };
+    let expected = rollback::baseline(journal.begin.before.new.as_ref())?;
     let healthy = running.as_ref().filter(|running| is_new(running)).is_some_and(|r| is_healthy(&expected, r));
     if choice.data != Some(Data::Backup) && healthy {
         journal.append(Record::Committed)?;
         return Ok("new");
     }
-    let is_other = |p: &server::Process| process.is_none_or(|process| p.id != process && p.parent != Some(process.pid));
+    let is_other =
+        |p: &server::Process| start.process.is_none_or(|process| p.id != process && p.parent != Some(process.pid));
     let unwatched = !same_boot || running.iter().flat_map(|r| &r.processes).any(is_other);
     let data = match choice.data {
-        Some(Data::Backup) => DataBack::Restored,
-        Some(Data::Keep) => DataBack::Kept,
-        None if unwatched => {
-            return Err(undecided(install).into());
-        }
-        None => DataBack::Restored,
+        Some(Data::Backup) => DataPolicy::Restored,
+        Some(Data::Keep) => DataPolicy::Kept,
+        None if unwatched => return Err(rollback::undecided(install).into()),
+        None => DataPolicy::Restored,
     };
-    end_started(install, journal)?;
-    undo(install, run, journal, data)?;
-    Ok("old")
+    rollback::end_started(install, journal)?;
+    put_back(install, run, journal, data)
 }
 
 /// Names what gave way to an update that was finished after all: the run that moved it could not.
@@ -373,177 +345,54 @@ fn tell_aside(run: &mut Run, journal: &Journal) {
     }
 }
 
-fn undo(install: &Install, run: &mut Run, journal: &mut Journal, data: DataBack) -> Result<()> {
+/// Ends what runs of the new version, and brings the old one back. At boot nothing of it runs, and no service manager is
+/// asked.
+fn undo(
+    install: &Install,
+    run: &mut Run,
+    journal: &mut Journal,
+    choice: Choice,
+    data: DataPolicy,
+) -> Result<&'static str> {
+    if !choice.boot {
+        rollback::end_started(install, journal)?;
+    }
+    put_back(install, run, journal, data)
+}
+
+fn put_back(install: &Install, run: &mut Run, journal: &mut Journal, data: DataPolicy) -> Result<&'static str> {
     let altered = rollback::undo(&install.root, journal, data)?;
-    tell_altered(run, &altered);
-    Ok(())
-}
-
-fn undecided(install: &Install) -> Failure {
-    let root = install.root.path().display();
-    Failure::operator(
-        UNDECIDED,
-        "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
-    )
-    .at(&root)
-    .remedy(format!(
-        "type: updater recover --root '{root}' --data keep (old code, data as it is now) or --data backup (old code, data as at the stop)"
-    ))
-}
-
-/// Before data is put back: a server of this install that somebody else started on the new tree writes data
-/// that must not be replaced. Errors (exit 4): there is one.
-pub fn refuse_outsiders(install: &Install, journal: &Journal) -> Result<()> {
-    let (Some((_, process)), Some(running)) = (journal.starting(), server::find(&install.root)?) else { return Ok(()) };
-    if journal.begin.service.is_some() && running.managed_by == journal.begin.service {
-        return Ok(());
-    }
-    let above_us = ancestors(std::process::id())?;
-    for one in &running.processes {
-        // A daemon of ours has left us: it belongs to what adopts orphans, and that is above us, too.
-        let above = ancestors(one.id.pid)?;
-        let ours = process.is_none_or(|p| one.id == p || above.contains(&p.pid));
-        if !ours && above.first().is_some_and(|parent| !above_us.contains(parent)) {
-            let failure = undecided(install);
-            let message = format!(
-                "{}: process {} was not started by this update; end what started it",
-                failure.message, one.id.pid
-            );
-            return Err(Failure { message, ..failure }.into());
-        }
-    }
-    Ok(())
-}
-
-/// The processes above this one, the nearest first.
-fn ancestors(pid: u32) -> Result<Vec<u32>> {
-    let mut all = Vec::new();
-    let mut at = pid;
-    while let Some(parent) = processes::parent(at).context("looking at the processes")?.filter(|p| !all.contains(p)) {
-        all.push(parent);
-        at = parent;
-    }
-    Ok(all)
+    rollback::tell_altered(run, &altered);
+    Ok("old")
 }
 
 /// What becomes of the data where hooks may have changed them, and nothing was started by us. While the start file
 /// is away nothing else can have. Errors (exit 4): it was there, and who knows.
-fn after_hooks(install: &Install, journal: &Journal, choice: Choice) -> Result<DataBack> {
-    let Some((boot, data)) = journal.hooking() else { return Ok(DataBack::Untouched) };
+fn after_hooks(install: &Install, progress: &Progress, journal: &Journal, choice: Choice) -> Result<DataPolicy> {
+    let Some(HooksBegun { boot, data }) = &progress.hooks else { return Ok(DataPolicy::Untouched) };
     match choice.data {
-        Some(Data::Keep) => return Ok(DataBack::Kept),
-        Some(Data::Backup) => return Ok(DataBack::Restored),
+        Some(Data::Keep) => return Ok(DataPolicy::Kept),
+        Some(Data::Backup) => return Ok(DataPolicy::Restored),
         None => {}
     }
     if !crate::base::fsx::exists(&install.root.join(&journal.begin.start_file))? {
-        return Ok(DataBack::Restored);
+        return Ok(DataPolicy::Restored);
     }
     if data.is_empty() {
-        return Ok(DataBack::Untouched);
+        return Ok(DataPolicy::Untouched);
     }
-    let same_boot = processes::boot_id().context("reading the boot id")? == boot;
+    let same_boot = processes::boot_id().context("reading the boot id")? == *boot;
     if same_boot && !choice.boot && server::find(&install.root)?.is_none() {
-        return Ok(DataBack::Restored);
+        return Ok(DataPolicy::Restored);
     }
-    Err(undecided(install).into())
-}
-
-fn measure(value: &Option<serde_json::Value>) -> Result<Before> {
-    serde_json::from_value(value.clone().unwrap_or_default()).context("the journal's measure of health cannot be read")
+    Err(rollback::undecided(install).into())
 }
 
 /// One look, without waiting: it owns the ports and answers as well as it should.
-fn is_healthy(expected: &Before, running: &server::Running) -> bool {
+fn is_healthy(expected: &HealthBaseline, running: &server::Running) -> bool {
     expected.ports.iter().all(|p| running.ports.contains(p))
         && health::answers_as_well(
             expected,
             &health::measure(&running.listeners, expected.asked_port, Some(&expected.path), health::PATIENCE),
         )
-}
-
-/// Ends the new version that this update started, or somebody once its hooks had run: whatever of it still runs.
-pub fn end_started(install: &Install, journal: &Journal) -> Result<()> {
-    let timeout = Duration::from_millis(journal.begin.stop_timeout_ms);
-    let process = match (journal.starting(), journal.hooking()) {
-        (Some((_, process)), _) => process,
-        (None, Some(_)) => None,
-        (None, None) => return Ok(()),
-    };
-    // Whether it runs or is about to be respawned.
-    if let Some(unit) = &journal.begin.service {
-        server::stop_unit(unit, timeout, &mut || Ok(()))?;
-    }
-    if let Some(running) = server::find(&install.root)? {
-        server::stop(&running, timeout, &mut || Ok(()))?;
-    }
-    process.map_or(Ok(()), |process| end_process(process, timeout))
-}
-
-/// Ends one process by identity, politely first. A reused pid is another process and is left alone.
-fn end_process(process: ProcessId, timeout: Duration) -> Result<()> {
-    let Some(handle) = processes::Handle::open(process).context("looking at the started server")? else {
-        return Ok(());
-    };
-    handle.ask_to_end().context("ending the started server")?;
-    if !handle.wait(timeout).context("waiting for the started server")? {
-        handle.kill().context("ending the started server")?;
-        handle.wait(Duration::from_secs(10)).context("waiting for the started server")?;
-    }
-    Ok(())
-}
-
-/// Starts the old version again where one ran before, and judges it by its own answer before.
-/// Errors (exit 4): it does not come back.
-pub fn start_old(install: &Install, journal: &mut Journal) -> Result<Option<health::Healthy>> {
-    if !should_run(journal) {
-        return Ok(None);
-    }
-    let before = measure(&journal.begin.before.old)?;
-    let root = install.root.path().display();
-    let failed = |e: anyhow::Error| {
-        Failure::operator(
-            "old-not-started",
-            format!("the files of the old version are whole, but its server does not come back: {e:#}"),
-        )
-        .at(&root)
-        .remedy(format!("start the server by hand and read its log, then type: updater recover --root '{root}'"))
-    };
-    Ok(Some(start(install, journal, &before, true).map_err(failed)?))
-}
-
-/// Starts the server that the journal tells of, unless it runs, and judges it. One that an interrupted recovery started,
-/// and that does not listen yet, is waited for.
-fn start(install: &Install, journal: &mut Journal, expected: &Before, is_old: bool) -> Result<health::Healthy> {
-    let begin = journal.begin.clone();
-    let judge = health::Judge {
-        timeout: Duration::from_millis(begin.health_timeout_ms),
-        soak: Duration::from_millis(begin.soak_ms),
-    };
-    let running = server::find(&install.root)?;
-    let mut started = match (&begin.service, &begin.launch) {
-        // Somebody started it without its unit.
-        (Some(unit), _) if running.as_ref().is_some_and(|r| r.managed_by.as_ref() != Some(unit)) => None,
-        // One that runs may be about to end: the manager knows.
-        (Some(unit), _) => server::start_unit(unit, judge.timeout, &mut || Ok(()))?,
-        (None, Some(_)) if is_old && is_starting(journal)? => None,
-        (None, Some(launch)) if running.is_none() => {
-            let held = processes::hold(launch)?;
-            if is_old {
-                let boot = processes::boot_id().context("reading the boot id")?;
-                journal.append(Record::StartingOld { boot, process: held.id() })?;
-            }
-            Some(Launched::Child(held.release()?))
-        }
-        _ => None,
-    };
-    let started = started.as_mut().map(|s| s as &mut dyn health::Started);
-    judge.judge(expected, &install.root, &[], started, &mut || Ok(()))
-}
-
-/// Whether the old version that was started last still lives.
-fn is_starting(journal: &Journal) -> Result<bool> {
-    let Some((boot, process)) = journal.starting_old() else { return Ok(false) };
-    let same_boot = processes::boot_id().context("reading the boot id")? == boot;
-    let is = processes::identity(process.pid).context("looking at the started server")?;
-    Ok(same_boot && is == Some(process))
 }

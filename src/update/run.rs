@@ -2,7 +2,7 @@
 //! Refuses to hold state of an update; that is the journal's.
 
 use crate::base::error::Failure;
-use crate::base::report::{Reporter, Stage};
+use crate::base::report::{Finished, Reporter, Stage};
 use crate::state::dir::StateDir;
 use crate::state::history;
 use crate::system::escape::Line;
@@ -18,6 +18,8 @@ pub struct Run {
     pub report: Reporter,
     pub signals: Signals,
     pub update_id: String,
+    /// What was found out and done so far, for the `finished` event.
+    pub summary: Finished,
     /// The update under way, for `status.json`.
     pub under_way: Option<UnderWay>,
     /// The server was stopped: one SIGINT no longer ends the run.

@@ -83,7 +83,8 @@ pub(super) const OWN_FAULT: [&str; 12] = [
 ];
 
 /// Turns the end of a run into its `finished` record.
-pub fn conclude(install: &Install, run: &mut Run, finished: &mut Finished, outcome: Result<&'static str>) {
+pub fn conclude(install: &Install, run: &mut Run, outcome: Result<&'static str>) -> Finished {
+    let mut finished = std::mem::take(&mut run.summary);
     match outcome {
         Ok(word) => {
             finished.outcome = word.to_string();
@@ -107,5 +108,6 @@ pub fn conclude(install: &Install, run: &mut Run, finished: &mut Finished, outco
     if finished.outcome == "skipped" {
         finished.reason = Some("known-bad".into());
     }
-    run.report.finished(finished);
+    run.report.finished(&finished);
+    finished
 }

@@ -11,7 +11,7 @@ use crate::state::journal::Exchange;
 use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind, files};
 use crate::update::ownership::{Databases, MEMBERS, OwnPlaces, member};
-use crate::update::swap;
+use crate::update::transaction;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +122,7 @@ impl Before {
             let live = root.join(path);
             let is = fsx::facts(&live)?;
             if is.is_some_and(|is| is.kind != Kind::Folder) {
-                swap::set_aside(&live, after, path)?;
+                transaction::set_aside(&live, after, path)?;
             }
             if is.is_none_or(|is| is.kind != Kind::Folder) {
                 fsx::make_folder(&live)?;

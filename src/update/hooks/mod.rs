@@ -30,7 +30,7 @@ use crate::update::ownership;
 use crate::update::plan::{Action, Plan};
 use crate::update::run::Run;
 use crate::update::server::Running;
-use crate::update::staging::{self, Staged};
+use crate::update::staging::{self, StagedFile};
 use anyhow::{Context as _, Result};
 use packages::{Asked, Need, Packages};
 use serde::Serialize;
@@ -180,7 +180,7 @@ impl Hooks {
 
     /// Runs what is due while the server serves. Errors (exit 1): one failed, or altered what waits to arrive or what
     /// is installed.
-    pub fn before_stop(&mut self, install: &Install, run: &mut Run, staged: &[Staged], plan: &Plan) -> Result<()> {
+    pub fn before_stop(&mut self, install: &Install, run: &mut Run, staged: &[StagedFile], plan: &Plan) -> Result<()> {
         if self.packages.is_none() && self.before_stop.is_empty() && self.after_swap.is_empty() {
             return Ok(());
         }

@@ -4,11 +4,11 @@
 use crate::backup;
 use crate::base::fsx;
 use crate::base::path::RelPath;
-use crate::state::journal::{DataBack, Moves};
+use crate::state::journal::{DataPolicy, Moves};
 use crate::state::root::InstallRoot;
 use crate::system::{Facts, Kind, files};
 use crate::update::ownership::member;
-use crate::update::swap;
+use crate::update::transaction;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ pub(super) fn put_all_back(
     record: &backup::Record,
     moves: &Moves,
 ) -> Result<()> {
-    let after = swap::after(dir);
+    let after = transaction::after(dir);
     let databases = record.databases();
     // What the swap itself merged or added is the undo's, not ours.
     let swapped: BTreeSet<&RelPath> = moves.moves.iter().map(|m| &m.path).collect();
@@ -45,17 +45,17 @@ pub(super) fn program_back(
     root: &InstallRoot,
     dir: &std::path::Path,
     start_file: &RelPath,
-    data: DataBack,
+    data: DataPolicy,
 ) -> Result<()> {
     let record = match backup::load(dir) {
         // Somebody decided to go on without it.
-        Err(_) if data == DataBack::Kept => return Ok(()),
+        Err(_) if data == DataPolicy::Kept => return Ok(()),
         loaded => loaded.map_err(|e| super::backup_lost(root, dir, &e))?,
     };
     let is_gone = |line: &backup::Line| fsx::exists(&root.join(&line.path)).is_ok_and(|is_there| !is_there);
     for line in record.files.iter().filter(|l| l.path != *start_file && (!l.data || is_gone(l))) {
         if differs(root, dir, line)? {
-            put_back(root, dir, line, &swap::after(dir))?;
+            put_back(root, dir, line, &transaction::after(dir))?;
         }
     }
     Ok(())
@@ -95,7 +95,7 @@ fn set_back(
     main: &RelPath,
     swapped: &BTreeSet<&RelPath>,
 ) -> Result<()> {
-    let after = &swap::after(dir);
+    let after = &transaction::after(dir);
     let (mut changed, mut saved, mut extra) = (false, Vec::new(), Vec::new());
     for ending in ["", "-wal", "-journal"] {
         let path = member(main, ending);
@@ -126,7 +126,7 @@ fn set_back(
     }
     for path in &extra {
         if fsx::exists(&root.join(path))? {
-            swap::set_aside(&root.join(path), after, path)?;
+            transaction::set_aside(&root.join(path), after, path)?;
         }
     }
     for line in saved {
@@ -152,7 +152,7 @@ fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, afte
     anyhow::ensure!(sum == line.sha256, "the backup's {} is damaged", line.path);
     fsx::dress_like(&saved, &copy, &line.facts)?;
     if fsx::exists(&live)? {
-        swap::set_aside(&live, after, &line.path)?;
+        transaction::set_aside(&live, after, &line.path)?;
     }
     if let Some(parent) = live.parent() {
         fsx::make_folders(parent)?;
@@ -182,7 +182,7 @@ pub(super) fn moved_back(
         };
         let look = |facts: &Facts| (facts.kind, facts.inode, facts.size, facts.mtime);
         if live.as_ref().map(look) != Some(look(&line.facts)) && differs(root, dir, line)? {
-            put_back(root, dir, line, &swap::after(dir))?;
+            put_back(root, dir, line, &transaction::after(dir))?;
         }
     }
     Ok(())

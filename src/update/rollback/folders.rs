@@ -5,10 +5,10 @@
 use crate::backup;
 use crate::base::fsx;
 use crate::base::path::RelPath;
-use crate::state::journal::{DataBack, Folder, Moves};
+use crate::state::journal::{DataPolicy, Folder, Moves};
 use crate::state::root::InstallRoot;
 use crate::system::{Kind, Owner, files};
-use crate::update::swap;
+use crate::update::transaction;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,13 +19,13 @@ pub(super) fn mend(
     root: &InstallRoot,
     record: Option<&backup::Record>,
     moves: &Moves,
-    data: DataBack,
+    data: DataPolicy,
     dir: &Path,
 ) -> Result<()> {
-    let after = swap::after(dir);
+    let after = transaction::after(dir);
     let above = above_moves(moves);
     let linked: BTreeSet<&RelPath> = record.iter().flat_map(|record| record.linked.iter().map(|l| &l.path)).collect();
-    for link in record.iter().flat_map(|record| &record.linked).filter(|_| data != DataBack::Kept) {
+    for link in record.iter().flat_map(|record| &record.linked).filter(|_| data != DataPolicy::Kept) {
         relink(root, link, &after)?;
     }
     // What the swap itself made or takes away is the undo's to make and to remove.
@@ -33,7 +33,7 @@ pub(super) fn mend(
     let undos: BTreeSet<&RelPath> = moves.make.iter().chain(removed).collect();
     // A file of the version that took a folder's place is the undo's, too.
     let arrives = |path: &RelPath| moves.moves.iter().any(|m| m.path == *path && m.new.is_some());
-    let is_wanted = |path: &RelPath| data != DataBack::Kept || above.contains(path);
+    let is_wanted = |path: &RelPath| data != DataPolicy::Kept || above.contains(path);
     for folder in known(record, &above).iter().filter(|folder| is_wanted(&folder.path)) {
         if linked.iter().any(|link| folder.path.is_within(link)) {
             continue;
@@ -66,7 +66,7 @@ fn stands(root: &InstallRoot, path: &RelPath, after: &Path) -> Result<bool> {
             Err(e) if fsx::is_denied(&e) => Ok(true),
             opened => opened.map(|()| true),
         },
-        Some(_) => swap::set_aside(&live, after, path).map(|()| false),
+        Some(_) => transaction::set_aside(&live, after, path).map(|()| false),
     }
 }
 
@@ -97,7 +97,7 @@ fn relink(root: &InstallRoot, link: &backup::Linked, after: &Path) -> Result<()>
         return Ok(());
     }
     if is.is_some() {
-        swap::set_aside(&live, after, &link.path)?;
+        transaction::set_aside(&live, after, &link.path)?;
     }
     files::make_link(&wanted, &live).with_context(|| format!("linking {} again", link.path))?;
     fsx::sync_parent(&live)
@@ -109,10 +109,10 @@ pub(super) fn put_back(
     dir: &Path,
     record: &backup::Record,
     moves: &Moves,
-    data: DataBack,
+    data: DataPolicy,
 ) -> Result<()> {
     let above = above_moves(moves);
-    let is_wanted = |path: &RelPath| data != DataBack::Kept || above.contains(path);
+    let is_wanted = |path: &RelPath| data != DataPolicy::Kept || above.contains(path);
     // The deepest first: one that is closed again hides those in it.
     for folder in record.folders.iter().rev().filter(|folder| is_wanted(&folder.path)) {
         let live = root.join(&folder.path);

@@ -4,20 +4,27 @@
 
 mod data;
 mod folders;
+mod interrupted;
+mod server;
+
+pub use interrupted::{Attempt, Interrupted, code_of, roll_back};
+pub use server::{baseline, end_started, refuse_outsiders, start_new, start_old};
 
 use crate::backup;
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
-pub use crate::state::journal::DataBack;
-use crate::state::journal::{Journal, Moves, Record};
+pub use crate::state::journal::DataPolicy;
+use crate::state::journal::{Journal, Moves, Phase, Record};
 use crate::state::receipt;
 use crate::state::root::InstallRoot;
 use crate::update::hooks::{self, Before};
+use crate::update::install::Install;
 use crate::update::ownership::{Databases, MEMBERS, member};
+use crate::update::run::Run;
 use crate::update::staging::{self, annex};
-use crate::update::swap;
+use crate::update::transaction::{self, Transaction};
 use crate::verify;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -29,61 +36,85 @@ pub fn backup_dir(root: &InstallRoot, journal: &Journal) -> PathBuf {
 
 /// Brings the tree back to the old version. After `data-restored` no data is ever put back again. Returns the large
 /// files that nobody saved and that were altered since the stop.
-pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataBack) -> Result<Vec<RelPath>> {
-    let dir = backup_dir(root, journal);
-    let start_file = journal.begin.start_file.clone();
+pub fn undo(root: &InstallRoot, journal: &mut Journal, data: DataPolicy) -> Result<Vec<RelPath>> {
     staging::release_reserve(root.state())?;
-    let mut altered = Vec::new();
-    if let Some(mut moves) = journal.moves().cloned() {
-        annex::require(&moves)?;
-        let restored = journal.has(|r| matches!(r, Record::DataRestored));
-        let before = journal.hooking().map(|_| Before::load(root.state())).transpose()?;
-        // From here on the tree of a version that was started is no longer whole.
-        if !restored && journal.starting().is_some() && journal.undoing() != Some(data) {
-            journal.append(Record::Undoing { data })?;
-        }
-        let record = backup::load(&dir);
-        // Whatever the new version made of the folders, nothing is written or moved through it.
-        let may_be_altered = journal.starting().is_some() || before.is_some();
-        if may_be_altered {
-            folders::mend(root, record.as_ref().ok(), &moves, data, &dir)?;
-        }
-        if let Some(before) = &before {
-            before.mend_folders(root, &swap::after(&dir))?;
-            let made = made_by_hooks(root, before, &moves)?;
-            swap::hide_start_file(root, &moves, &start_file, &dir)?;
-            let databases = record.as_ref().map(backup::Record::databases).unwrap_or_default();
-            let with_data = data == DataBack::Restored && !restored;
-            take_away_made(root, before, &made, with_data.then_some(&databases), &dir)?;
-        }
-        if data == DataBack::Restored && !restored {
-            let record = record.as_ref().map_err(|e| backup_lost(root, &dir, e))?;
-            swap::hide_start_file(root, &moves, &start_file, &dir)?;
-            data::put_all_back(root, &dir, record, &moves)?;
-            journal.append(Record::DataRestored)?;
-        }
-        if data == DataBack::Kept {
-            moves.moves.retain(|m| !m.data);
-        }
-        swap::undo(root, &moves, &start_file, &dir)?;
-        if before.is_some() {
-            data::program_back(root, &dir, &start_file, data)?;
-        }
-        let is_start = |path: &RelPath| *path == start_file;
-        data::moved_back(root, &dir, record.as_ref().ok(), &moves, &|path| !is_start(path))?;
-        if may_be_altered && let Ok(record) = &record {
-            // Also where this way back was cut off after the data: what comes after it was not done.
-            if data == DataBack::Restored || restored {
-                altered = verify::altered_unsaved(root, record)?;
-                data::watched_back(root, record)?;
-            }
-            folders::put_back(root, &dir, record, &moves, data)?;
-        }
-        swap::undo_start(root, &moves, &start_file, &dir)?;
-        data::moved_back(root, &dir, record.as_ref().ok(), &moves, &is_start)?;
-    }
+    let altered = match Transaction::of(root, journal) {
+        Some(transaction) => undo_moves(root, journal, transaction, data)?,
+        None => Vec::new(),
+    };
     journal.append(Record::RolledBack)?;
     Ok(altered)
+}
+
+/// Folders first, then what hooks made, then data, then code, the start file last.
+fn undo_moves(
+    root: &InstallRoot,
+    journal: &mut Journal,
+    mut transaction: Transaction,
+    data: DataPolicy,
+) -> Result<Vec<RelPath>> {
+    annex::require(transaction.moves())?;
+    let dir = &backup_dir(root, journal);
+    let progress = journal.progress();
+    let restored = progress.is_data_restored();
+    let before = progress.hooks.as_ref().map(|_| Before::load(root.state())).transpose()?;
+    // From here on the tree of a version that was started is no longer whole.
+    if !restored && progress.started.is_some() && progress.phase != Phase::Undoing(data) {
+        journal.append(Record::Undoing { data })?;
+    }
+    let loaded = backup::load(dir);
+    let record = loaded.as_ref().ok();
+    // Whatever the new version made of the folders, nothing is written or moved through it.
+    let may_be_altered = progress.started.is_some() || before.is_some();
+    if may_be_altered {
+        folders::mend(root, record, transaction.moves(), data, dir)?;
+    }
+    let puts_data_back = data == DataPolicy::Restored && !restored;
+    if let Some(before) = &before {
+        undo_hooks(root, before, &transaction, record.filter(|_| puts_data_back), puts_data_back)?;
+    }
+    if puts_data_back {
+        let record = loaded.as_ref().map_err(|e| backup_lost(root, dir, e))?;
+        transaction.withdraw_start_file()?;
+        data::put_all_back(root, dir, record, transaction.moves())?;
+        journal.append(Record::DataRestored)?;
+    }
+    if data == DataPolicy::Kept {
+        transaction.keep_data();
+    }
+    transaction.undo()?;
+    if before.is_some() {
+        data::program_back(root, dir, transaction.start_file(), data)?;
+    }
+    let is_start = |path: &RelPath| path == transaction.start_file();
+    data::moved_back(root, dir, record, transaction.moves(), &|path| !is_start(path))?;
+    let mut altered = Vec::new();
+    if let Some(record) = record.filter(|_| may_be_altered) {
+        // Also where this way back was cut off after the data: what comes after it was not done.
+        if data == DataPolicy::Restored || restored {
+            altered = verify::altered_unsaved(root, record)?;
+            data::watched_back(root, record)?;
+        }
+        folders::put_back(root, dir, record, transaction.moves(), data)?;
+    }
+    transaction.undo_start()?;
+    data::moved_back(root, dir, record, transaction.moves(), &is_start)?;
+    Ok(altered)
+}
+
+/// Takes away what hooks made, among the data only where that is put back.
+fn undo_hooks(
+    root: &InstallRoot,
+    before: &Before,
+    transaction: &Transaction,
+    record: Option<&backup::Record>,
+    with_data: bool,
+) -> Result<()> {
+    before.mend_folders(root, &transaction.after())?;
+    let made = made_by_hooks(root, before, transaction.moves())?;
+    transaction.withdraw_start_file()?;
+    let databases = record.map(backup::Record::databases).unwrap_or_default();
+    take_away_made(root, before, &made, with_data.then_some(&databases), &transaction.after())
 }
 
 /// Without the backup nobody but a person can say that what is there now is good enough.
@@ -119,16 +150,15 @@ fn take_away_made(
     before: &Before,
     made: &[RelPath],
     data: Option<&Databases>,
-    backup: &std::path::Path,
+    after: &std::path::Path,
 ) -> Result<()> {
-    let after = &swap::after(backup);
     for path in made.iter().filter(|path| data.is_some() || !before.is_data(path)) {
         // The shared memory and the logs of a database that was made belong to it, whoever wrote them.
         let set = data.and_then(|databases| databases.main_of(path)).filter(|main| main == path);
         let members = set.iter().flat_map(|main| MEMBERS.map(|ending| member(main, ending)));
         for path in members.chain([path.clone()]) {
             if fsx::exists(&root.join(&path))? {
-                swap::set_aside(&root.join(&path), after, &path)?;
+                transaction::set_aside(&root.join(&path), after, &path)?;
             }
         }
     }
@@ -144,11 +174,10 @@ pub fn clean_up(root: &InstallRoot, journal: Journal) -> Result<()> {
 /// The same, but the journal stays open: what stands is whole, and its health is not proven yet.
 pub fn tidy(root: &InstallRoot, journal: &Journal) -> Result<()> {
     let state = root.state();
-    let committed = journal.has(|r| matches!(r, Record::Committed));
-    if let Some(moves) = journal.moves().filter(|moves| !moves.annexes.is_empty()) {
-        swap::bring_home(state, moves, &backup_dir(root, journal))?;
+    if let Some(transaction) = Transaction::of(root, journal) {
+        transaction.bring_home()?;
     }
-    if committed {
+    if journal.progress().phase == Phase::Committed {
         receipt::place_staged(state)?;
     } else {
         backup::mark_failed(&backup_dir(root, journal))?;
@@ -176,4 +205,44 @@ pub fn sweep(state: &StateDir) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes what an update left that ends before its stop, and gives its failure back. Where even this cannot be removed,
+/// the next command does it: the cause is what is told.
+pub fn sweep_after(install: &Install, run: &mut Run, cause: anyhow::Error) -> anyhow::Error {
+    if let Err(e) = sweep(install.state()) {
+        run.report.warning("not-cleaned-up", &format!("what was staged could not be removed: {e:#}"), None);
+    }
+    cause
+}
+
+/// A person has to say what becomes of the data.
+pub const UNDECIDED: &str = "data-undecided";
+
+/// The failure where data may have been written outside our watch.
+pub fn undecided(install: &Install) -> Failure {
+    let root = install.root.path().display();
+    Failure::operator(
+        UNDECIDED,
+        "the new version was started and may have run outside our watch; putting data back could lose what users wrote",
+    )
+    .at(&root)
+    .remedy(format!(
+        "type: updater recover --root '{root}' --data keep (old code, data as it is now) or --data backup (old code, data as at the stop)"
+    ))
+}
+
+/// Names what a rollback could not put back, because nobody had saved it.
+pub fn tell_altered(run: &mut Run, altered: &[RelPath]) {
+    if !altered.is_empty() {
+        run.report.warn_of("not-put-back", &altered_words(altered), altered);
+    }
+}
+
+/// The same in words.
+pub fn altered_words(altered: &[RelPath]) -> String {
+    let names: Vec<String> = altered.iter().take(3).map(RelPath::to_string).collect();
+    let more =
+        if altered.len() > names.len() { format!(" and {} more", altered.len() - names.len()) } else { String::new() };
+    format!("{}{more} changed since the stop and had not been saved", names.join(", "))
 }

@@ -17,9 +17,7 @@ pub(super) fn ports(root: &InstallRoot) -> BTreeSet<u16> {
     all.extend(receipt::load(root.state()).ok().flatten().into_iter().flat_map(|receipt| receipt.ports));
     if let Ok(Found::Open(journal)) = Journal::find(root.state()) {
         let measures = [&journal.begin.before.old, &journal.begin.before.new];
-        let ports = measures.into_iter().flatten().filter_map(|measure| measure["ports"].as_array());
-        let ports = ports.flatten().filter_map(|port| port.as_u64());
-        all.extend(ports.filter_map(|port| u16::try_from(port).ok()));
+        all.extend(measures.into_iter().flatten().flat_map(|baseline| &baseline.ports));
     }
     all
 }

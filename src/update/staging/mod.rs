@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// One file that waits to arrive.
 #[derive(Debug, Clone)]
-pub struct Staged {
+pub struct StagedFile {
     pub path: RelPath,
     pub sha256: String,
     pub facts: Facts,
@@ -45,7 +45,7 @@ pub struct Lost {
 /// Everything that waits, and what of it is not as it was.
 #[derive(Debug, Default)]
 pub struct Written {
-    pub staged: Vec<Staged>,
+    pub staged: Vec<StagedFile>,
     pub lost: Vec<Lost>,
 }
 
@@ -72,14 +72,14 @@ pub fn write(
     {
         let to = tree.join(start_file.to_path());
         let sha256 = fsx::copy(&root.join(start_file), &to, &facts)?;
-        written.staged.push(Staged { path: start_file.clone(), sha256, facts: files::facts(&to)?, is_copy: true });
+        written.staged.push(StagedFile { path: start_file.clone(), sha256, facts: files::facts(&to)?, is_copy: true });
     }
     sync_all(&tree, plan)?;
     Ok(written)
 }
 
 /// Stages what turned out after the stop to be needed, too: the actions at these positions.
-pub fn write_late(ownership: &Ownership, bundle: &mut Bundle, plan: &Plan, late: &[usize]) -> Result<Vec<Staged>> {
+pub fn write_late(ownership: &Ownership, bundle: &mut Bundle, plan: &Plan, late: &[usize]) -> Result<Vec<StagedFile>> {
     let tree = ownership.root.state().staged_tree();
     let mut written = Written::default();
     for at in late {
@@ -142,7 +142,7 @@ fn stage(
             .remedy("check the disk, then try again")
             .into());
     }
-    written.staged.push(Staged { path: planned.path.clone(), sha256, facts: files::facts(to)?, is_copy: false });
+    written.staged.push(StagedFile { path: planned.path.clone(), sha256, facts: files::facts(to)?, is_copy: false });
     Ok(())
 }
 
@@ -233,18 +233,8 @@ fn nearest_folder(root: &InstallRoot, path: &RelPath) -> Result<(PathBuf, Facts)
 }
 
 fn sync_all(tree: &Path, plan: &Plan) -> Result<()> {
-    sync_folders(tree)?;
-    plan.annexes.iter().filter(|annex| annex.folder.is_dir()).try_for_each(|annex| sync_folders(&annex.folder))
-}
-
-fn sync_folders(tree: &Path) -> Result<()> {
-    for item in walkdir::WalkDir::new(tree) {
-        let item = item?;
-        if item.file_type().is_dir() {
-            files::sync_folder(item.path()).with_context(|| format!("flushing {}", item.path().display()))?;
-        }
-    }
-    Ok(())
+    fsx::sync_folders(tree)?;
+    plan.annexes.iter().filter(|annex| annex.folder.is_dir()).try_for_each(|annex| fsx::sync_folders(&annex.folder))
 }
 
 /// Sets room aside, so that a full disk cannot stop the way back. Errors: there is none.

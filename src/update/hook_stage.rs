@@ -1,17 +1,16 @@
 //! The stage `hooks`: what runs between the swap and the start, and that it wrote only what it named.
 //! Refuses to start a version on anything else.
 
-use super::Prepared;
-use crate::backup;
+use super::preflight::Prepared;
 use crate::base::path::RelPath;
-use crate::state::journal::{Journal, Moves, Record};
+use crate::base::report::Stage;
+use crate::state::journal::{Journal, Record};
 use crate::state::receipt;
 use crate::system::processes;
 use crate::update::hooks::{self, Before};
 use crate::update::install::Install;
 use crate::update::run::Run;
-use crate::update::staging::Staged;
-use crate::verify;
+use crate::verify::{self, Arrival};
 use anyhow::{Context as _, Result};
 
 /// Runs the hooks after the swap and holds the install against what they may have changed. Errors: one failed, or
@@ -20,19 +19,21 @@ pub(super) fn run_hooks(
     install: &Install,
     run: &mut Run,
     prepared: &Prepared,
-    staged: &[Staged],
-    moves: &Moves,
-    record: &backup::Record,
-    start_file: &RelPath,
+    arrival: &Arrival,
     journal: &mut Journal,
 ) -> Result<()> {
+    if !prepared.hooks.run_after_swap() {
+        run.report.stage_skipped(Stage::Hooks, "none");
+        return Ok(());
+    }
+    run.start(Stage::Hooks, "running the hooks");
+    let Arrival { files: staged, record, moves, start_file } = *arrival;
     let changes = &prepared.hooks.changes;
-    let state = install.state();
     let boot = processes::boot_id().context("reading the boot id")?;
     let data: Vec<RelPath> = changes.data().cloned().collect();
     let files = prepared.plan.shipped.keys().chain(staged.iter().map(|one| &one.path));
     let before = Before::take(&install.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
-    before.store(state)?;
+    before.store(install.state())?;
     journal.append(Record::Hooking { boot, data: data.clone() })?;
     prepared.hooks.after_swap(install, run, start_file)?;
     let program = "which belongs to the new version: what is installed would no longer be what was shipped";
@@ -55,8 +56,10 @@ pub(super) fn run_hooks(
         let text = format!("hooks made what they do not name in `changes`: {}", unnamed.join(", "));
         run.report.warning("hook-made", &text, unnamed.first().map(String::as_str));
     }
-    hooks::store_made(state, &made)?;
-    journal.append(Record::Hooked)
+    hooks::store_made(install.state(), &made)?;
+    journal.append(Record::Hooked)?;
+    run.done(Stage::Hooks, "done");
+    Ok(())
 }
 
 /// What is not as the receipt of the new version will say it.

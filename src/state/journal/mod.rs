@@ -14,230 +14,28 @@
     clippy::panic
 )]
 
+mod progress;
+mod records;
+
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
-use crate::system::{LaunchSpec, ProcessId, Unit, files};
+use crate::system::files;
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+pub use progress::{HooksBegun, Phase, Progress, Start};
+pub use records::{
+    Annex, Arrival, Away, Baselines, Begin, DataPolicy, Exchange, FORMAT, Folder, Intent, Moves, Record,
+};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
-
-/// The version of this format. Those before it are read: 2 brought what hooks may write, 3 what gives way,
-/// 4 annexes.
-pub const FORMAT: u32 = 4;
-
-/// All that an undo needs and cannot find out later.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Begin {
-    pub format: u32,
-    pub update_id: String,
-    pub command: String,
-    pub root: PathBuf,
-    /// The folder's name below `backups`.
-    pub backup: String,
-    pub backup_dir: RelPath,
-    pub from_version: Option<String>,
-    pub to_version: Option<String>,
-    pub start_file: RelPath,
-    /// How the server starts again; None: it is left stopped.
-    pub launch: Option<LaunchSpec>,
-    pub was_running: bool,
-    /// The unit through which it is stopped and started; None: its processes themselves.
-    #[serde(default)]
-    pub service: Option<Unit>,
-    pub before: Measure,
-    pub stop_timeout_ms: u64,
-    pub health_timeout_ms: u64,
-    pub soak_ms: u64,
-}
-
-/// How the server answered before the stop.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Measure {
-    pub old: Option<serde_json::Value>,
-    /// What the new version must give (differs when a port or protocol setting is changed).
-    pub new: Option<serde_json::Value>,
-}
-
-/// One move of the swap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Intent {
-    pub path: RelPath,
-    /// Something lies there now and goes to the trash.
-    pub old: bool,
-    /// What arrives from staging.
-    pub new: Option<Arrival>,
-    /// It is data of the users (a restore puts it back, a bundle adds or merges it).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub data: bool,
-    /// Where what lies there goes.
-    #[serde(default, skip_serializing_if = "Away::is_trash")]
-    pub away: Away,
-}
-
-/// Where an original goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Away {
-    /// Thrown away after the commit: a backup holds it.
-    #[default]
-    Trash,
-    /// The backup's `aside/`: users wrote it, and it gives way to the version.
-    Aside,
-    /// The backup's `after/`: saved data takes its place.
-    After,
-}
-
-impl Away {
-    fn is_trash(&self) -> bool {
-        *self == Away::Trash
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Arrival {
-    pub sha256: String,
-    pub size: u64,
-}
-
-/// What hooks may write, exchanged for a copy of it: the original waits outside of the tree, whole, until the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exchange {
-    pub path: RelPath,
-    /// The number of the copy and of the original in `.updater`.
-    pub slot: usize,
-    /// Something lies there now; else hooks make it.
-    pub old: bool,
-    /// An undo throws what it takes away: an environment can be made again, anything else is kept.
-    pub disposable: bool,
-}
-
-/// A private folder on another volume of the install, for what is exchanged there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Annex {
-    /// The folder of the install that leads to that volume.
-    pub top: RelPath,
-    /// By its full name, so that it is found whatever becomes of a link.
-    pub folder: PathBuf,
-}
-
-impl Annex {
-    /// The one of these for `path`: that of the volume nearest to it.
-    pub fn among<'a>(all: &'a [Annex], path: &RelPath) -> Option<&'a Annex> {
-        all.iter().filter(|annex| path.is_within(&annex.top)).max_by_key(|annex| annex.top.ancestors().len())
-    }
-}
-
-/// A folder that the swap makes or removes, with what is needed to make it again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Folder {
-    pub path: RelPath,
-    pub mode: u32,
-    pub owner: crate::system::Owner,
-    pub mtime: i64,
-    /// Where a backup holds it, where that is not its own path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<RelPath>,
-}
-
-impl Folder {
-    /// A folder as it is.
-    pub fn of(path: &RelPath, facts: &crate::system::Facts) -> Folder {
-        Folder { path: path.clone(), mode: facts.mode, owner: facts.owner, mtime: facts.mtime, place: None }
-    }
-
-    /// Where a backup holds it.
-    pub fn saved_at(&self) -> &RelPath {
-        self.place.as_ref().unwrap_or(&self.path)
-    }
-}
-
-/// Every move of the swap, named before the first.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Moves {
-    pub moves: Vec<Intent>,
-    pub make: Vec<RelPath>,
-    pub remove: Vec<Folder>,
-    /// Folders whose time an undo puts back.
-    pub touched: Vec<Folder>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub exchanges: Vec<Exchange>,
-    /// Folders of a saved version, which are made with their own owner and mode.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub saved_folders: Vec<Folder>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub annexes: Vec<Annex>,
-}
-
-impl Moves {
-    /// The annex through which `path` is exchanged, where it lies on another volume.
-    pub fn annex(&self, path: &RelPath) -> Option<&Annex> {
-        Annex::among(&self.annexes, path)
-    }
-}
-
-/// What a way back does with the data of the users.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DataBack {
-    /// Only what the swap itself moved: the new version was not started.
-    Untouched,
-    /// What the new version changed is put back.
-    Restored,
-    /// It stays as it is now.
-    Kept,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "kebab-case")]
-pub enum Record {
-    Begin(Box<Begin>),
-    Stopping,
-    BackupWhole,
-    Swapping {
-        moves: Moves,
-    },
-    /// Hooks are about to run on the new tree; the start file is still away. From here these data may have changed.
-    Hooking {
-        boot: String,
-        data: Vec<RelPath>,
-    },
-    /// They have run; what they made is kept in staging.
-    Hooked,
-    Swapped,
-    /// The new version is about to run: from here data may have changed.
-    Starting {
-        boot: String,
-        /// None: the service manager starts it, so that there is nobody before it runs; a second record
-        /// then names the main process.
-        #[serde(default)]
-        process: Option<ProcessId>,
-    },
-    /// The way back from a started version begins; what becomes of the data is decided.
-    Undoing {
-        data: DataBack,
-    },
-    DataRestored,
-    RolledBack,
-    /// The old version is about to run again: whoever finds it starts no second one.
-    StartingOld {
-        boot: String,
-        process: ProcessId,
-    },
-    Committed,
-    /// An automatic recovery began (at most three).
-    Attempt,
-    /// It ended with a question to a person, and so counts as none.
-    Undecided,
-}
 
 /// An open journal.
 pub struct Journal {
     file: File,
     path: PathBuf,
+    /// A record that could not be written could not be cut off either: no further one would be read.
+    is_torn: bool,
     pub begin: Begin,
     pub records: Vec<Record>,
 }
@@ -273,17 +71,23 @@ impl Journal {
         file.sync_all()?;
         files::rename_new(&fresh, &path).context("placing the journal")?;
         fsx::sync_parent(&path)?;
-        Ok(Self { file, path, begin, records: vec![record] })
+        Ok(Self { file, path, is_torn: false, begin, records: vec![record] })
     }
 
     /// Appends a state; it is on the disk when this returns.
     pub fn append(&mut self, record: Record) -> Result<()> {
         let name = || format!("writing the journal {}", self.path.display());
+        anyhow::ensure!(
+            !self.is_torn,
+            "{} ends in a torn record, so nothing more is written to it",
+            self.path.display()
+        );
         let good = self.file.stream_position().with_context(name)?;
         let written = self.file.write_all(&line(&record)?).and_then(|()| self.file.sync_data());
         if let Err(e) = written {
-            // A record that is torn would make those after it unreadable. (Where even this fails, it is noticed.)
-            let _ = self.file.set_len(good).and_then(|()| self.file.seek(SeekFrom::Start(good)));
+            // A record that is torn would make those after it unreadable.
+            let cut = self.file.set_len(good).and_then(|()| self.file.seek(SeekFrom::Start(good)));
+            self.is_torn = cut.is_err();
             let _ = files::preallocate(&self.file, good.saturating_add(AFTER_ERROR));
             return Err(e).with_context(name);
         }
@@ -302,6 +106,7 @@ impl Journal {
         let bytes = match fsx::read(&path, fsx::RECORD) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(e) if is_of_the_system(&e) => return Err(e).with_context(|| format!("reading {}", path.display())),
             Err(e) => return Ok(Found::Unreadable(format!("it cannot be read: {e}"))),
         };
         let (records, good) = match parse(&bytes) {
@@ -318,7 +123,7 @@ impl Journal {
         };
         let mut file = files::open_to_change(&path).with_context(|| format!("opening {}", path.display()))?;
         file.seek(SeekFrom::Start(good as u64))?;
-        Ok(Found::Open(Box::new(Self { file, path, begin, records })))
+        Ok(Found::Open(Box::new(Self { file, path, is_torn: false, begin, records })))
     }
 
     /// Cuts off a torn last line, so that the next record starts on a line of its own.
@@ -338,48 +143,22 @@ impl Journal {
         if fsx::exists(self.path.parent().unwrap_or(&self.path))? { fsx::sync_parent(&self.path) } else { Ok(()) }
     }
 
+    /// Every move of the swap, once they are named.
     pub fn moves(&self) -> Option<&Moves> {
         self.records.iter().find_map(|r| match r {
             Record::Swapping { moves } => Some(moves),
             _ => None,
         })
     }
-    /// The start of the new version: the boot, and who it was as far as that is known.
-    pub fn starting(&self) -> Option<(&str, Option<ProcessId>)> {
-        self.records.iter().rev().find_map(|r| match r {
-            Record::Starting { boot, process } => Some((boot.as_str(), *process)),
-            _ => None,
-        })
+    /// How far the update came, told by all records together.
+    pub fn progress(&self) -> Progress {
+        Progress::of(&self.records)
     }
-    /// The last start of the old version.
-    pub fn starting_old(&self) -> Option<(&str, ProcessId)> {
-        self.records.iter().rev().find_map(|r| match r {
-            Record::StartingOld { boot, process } => Some((boot.as_str(), *process)),
-            _ => None,
-        })
-    }
-    /// The boot in which hooks began, and the data that they may write.
-    pub fn hooking(&self) -> Option<(&str, &[RelPath])> {
-        self.records.iter().find_map(|r| match r {
-            Record::Hooking { boot, data } => Some((boot.as_str(), data.as_slice())),
-            _ => None,
-        })
-    }
-    /// What was decided about the data when the way back from a started version began.
-    pub fn undoing(&self) -> Option<DataBack> {
-        self.records.iter().rev().find_map(|r| match r {
-            Record::Undoing { data } => Some(*data),
-            _ => None,
-        })
-    }
-    pub fn has(&self, wanted: fn(&Record) -> bool) -> bool {
-        self.records.iter().any(wanted)
-    }
-    /// The recoveries that were tried and cut off or failed.
-    pub fn attempts(&self) -> usize {
-        let count = |wanted: fn(&&Record) -> bool| self.records.iter().filter(wanted).count();
-        count(|r| matches!(r, Record::Attempt)).saturating_sub(count(|r| matches!(r, Record::Undecided)))
-    }
+}
+
+/// True for an error that says nothing of the journal itself: it may be whole, and the next try may read it (EIO, EMFILE).
+fn is_of_the_system(e: &std::io::Error) -> bool {
+    e.raw_os_error().is_some()
 }
 
 /// The good records and the length of their bytes.
@@ -449,6 +228,8 @@ pub fn blocked(state: &StateDir, reason: &str) -> Failure {
 )]
 mod tests {
     use super::*;
+    use crate::base::path::RelPath;
+    use crate::system::ProcessId;
     use std::path::Path;
 
     fn begin(root: &Path) -> Begin {
@@ -463,9 +244,10 @@ mod tests {
             to_version: None,
             start_file: RelPath::parse("run.py").unwrap(),
             launch: None,
+            new_launch: None,
             was_running: false,
             service: None,
-            before: Measure::default(),
+            before: Baselines::default(),
             stop_timeout_ms: 1,
             health_timeout_ms: 1,
             soak_ms: 1,
@@ -533,7 +315,10 @@ mod tests {
             panic!("an old journal is refused")
         };
         assert_eq!(journal.begin.service, None);
-        assert_eq!(journal.starting(), Some(("b", Some(ProcessId { pid: 7, start: 9 }))));
+        assert_eq!(
+            journal.progress().started,
+            Some(Start { boot: "b".into(), process: Some(ProcessId { pid: 7, start: 9 }) })
+        );
     }
 
     #[test]
@@ -542,5 +327,32 @@ mod tests {
         let newer = Begin { format: FORMAT + 1, ..begin(folder.path()) };
         Journal::create(&StateDir::at(folder.path()), newer, 4096).unwrap();
         assert!(matches!(Journal::find(&StateDir::at(folder.path())).unwrap(), Found::Unreadable(_)));
+    }
+
+    #[test]
+    fn an_error_of_the_system_is_no_damage_of_the_journal() {
+        // EIO, EMFILE
+        for number in [5, 24] {
+            assert!(is_of_the_system(&std::io::Error::from_raw_os_error(number)));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path());
+        std::fs::create_dir(state.journal()).unwrap();
+        assert!(matches!(Journal::find(&state).unwrap(), Found::Unreadable(_)));
+    }
+
+    #[test]
+    fn nothing_is_written_after_a_record_that_could_not_be_cut_off() {
+        let (folder, bytes) = written(vec![Record::Stopping]);
+        let state = StateDir::at(folder.path());
+        let Found::Open(mut journal) = Journal::find(&state).unwrap() else { panic!("not read") };
+        // Neither written nor cut off: it is open for reading alone.
+        journal.file = File::open(state.journal()).unwrap();
+        journal.file.seek(SeekFrom::End(0)).unwrap();
+        assert!(journal.append(Record::BackupWhole).is_err());
+        assert!(journal.is_torn);
+        journal.file = File::options().append(true).open(state.journal()).unwrap();
+        assert!(journal.append(Record::BackupWhole).unwrap_err().to_string().contains("torn record"));
+        assert_eq!(std::fs::read(state.journal()).unwrap(), bytes);
     }
 }
