@@ -192,7 +192,7 @@ fn prepare(
     if !is_of_the_system(&cli.command) {
         owner::guard(&root, &config)?;
     }
-    let (settings, warnings) = Settings::load(&config, strict)?;
+    let (settings, mut warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;
     let claimed = root.claimed_port().or(settings.server.port);
     let root = root.claiming(claimed);
@@ -206,7 +206,14 @@ fn prepare(
         has_said: false,
         line: outside.line.clone(),
     };
-    Ok((Install { root, settings }, run, warnings))
+    let install = if strict {
+        Install::new(root, settings)?
+    } else {
+        let (install, wrong) = Install::lenient(root, settings)?;
+        warnings.extend(wrong);
+        install
+    };
+    Ok((install, run, warnings))
 }
 
 fn settings_place(cli: &Cli, root: &Path, cwd: &Path) -> PathBuf {

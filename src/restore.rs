@@ -136,7 +136,7 @@ fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
         .into());
     }
     let start_file = receipt::load(install.state())?.map_or_else(update::default_start_file, |r| r.start_file);
-    let record = backup::legacy(&dir, &*install.rules(&[])?, &start_file)?;
+    let record = backup::legacy(&dir, &*install.rules, &start_file)?;
     Ok((dir, record))
 }
 
@@ -158,7 +158,7 @@ fn newest_other(install: &Install) -> Result<(PathBuf, Record)> {
 
 /// `--only`: each path must be saved; a database is put back whole; data that is named is meant.
 fn complete(install: &Install, saved: &mut Saved) -> Result<()> {
-    let (rules, databases) = (install.rules(&[])?, saved.record.databases());
+    let (rules, databases) = (&install.rules, saved.record.databases());
     let mut all: BTreeSet<RelPath> = saved.only.iter().cloned().collect();
     for path in &saved.only {
         let lines = || saved.record.files.iter().filter(|l| l.path.is_within(path));
@@ -186,7 +186,7 @@ fn same_schemas(install: &Install, run: &Run, saved: &Saved) -> Result<()> {
     let lines: Vec<_> = saved.record.files.iter().filter(|l| l.data).collect();
     let place = |main: &RelPath| lines.iter().find(|l| l.path == *main).map(|l| l.saved_at().to_path());
     let scratch = run.scratch(install)?;
-    for main in install.databases(&saved.record.databases(), lines.iter().map(|l| &l.path))? {
+    for main in install.databases(&saved.record.databases(), lines.iter().map(|l| &l.path)) {
         let Some(place) = place(&main) else { continue };
         let (live, kept) = (install.root.join(&main), saved.dir.join(place));
         if !fsx::exists(&live)? || !fsx::exists(&kept)? {

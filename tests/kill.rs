@@ -282,3 +282,50 @@ fn what_a_server_of_somebody_else_writes_is_not_replaced_by_a_rollback() {
     assert_eq!(install.updater(&["recover", "--json"]).expect(4).outcome(), "needs-operator");
     assert_eq!(install.note(), "new row");
 }
+
+/// Writes the journal as that of an earlier boot of the system.
+fn after_another_boot(install: &Install) {
+    let place = install.root.join(".updater/journal");
+    let boot = updater::system::processes::boot_id().unwrap();
+    let text = String::from_utf8(fs::read(&place).unwrap()).unwrap();
+    let line = |line: &str| {
+        let json = line.split_once(' ').unwrap().1.replace(&boot, "an-earlier-boot");
+        format!("{} {json}\n", &updater::base::fsx::sha256(json.as_bytes())[..16])
+    };
+    let text: String = text.trim_end_matches('\0').lines().map(line).collect();
+    assert!(text.contains("an-earlier-boot"), "{text}");
+    fs::write(&place, text).unwrap();
+}
+
+#[test]
+fn after_a_boot_a_version_whose_port_was_set_is_started_on_that_port() {
+    let mut install = install();
+    let (old, new) = (install.port, kit::free_port());
+    let (set, asked) = (format!("PORT={new}"), |status| ping(new).is_some_and(|(code, _)| code == status));
+    kill_apply(&install, &install.bundle("2.0"), &["--set", &set], &|| asked(200));
+    install.port = new;
+    install.stop();
+    after_another_boot(&install);
+    let output = install.updater(&["recover", "--json"]).expect(0);
+    assert_eq!((output.outcome(), install.version()), ("recovered".into(), "2.0".into()), "{output:?}");
+    assert!(ping(old).is_none(), "it runs on the old port");
+    assert_settled(&install);
+}
+
+#[test]
+fn a_version_whose_port_was_set_gives_the_old_one_its_own_port_back() {
+    let mut install = install();
+    let (old, new) = (install.port, kit::free_port());
+    let set = format!("PORT={new}");
+    let asked = || ping(new).is_some_and(|(code, _)| code == 500);
+    kill_apply(&install, &Bundle::release("2.0", DAMAGE), &["--set", &set], &asked);
+    install.port = new;
+    install.stop();
+    install.port = old;
+    after_another_boot(&install);
+    let output = install.updater(&["recover", "--data", "backup", "--json"]).expect(0);
+    assert_eq!((output.outcome(), install.version()), ("recovered".into(), "1.0".into()), "{output:?}");
+    assert!(ping(new).is_none(), "something runs on the new port");
+    assert_old_data(&install);
+    assert_settled(&install);
+}

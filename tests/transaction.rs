@@ -227,7 +227,7 @@ impl Case {
         let mut bundle = Bundle::open(&zip, &expected, &limits).unwrap();
         let mut settings = Settings::default();
         settings.preserve.carry.clear();
-        let rules = Rc::new(Rules::of(&root, &settings, &[]).unwrap());
+        let rules = Rc::new(Rules::of(&root, &settings).unwrap());
         let receipt = receipt_of(base);
         let shipped = bundle.entries.iter().map(|e| &e.path);
         let ownership = Ownership::new(&root, &rules, Some(&receipt), shipped, false);
@@ -236,6 +236,7 @@ impl Case {
             ownership: &ownership,
             census: &census,
             start_file: &start,
+            set: &[],
             heal: false,
             saved_data: &BTreeSet::new(),
             saved_folders: &BTreeSet::new(),

@@ -45,7 +45,7 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
     let detection = update::detect(install, run, &options, &[])?;
     let mut opened = open(install, bundle, &detection.start_file)?;
     let shipped = opened.entries.iter().map(|entry| &entry.path);
-    let ownership = Ownership::new(&install.root, &install.rules(&[])?, None, shipped, false);
+    let ownership = Ownership::new(&install.root, &install.rules, None, shipped, false);
     let (mut lines, mut same, mut differs, mut missing) = (Vec::new(), 0, Vec::new(), Vec::new());
     for index in 0..opened.entries.len() {
         let entry = opened.entries[index].clone();

@@ -265,7 +265,7 @@ fn tree(install: &Install) -> Result<Found> {
         return Ok(fine("nothing was installed by this program yet"));
     };
     let mut kept = update::kept_bundle(install, &receipt)?;
-    let found = verify::installed(&install.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
+    let found = verify::installed(&install.ownership(Some(&receipt)), &receipt, &mut kept, true)?;
     let mut wrong = found.modified.iter().chain(&found.missing);
     Ok(match wrong.next() {
         None if found.changed_here.is_empty() => {
@@ -287,7 +287,7 @@ fn tree(install: &Install) -> Result<Found> {
 /// What users wrote must be readable to be saved.
 fn data(install: &Install) -> Result<Found> {
     let receipt = receipt::load(install.state())?;
-    let ownership = install.ownership(receipt.as_ref())?;
+    let ownership = install.ownership(receipt.as_ref());
     let census = ownership.census(None)?;
     let mut unreadable: Vec<String> = census.unreadable.iter().map(|(path, _)| path.to_string()).collect();
     for (path, facts) in census.of(Class::Data).filter(|(_, facts)| facts.kind == Kind::File) {
@@ -308,10 +308,10 @@ fn data(install: &Install) -> Result<Found> {
 
 fn databases(install: &Install, run: &Run) -> Result<Found> {
     let receipt = receipt::load(install.state())?;
-    let census = install.ownership(receipt.as_ref())?.census(None)?;
+    let census = install.ownership(receipt.as_ref()).census(None)?;
     let scratch = run.scratch(install)?;
     let mut names = Vec::new();
-    for main in install.databases(&census.databases, census.items.keys())? {
+    for main in install.databases(&census.databases, census.items.keys()) {
         let found = verify::check_database(install.root.path(), &main, &[], &scratch)?;
         if !found.ok {
             return Ok(problem(
@@ -330,7 +330,7 @@ fn databases(install: &Install, run: &Run) -> Result<Found> {
 /// A backup and the same again for a new version: what an update of everything would need.
 fn space(install: &Install) -> Result<Found> {
     let receipt = receipt::load(install.state())?;
-    let ownership = install.ownership(receipt.as_ref())?;
+    let ownership = install.ownership(receipt.as_ref());
     let census = ownership.census(None)?;
     let free = files::free_space(install.root.path()).context("asking for free space")?;
     let selection = Selection::choose(&install.root, &ownership.rules, &census, &install.backups(), free)?;

@@ -230,13 +230,13 @@ fn outage(install: &Install, hooks: Option<&Hooks>) -> Value {
 /// What `verify` found, and whether all is well.
 pub fn verify(install: &Install, run: &Run) -> Result<(Value, bool)> {
     let receipt = receipt::load(install.state())?.ok_or_else(no_receipt)?;
-    let ownership = install.ownership(Some(&receipt))?;
+    let ownership = install.ownership(Some(&receipt));
     let mut kept = update::kept_bundle(install, &receipt)?;
     let found = verify::installed(&ownership, &receipt, &mut kept, false)?;
     let mut databases = Vec::new();
     let census = ownership.census(None)?;
     let scratch = run.scratch(install)?;
-    for main in install.databases(&census.databases, census.items.keys())? {
+    for main in install.databases(&census.databases, census.items.keys()) {
         databases.push(verify::check_database(install.root.path(), &main, &install.settings.verify.tables, &scratch)?);
     }
     let whole = found.is_whole() && databases.iter().all(|d| d.ok);
@@ -350,7 +350,7 @@ fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart:
 fn damaged(install: &Install) -> Result<BTreeSet<RelPath>> {
     let receipt = receipt::load(install.state())?.ok_or_else(no_receipt)?;
     let mut kept = update::kept_bundle(install, &receipt)?;
-    let found = verify::installed(&install.ownership(Some(&receipt))?, &receipt, &mut kept, true)?;
+    let found = verify::installed(&install.ownership(Some(&receipt)), &receipt, &mut kept, true)?;
     Ok(found.modified.into_iter().chain(found.missing).collect())
 }
 

@@ -67,7 +67,7 @@ fn altered_program(install: &Install, prepared: &Prepared, start_file: &RelPath)
     let Some(mut wanted) = receipt::load_staged(install.state())? else { return Ok(None) };
     wanted.files.retain(|line| line.path != *start_file);
     // A restore of a part leaves what was altered before as it was.
-    let found = verify::installed(&install.ownership(Some(&wanted))?, &wanted, &mut None, true)?;
+    let found = verify::installed(&install.ownership(Some(&wanted)), &wanted, &mut None, true)?;
     let was_so = |path: &RelPath| {
         prepared.plan.actions.iter().any(|p| p.path == *path && p.action == crate::update::plan::Action::Keep)
     };

@@ -16,7 +16,7 @@ use crate::system::{files, processes};
 use crate::update::bundle::{self, Bundle, Expected, Limits, TopFolder};
 use crate::update::hooks::{self, Hooks};
 use crate::update::install::Install;
-use crate::update::ownership::{Census, Ownership, Rules};
+use crate::update::ownership::{Census, Ownership};
 use crate::update::plan::{self, Action, Plan};
 use crate::update::run::Run;
 use crate::update::staging;
@@ -55,6 +55,7 @@ impl Prepared<'_> {
             ownership: &self.ownership,
             census: &self.census,
             start_file: &self.detection.start_file,
+            set: &self.request.set,
             heal: self.heal,
             saved_data: &self.saved_data,
             saved_folders: &self.saved_folders,
@@ -74,7 +75,7 @@ impl Prepared<'_> {
 
     /// The databases that are watched, but for those that are put back whole, or are the release's to change.
     pub fn watched_databases(&self, install: &Install) -> Result<BTreeSet<RelPath>> {
-        let all = install.databases(&self.census.databases, self.census.items.keys())?;
+        let all = install.databases(&self.census.databases, self.census.items.keys());
         let changes: BTreeSet<&RelPath> = self.plan.changes().map(|planned| &planned.path).collect();
         Ok(all.into_iter().filter(|main| !self.plan.sets.contains(main) && !changes.contains(main)).collect())
     }
@@ -127,6 +128,7 @@ pub fn preflight<'a>(
         ownership: &ownership,
         census: &census,
         start_file: &detection.start_file,
+        set: &request.set,
         heal,
         saved_data: &saved_data,
         saved_folders: &saved_folders,
@@ -188,18 +190,16 @@ fn saved_data(request: &Request) -> BTreeSet<RelPath> {
 
 /// Whose the files are, by the receipt and this bundle.
 fn ownership(install: &Install, request: &Request, detection: &Detection, bundle: &Bundle) -> Result<Ownership> {
-    let mut rules = Rules::of(&install.root, &install.settings, &request.set)?;
-    if request.saved().is_some() {
-        // A saved version has its settings already.
-        (rules.carry, rules.merge) = Default::default();
-    }
+    let rules = match request.saved() {
+        Some(_) => Rc::new(install.rules.for_saved()),
+        None => install.rules.clone(),
+    };
     let shipped = bundle.entries.iter().filter(|e| !e.data).map(|e| &e.path);
     let launch = detection.new_launch.iter();
     // What a restore itself brought back is known, also where nobody knows what its version shipped.
     let trusts = request.saved().is_some();
     let outputs = launch.flat_map(|launch| [launch.stdout.clone(), launch.stderr.clone()]);
-    Ok(Ownership::new(&install.root, &Rc::new(rules), detection.receipt.as_ref(), shipped, trusts)
-        .with_outputs(outputs))
+    Ok(Ownership::new(&install.root, &rules, detection.receipt.as_ref(), shipped, trusts).with_outputs(outputs))
 }
 
 fn refuse_others_install(install: &Install) -> Result<()> {
@@ -387,7 +387,7 @@ fn open_bundle(install: &Install, request: &Request, zip: &Zip, detection: &Dete
     }
     let is_installed = |name: &RelPath| install.root.join(name).exists();
     let named = zip.shown();
-    let rules = install.rules(&[])?;
+    let rules = &install.rules;
     let judge_top = |folder: &RelPath| match rules.is_own(folder) || rules.is_data(folder, true) {
         true => TopFolder::NoProgram,
         false if install.root.join(folder).is_dir() => TopFolder::Shared,
@@ -464,7 +464,7 @@ pub(super) fn reserve_size(selection: &Selection) -> u64 {
 
 pub(super) fn is_whole(install: &Install, detection: &Detection) -> Result<bool> {
     let Some(receipt) = &detection.receipt else { return Ok(false) };
-    let ownership = install.ownership(Some(receipt))?;
+    let ownership = install.ownership(Some(receipt));
     // A file whose settings alone were changed by the operator is whole; that needs the kept bundle.
     if verify::installed(&ownership, receipt, &mut None, true)?.is_whole() {
         return Ok(true);

@@ -34,7 +34,7 @@ pub(super) fn nothing_to_do(install: &Install, request: &Request, detection: &De
     if !fsx::same_bytes(&zip.path, &install.state().bundle()) {
         return Ok(false);
     }
-    Ok(verify::installed(&install.ownership(Some(receipt))?, receipt, &mut None, true)?.is_whole())
+    Ok(verify::installed(&install.ownership(Some(receipt)), receipt, &mut None, true)?.is_whole())
 }
 
 /// Ends an update that has nothing to do, beside a running server.

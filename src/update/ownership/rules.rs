@@ -25,6 +25,7 @@ const OWN_LOGS: [&str; 4] = [
 const VOLATILE: [&str; 3] = ["*.pid", "*.log", "*.log.*"];
 
 /// The places of the updater's own, by their names alone.
+#[derive(Clone)]
 pub struct OwnPlaces {
     places: Gitignore,
     logs: Gitignore,
@@ -102,6 +103,7 @@ fn is_short_name(part: &str, name: &str) -> bool {
 }
 
 /// What decides over the files of one install.
+#[derive(Clone)]
 pub struct Rules {
     pub profile: &'static Profile,
     own: OwnPlaces,
@@ -112,12 +114,12 @@ pub struct Rules {
     named: Gitignore,
     clean: Gitignore,
     skip: Gitignore,
+    /// The databases that `[verify] sqlite` names.
+    watched: Gitignore,
     /// Paths whose new keys are merged into the live file.
     pub merge: Vec<RelPath>,
     /// Assignments that a settings file keeps.
     pub carry: BTreeMap<RelPath, Vec<String>>,
-    /// `--set`, for the first carried file.
-    pub set: Vec<(String, String)>,
     /// Databases that are missing in data folders are added from a bundle.
     pub add_databases: bool,
     /// Data files above this size, in bytes, are saved only where that is cheap.
@@ -128,7 +130,7 @@ pub struct Rules {
 
 impl Rules {
     /// The rules of an install. Errors: a pattern or a path of the settings cannot be read (exit 2).
-    pub fn of(root: &InstallRoot, settings: &Settings, set: &[(String, String)]) -> Result<Rules> {
+    pub fn of(root: &InstallRoot, settings: &Settings) -> Result<Rules> {
         let profile = Profile::of(root.path());
         let folds_case = fsx::folds_case(root.path())?;
         let parse = |name: &String| {
@@ -150,13 +152,23 @@ impl Rules {
             named: matcher(named.into_iter(), folds_case)?,
             clean: matcher(settings.clean.paths.iter().map(String::as_str), folds_case)?,
             skip: matcher(settings.backup.skip.iter().map(String::as_str), folds_case)?,
+            watched: matcher(settings.verify.sqlite.iter().map(String::as_str), false)?,
             merge: preserve.merge_json.iter().map(parse).collect::<Result<_, _>>()?,
             carry,
-            set: set.to_vec(),
             add_databases: preserve.add_databases,
             max_file: settings.backup.max_file,
             folds_case,
         })
+    }
+
+    /// True for the main file of a database that is checked before and after an update.
+    pub fn is_watched(&self, main: &RelPath) -> bool {
+        hits(&self.watched, main, false)
+    }
+
+    /// The rules for a saved version, which has its settings already: nothing is carried or merged.
+    pub fn for_saved(&self) -> Rules {
+        Rules { carry: BTreeMap::new(), merge: Vec::new(), ..self.clone() }
     }
 
     /// The name as the volume compares names.
@@ -241,7 +253,7 @@ mod tests {
             std::fs::create_dir(folder.path().join("instance")).unwrap();
             std::fs::write(folder.path().join("run.py"), "").unwrap();
         }
-        Rules::of(&InstallRoot::resolve(folder.path()).unwrap(), settings, &[]).unwrap()
+        Rules::of(&InstallRoot::resolve(folder.path()).unwrap(), settings).unwrap()
     }
 
     fn path(text: &str) -> RelPath {

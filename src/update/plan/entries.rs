@@ -223,7 +223,7 @@ impl<'a> Planner<'a> {
         let Some(names) = rules.carry.get(&entry.path) else { return self.by_base(bundle, index, live) };
         let (old, new) = (self.live_settings(&entry)?, bundle.read_entry(index, carry::MAX_SIZE)?);
         let is_target = rules.carry.keys().next() == Some(&entry.path);
-        let set: &[(String, String)] = if is_target { &rules.set } else { &[] };
+        let set: &[(String, String)] = if is_target { self.order.set } else { &[] };
         let done = carry::carry(&new, &old, names, set).map_err(|e| {
             Failure::failed("cannot-carry", format!("the settings of {} cannot be carried over: {e}", entry.path))
                 .at(&entry.path)

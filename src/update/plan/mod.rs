@@ -107,6 +107,8 @@ pub struct Order<'a> {
     pub ownership: &'a Ownership,
     pub census: &'a Census,
     pub start_file: &'a RelPath,
+    /// `--set`: assignments for the first carried file.
+    pub set: &'a [(String, String)],
     /// Heals only: nothing is removed, and what damaged the program is put right.
     pub heal: bool,
     /// What a saved version holds as data of the users: it is not lacking.
