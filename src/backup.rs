@@ -18,7 +18,7 @@ use crate::base::path::RelPath;
 use crate::state::journal::Folder;
 use crate::state::root::InstallRoot;
 use crate::system::{self, Facts, files};
-use crate::update::ownership::{Census, Class, Databases};
+use crate::update::ownership::{Census, Class, Item};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -227,15 +227,10 @@ impl Backup {
             self.forget(path)?;
         }
         for (path, item) in &census.items {
-            self.again(root, path, &item.facts, item.class == Class::Data, live.selection, &census.databases)?;
+            self.again(root, live, path, item)?;
         }
         let (linked, folders) = self.folders(root, census)?;
-        for item in walkdir::WalkDir::new(&self.dir) {
-            let item = item?;
-            if item.file_type().is_dir() {
-                files::sync_folder(item.path()).with_context(|| format!("flushing {}", item.path().display()))?;
-            }
-        }
+        fsx::sync_folders(&self.dir)?;
         for line in self.lines.values_mut() {
             line.base = live.bases.get(&line.path).filter(|base| **base != line.sha256).cloned();
         }
@@ -279,16 +274,10 @@ impl Backup {
     }
 
     /// Brings what was saved of one file up to date.
-    fn again(
-        &mut self,
-        root: &InstallRoot,
-        path: &RelPath,
-        facts: &Facts,
-        data: bool,
-        selection: &Selection,
-        databases: &Databases,
-    ) -> Result<()> {
-        let is_database = databases.main_of(path).is_some();
+    fn again(&mut self, root: &InstallRoot, live: &Live, path: &RelPath, item: &Item) -> Result<()> {
+        let (facts, data) = (&item.facts, item.class == Class::Data);
+        let selection = live.selection;
+        let is_database = live.census.databases.main_of(path).is_some();
         if selection.is_watched_only(path, facts, data, is_database) {
             self.forget(path)?;
             self.watched.insert(path.clone(), *facts);

@@ -136,7 +136,7 @@ fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
         .into());
     }
     let start_file = receipt::load(install.state())?.map_or_else(update::default_start_file, |r| r.start_file);
-    let record = backup::legacy(&dir, &*install.rules, &start_file)?;
+    let record = backup::legacy(&dir, &install.rules, &start_file)?;
     Ok((dir, record))
 }
 

@@ -190,14 +190,14 @@ impl Style<'_> {
     /// A value of the bundle: its numbers and texts to the letter, its lines in the indent of the file.
     fn value(&self, out: &mut String, text: &str, depth: usize) {
         if let Some(Members(members)) = Members::of(text).filter(|members| !members.0.is_empty()) {
-            self.parts(out, ['{', '}'], members.len(), depth, &mut |out, n| {
+            self.parts(out, ("{}", members.len()), depth, &mut |out, n| {
                 if let Some((key, value)) = members.get(n) {
                     self.member(out, key, value.get(), depth.saturating_add(1));
                 }
             });
         } else if let Some(items) = serde_json::from_str::<Vec<&RawValue>>(text).ok().filter(|items| !items.is_empty())
         {
-            self.parts(out, ['[', ']'], items.len(), depth, &mut |out, n| {
+            self.parts(out, ("[]", items.len()), depth, &mut |out, n| {
                 if let Some(item) = items.get(n) {
                     self.value(out, item.get(), depth.saturating_add(1));
                 }
@@ -209,15 +209,16 @@ impl Style<'_> {
         }
     }
 
+    /// A list or an object of `count` parts between these brackets.
     fn parts(
         &self,
         out: &mut String,
-        [open, close]: [char; 2],
-        count: usize,
+        (brackets, count): (&str, usize),
         depth: usize,
         part: &mut dyn FnMut(&mut String, usize),
     ) {
-        out.push(open);
+        let (open, close) = brackets.split_at(1);
+        out.push_str(open);
         for n in 0..count {
             if n > 0 {
                 out.push(',');
@@ -227,7 +228,7 @@ impl Style<'_> {
             part(out, n);
         }
         self.line(out, depth);
-        out.push(close);
+        out.push_str(close);
     }
 }
 

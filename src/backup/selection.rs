@@ -106,9 +106,15 @@ impl Selection {
         let mut selection = Selection { files: Vec::new(), bytes: 0, databases: 0, number, rules: rules.clone() };
         let previous = Previous::newest(backups)?;
         for (path, item) in &census.items {
-            let one =
-                selection.chosen(root, census, path, &item.facts, item.class == Class::Data, previous.as_ref())?;
-            selection.files.push(one);
+            // One that vanished meanwhile needs no room.
+            let allocated = files::allocated(&root.join(path)).map_or(0, |bytes| bytes.min(item.facts.size));
+            let is_database = census.databases.main_of(path).is_some();
+            let data = item.class == Class::Data;
+            let how = selection.how(path, &item.facts, (data, is_database), previous.as_ref());
+            if is_database && how == How::Copy {
+                selection.databases += allocated;
+            }
+            selection.files.push(Selected { path: path.clone(), facts: item.facts, data, how, allocated });
         }
         if selection.number.is_multiple_of(OWN_COPIES_EVERY) {
             selection.own_copies(free);
@@ -117,31 +123,23 @@ impl Selection {
         Ok(selection)
     }
 
-    fn chosen(
-        &mut self,
-        root: &InstallRoot,
-        census: &Census,
+    /// How a file is saved that is `data` of the users, or a part of a database.
+    fn how(
+        &self,
         path: &RelPath,
         facts: &Facts,
-        data: bool,
+        (data, is_database): (bool, bool),
         previous: Option<&Previous>,
-    ) -> Result<Selected> {
-        // One that vanished meanwhile needs no room.
-        let allocated = files::allocated(&root.join(path)).map_or(0, |bytes| bytes.min(facts.size));
-        let is_database = census.databases.main_of(path).is_some();
-        let how = if self.is_watched_only(path, facts, data, is_database) {
-            How::Watch
-        } else if is_database {
-            self.databases += allocated;
-            How::Copy
-        } else if let Some(link) = previous.and_then(|previous| previous.copy_of(path, facts)) {
-            link
-        } else if self.is_large(facts, data, is_database) {
-            How::Clone
-        } else {
-            How::Copy
-        };
-        Ok(Selected { path: path.clone(), facts: *facts, data, how, allocated })
+    ) -> How {
+        if self.is_watched_only(path, facts, data, is_database) {
+            return How::Watch;
+        }
+        if is_database {
+            return How::Copy;
+        }
+        let link = previous.and_then(|previous| previous.copy_of(path, facts));
+        let otherwise = if self.is_large(facts, data, is_database) { How::Clone } else { How::Copy };
+        link.unwrap_or(otherwise)
     }
 
     /// Copies in place of links, if there is room for all of them.

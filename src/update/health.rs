@@ -137,7 +137,7 @@ fn rank(status: Option<u16>) -> u8 {
     }
 }
 
-/// A server that was started and may end; what the judge needs of it.
+/// A server that was started and may end; what its health check needs of it.
 pub trait Started {
     /// Who it is.
     fn id(&self) -> ProcessId;
@@ -164,10 +164,15 @@ pub struct Healthy {
     pub first_answer: Instant,
 }
 
-/// How long the server may take to come up, and how long it must then stay well.
-#[derive(Debug, Clone, Copy)]
-pub struct Judge {
+/// What a started server is judged by.
+pub struct HealthCheck<'a> {
+    pub baseline: &'a HealthBaseline,
+    pub root: &'a InstallRoot,
+    /// The processes from before the stop.
+    pub old: &'a [ProcessId],
+    /// How long the server may take to come up.
     pub timeout: Duration,
+    /// How long it must then stay well.
     pub soak: Duration,
 }
 
@@ -181,110 +186,146 @@ enum Seen {
     Status(u32, IpAddr, Option<(Protocol, u16)>),
 }
 
-impl Judge {
-    /// Waits until the server is well, and then through the soak. `old` are the processes from before the
-    /// stop; `new` is the one that we started, None where a service manager did. `tick` is called at
-    /// least between two questions.
+/// How a server is, by all looks together.
+enum State {
+    /// It has not answered yet, or says that it is about to (503).
+    Waiting,
+    /// It answers worse than before, with this status, since then.
+    Bad { status: u16, since: Instant },
+    /// It listens and does not answer, since then.
+    Silent { since: Instant },
+    /// It is well, and must stay so.
+    Soaking { healthy: Healthy, id: ProcessId },
+}
+
+/// What one look changes.
+enum Step {
+    To(State),
+    /// It is well for the first time.
+    Begun(State),
+    Proven(Healthy),
+}
+
+/// The ports that must be owned, and the one that is asked.
+struct Ports {
+    all: BTreeSet<u16>,
+    asked: u16,
+}
+
+impl HealthCheck<'_> {
+    /// Waits until the server is well, and then through the soak. `new` is the process that we started, None where a
+    /// service manager did. `tick` is called at least between two questions.
     /// Errors: `health-exited`, `health-timeout`, `health-status`, `health-port`, and what `tick` says.
-    pub fn judge(
+    pub fn wait_until_healthy(
         &self,
-        before: &HealthBaseline,
-        root: &InstallRoot,
-        old: &[ProcessId],
         mut new: Option<&mut dyn Started>,
         tick: &mut dyn FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Healthy> {
         let begun = Instant::now();
-        let mut ports: BTreeSet<u16> = before.ports.iter().copied().collect();
-        ports.extend(before.asked_port.filter(|_| before.ports.is_empty()));
-        let Some(asked) = before.asked_port.or(ports.first().copied()) else {
-            return Err(Failure::failed("health-port", "no port is known on which the server could be asked").into());
-        };
-        let mut well: Option<(Healthy, ProcessId)> = None;
-        let mut bad: Option<(u16, Instant)> = None;
-        let mut silent: Option<Instant> = None;
+        let ports = self.ports()?;
+        let mut state = State::Waiting;
         let mut looked: Option<Instant> = None;
         loop {
             tick()?;
             if let Some(server) = new.as_deref_mut() {
-                self.still_runs(server, root, old)?;
+                self.still_runs(server)?;
             }
-            if let Some((healthy, id)) = &well {
-                let lives = processes::identity(id.pid)? == Some(*id);
-                if lives && healthy.first_answer.elapsed() < self.soak {
-                    std::thread::sleep(POLL.min(self.soak.saturating_sub(healthy.first_answer.elapsed())));
-                    continue;
-                }
+            if let Some(rest) = self.rest_of_soak(&state)? {
+                std::thread::sleep(POLL.min(rest));
+                continue;
             }
-            if looked.is_some_and(|at: Instant| at.elapsed() < RELOOK) && !anything_listens(&ports) {
+            if looked.is_some_and(|at: Instant| at.elapsed() < RELOOK) && !all_ports_accept(&ports.all) {
                 std::thread::sleep(POLL);
                 if begun.elapsed() < self.timeout {
                     continue;
                 }
             }
             looked = Some(Instant::now());
-            let seen = look(before, root, old, new.as_deref().map(|n| n.id()), (&ports, asked))?;
-            match &seen {
-                Seen::Status(pid, _, Some((protocol, status))) if good_enough(before, *status) => {
-                    let soaked = well.take().filter(|(healthy, _)| healthy.pid == *pid);
-                    bad = None;
-                    silent = None;
-                    match (soaked, processes::identity(*pid)?) {
-                        (Some((healthy, id)), now)
-                            if now == Some(id) && healthy.first_answer.elapsed() >= self.soak =>
-                        {
-                            return Ok(healthy);
-                        }
-                        (_, Some(id)) => {
-                            let first_answer = Instant::now();
-                            let healthy = Healthy { pid: *pid, port: asked, protocol: *protocol, first_answer };
-                            well = Some((healthy, id));
-                            // Nothing to sit out: the answer itself was the proof.
-                            if self.soak > Duration::ZERO {
-                                continue;
-                            }
-                        }
-                        (_, None) => {}
-                    }
+            let seen = self.look(&ports, new.as_deref().map(|n| n.id()))?;
+            state = match self.step(state, &seen, ports.asked)? {
+                Step::Proven(healthy) => return Ok(healthy),
+                // With nothing to sit out the answer itself was the proof.
+                Step::Begun(state) if self.soak.is_zero() => state,
+                Step::Begun(begun) => {
+                    state = begun;
+                    continue;
                 }
-                Seen::Status(_, _, Some((_, status))) if *status != 503 => {
-                    well = None;
-                    silent = None;
-                    let since = bad.filter(|(same, _)| same == status).map_or_else(Instant::now, |(_, since)| since);
-                    bad = Some((*status, since));
-                    if since.elapsed() >= self.soak.max(LEAST_BAD) {
-                        return Err(failed("health-status", before, asked, &format!("status {status}")));
-                    }
-                }
-                Seen::Status(_, address, None) => {
-                    well = None;
-                    bad = None;
-                    let since = *silent.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= self.soak.max(LEAST_BAD) {
-                        silent = Some(Instant::now());
-                        self.speaks_otherwise(before, *address, asked)?;
-                    }
-                }
-                _ => {
-                    well = None;
-                    bad = None;
-                }
-            }
-            let too_late = |(healthy, _): &(Healthy, ProcessId)| healthy.first_answer >= begun + self.timeout;
-            if begun.elapsed() >= self.timeout && well.as_ref().is_none_or(too_late) {
-                return Err(timed_out(before, asked, &seen));
+                Step::To(state) => state,
+            };
+            let in_time =
+                matches!(&state, State::Soaking { healthy, .. } if healthy.first_answer < begun + self.timeout);
+            if begun.elapsed() >= self.timeout && !in_time {
+                return Err(timed_out(self.baseline, ports.asked, &seen));
             }
             std::thread::sleep(POLL);
         }
     }
 
+    fn ports(&self) -> anyhow::Result<Ports> {
+        let mut all: BTreeSet<u16> = self.baseline.ports.iter().copied().collect();
+        all.extend(self.baseline.asked_port.filter(|_| self.baseline.ports.is_empty()));
+        let Some(asked) = self.baseline.asked_port.or(all.first().copied()) else {
+            return Err(Failure::failed("health-port", "no port is known on which the server could be asked").into());
+        };
+        Ok(Ports { all, asked })
+    }
+
+    /// How much of the soak is left, while the process that answered lives. None: it is to be looked at.
+    fn rest_of_soak(&self, state: &State) -> anyhow::Result<Option<Duration>> {
+        let State::Soaking { healthy, id } = state else { return Ok(None) };
+        let rest = self.soak.saturating_sub(healthy.first_answer.elapsed());
+        let lives = processes::identity(id.pid)? == Some(*id);
+        Ok((lives && !rest.is_zero()).then_some(rest))
+    }
+
+    /// The state after one more look. Errors: it cannot become well any more.
+    fn step(&self, state: State, seen: &Seen, asked: u16) -> anyhow::Result<Step> {
+        let patience = self.soak.max(LEAST_BAD);
+        Ok(match seen {
+            Seen::Status(pid, _, Some((protocol, status))) if good_enough(self.baseline, *status) => {
+                match (state, processes::identity(*pid)?) {
+                    (State::Soaking { healthy, id }, now)
+                        if healthy.pid == *pid && now == Some(id) && healthy.first_answer.elapsed() >= self.soak =>
+                    {
+                        Step::Proven(healthy)
+                    }
+                    (_, Some(id)) => {
+                        let first_answer = Instant::now();
+                        let healthy = Healthy { pid: *pid, port: asked, protocol: *protocol, first_answer };
+                        Step::Begun(State::Soaking { healthy, id })
+                    }
+                    (_, None) => Step::To(State::Waiting),
+                }
+            }
+            Seen::Status(_, _, Some((_, status))) if *status != 503 => {
+                let since = match state {
+                    State::Bad { status: same, since } if same == *status => since,
+                    _ => Instant::now(),
+                };
+                if since.elapsed() >= patience {
+                    return Err(failed("health-status", self.baseline, asked, &format!("status {status}")));
+                }
+                Step::To(State::Bad { status: *status, since })
+            }
+            Seen::Status(_, address, None) => {
+                let since = if let State::Silent { since } = state { since } else { Instant::now() };
+                if since.elapsed() < patience {
+                    return Ok(Step::To(State::Silent { since }));
+                }
+                self.speaks_otherwise(*address, asked)?;
+                Step::To(State::Silent { since: Instant::now() })
+            }
+            _ => Step::To(State::Waiting),
+        })
+    }
+
     /// Fails at once when the started process ended badly, or ended and left nothing of the install.
-    fn still_runs(&self, server: &mut dyn Started, root: &InstallRoot, old: &[ProcessId]) -> anyhow::Result<()> {
+    fn still_runs(&self, server: &mut dyn Started) -> anyhow::Result<()> {
         let Some(how) = server.exited()? else { return Ok(()) };
         let ProcessId { pid, start } = server.id();
         if how == "exit code 0" {
             // A daemon that it left is born after it; whatever else stands in the install is none.
-            let newcomers = Table::read(&ports::listeners()?)?.newcomers(root, old);
+            let newcomers = Table::read(&ports::listeners()?)?.newcomers(self.root, self.old);
             let born = |pid: &u32| processes::identity(*pid).ok().flatten().map(|id| id.start);
             if newcomers.iter().any(|new| *new != pid && born(new).is_some_and(|at| at >= start)) {
                 return Ok(());
@@ -294,17 +335,47 @@ impl Judge {
     }
 
     /// Fails when the server answers over the protocol that it did not speak before.
-    fn speaks_otherwise(&self, before: &HealthBaseline, address: IpAddr, port: u16) -> anyhow::Result<()> {
-        let Some(expected) = before.protocol else { return Ok(()) };
-        let answer = net::get(expected.other(), address, port, &before.path, ASK);
+    fn speaks_otherwise(&self, address: IpAddr, port: u16) -> anyhow::Result<()> {
+        let Some(expected) = self.baseline.protocol else { return Ok(()) };
+        let answer = net::get(expected.other(), address, port, &self.baseline.path, ASK);
         // 400: a TLS port that explains itself to a plain request.
         match answer {
             Ok(answer) if answer.status != 400 && answer.status != 503 => {
                 let seen = format!("status {} over {}", answer.status, expected.other());
-                Err(failed("health-status", before, port, &seen))
+                Err(failed("health-status", self.baseline, port, &seen))
             }
             _ => Ok(()),
         }
+    }
+
+    /// One look: who listens, and what it answers.
+    fn look(&self, wanted: &Ports, new: Option<ProcessId>) -> anyhow::Result<Seen> {
+        let (asked, wanted) = (wanted.asked, &wanted.all);
+        let listeners = ports::listeners()?;
+        let missing: Vec<u16> = wanted.iter().copied().filter(|p| !listeners.iter().any(|l| l.port == *p)).collect();
+        if !missing.is_empty() {
+            return Ok(Seen::Missing(missing));
+        }
+        let table = Table::read(&listeners)?;
+        let newcomers = table.newcomers(self.root, self.old);
+        let counts = |pid: &u32| {
+            // Where we started one, only it and its children count, or what it left behind as a daemon.
+            let of_ours = new.is_none_or(|new| table.descends(*pid, new.pid) || !table.holds(new.pid));
+            newcomers.contains(pid) && of_ours || new.is_some_and(|new| table.descends(*pid, new.pid))
+        };
+        let mut owner = None;
+        for port in wanted.iter().chain([&asked]) {
+            let held: Vec<&Listener> = listeners.iter().filter(|l| l.port == *port).collect();
+            let ours = held.iter().find_map(|l| l.pids.iter().find(|pid| counts(pid)).map(|pid| (*pid, l.reachable())));
+            match (ours, held.iter().find_map(|l| l.pids.first())) {
+                (Some(found), _) if *port == asked => owner = Some(found),
+                (Some(_), _) => {}
+                (None, Some(pid)) => return Ok(Seen::Stranger(*port, *pid)),
+                (None, None) => return Ok(Seen::Missing(vec![*port])),
+            }
+        }
+        let Some((pid, address)) = owner else { return Ok(Seen::Missing(vec![asked])) };
+        Ok(Seen::Status(pid, address, ask(self.baseline, address, asked)))
     }
 }
 
@@ -316,7 +387,7 @@ pub fn answers_as_well(expected: &HealthBaseline, measured: &HealthBaseline) -> 
 
 /// A knock on the usual addresses: cheap, where reading every process is not, so that the wait takes
 /// nothing from a server that starts. The connection is closed at once.
-fn anything_listens(ports: &BTreeSet<u16>) -> bool {
+fn all_ports_accept(ports: &BTreeSet<u16>) -> bool {
     let here: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let knock = |port: u16| here.iter().any(|at| TcpStream::connect_timeout(&(*at, port).into(), KNOCK).is_ok());
     ports.iter().all(|port| knock(*port))
@@ -325,41 +396,6 @@ fn anything_listens(ports: &BTreeSet<u16>) -> bool {
 fn good_enough(before: &HealthBaseline, status: u16) -> bool {
     let needed = if before.status.is_some() { rank(before.status) } else { rank(Some(200)) };
     rank(Some(status)) >= needed
-}
-
-/// One look: who listens, and what he says.
-fn look(
-    before: &HealthBaseline,
-    root: &InstallRoot,
-    old: &[ProcessId],
-    new: Option<ProcessId>,
-    (wanted, asked): (&BTreeSet<u16>, u16),
-) -> anyhow::Result<Seen> {
-    let listeners = ports::listeners()?;
-    let missing: Vec<u16> = wanted.iter().copied().filter(|p| !listeners.iter().any(|l| l.port == *p)).collect();
-    if !missing.is_empty() {
-        return Ok(Seen::Missing(missing));
-    }
-    let table = Table::read(&listeners)?;
-    let newcomers = table.newcomers(root, old);
-    let counts = |pid: &u32| {
-        // Where we started one, only it and its children count, or what it left behind as a daemon.
-        let of_ours = new.is_none_or(|new| table.descends(*pid, new.pid) || !table.holds(new.pid));
-        newcomers.contains(pid) && of_ours || new.is_some_and(|new| table.descends(*pid, new.pid))
-    };
-    let mut owner = None;
-    for port in wanted.iter().chain([&asked]) {
-        let held: Vec<&Listener> = listeners.iter().filter(|l| l.port == *port).collect();
-        let ours = held.iter().find_map(|l| l.pids.iter().find(|pid| counts(pid)).map(|pid| (*pid, l.reachable())));
-        match (ours, held.iter().find_map(|l| l.pids.first())) {
-            (Some(found), _) if *port == asked => owner = Some(found),
-            (Some(_), _) => {}
-            (None, Some(pid)) => return Ok(Seen::Stranger(*port, *pid)),
-            (None, None) => return Ok(Seen::Missing(vec![*port])),
-        }
-    }
-    let Some((pid, address)) = owner else { return Ok(Seen::Missing(vec![asked])) };
-    Ok(Seen::Status(pid, address, ask(before, address, asked)))
 }
 
 /// Asks over the protocol of before, or whichever it speaks.
@@ -491,16 +527,17 @@ mod tests {
         HealthBaseline { running: true, ports, asked_port, protocol, path: "/".to_string(), status }
     }
 
-    const QUICK: Judge = Judge { timeout: Duration::from_secs(20), soak: Duration::from_millis(200) };
+    const QUICK: Duration = Duration::from_secs(20);
 
     fn judged(
-        judge: Judge,
-        was: &HealthBaseline,
+        timeout: Duration,
+        baseline: &HealthBaseline,
         root: &InstallRoot,
         new: &mut Server,
     ) -> Result<Healthy, &'static str> {
-        judge
-            .judge(was, root, &[], Some(new), &mut || Ok(()))
+        let check = HealthCheck { baseline, root, old: &[], timeout, soak: Duration::from_millis(200) };
+        check
+            .wait_until_healthy(Some(new), &mut || Ok(()))
             .map_err(|error| error.downcast_ref::<Failure>().map_or("other", |failure| failure.code))
     }
 
@@ -510,7 +547,7 @@ mod tests {
         let mut server = start(&root, port, 200);
         let healthy = judged(QUICK, &before(port, Some(200)), &root, &mut server).unwrap();
         assert_eq!((healthy.pid, healthy.port, healthy.protocol), (server.1.pid, port, Protocol::Http));
-        assert!(healthy.first_answer.elapsed() >= QUICK.soak);
+        assert!(healthy.first_answer.elapsed() >= Duration::from_millis(200));
         let measured = measure(&ports::held_by(port).unwrap(), None, None, ASK);
         assert_eq!((measured.path.as_str(), measured.status), ("/", Some(200)));
         assert_eq!((measured.protocol, measured.asked_port), (Some(Protocol::Http), Some(port)));
@@ -531,15 +568,17 @@ mod tests {
         let mut server = start(&root, port, 0);
         let begun = Instant::now();
         assert_eq!(judged(QUICK, &before(port, None), &root, &mut server).unwrap_err(), "health-exited");
-        assert!(begun.elapsed() < QUICK.timeout);
+        assert!(begun.elapsed() < QUICK);
     }
 
     #[test]
     fn a_503_is_waited_out_until_the_timeout() {
         let (_folder, root, port) = install();
         let mut server = start(&root, port, 503);
-        let judge = Judge { timeout: Duration::from_secs(3), ..QUICK };
-        assert_eq!(judged(judge, &before(port, Some(200)), &root, &mut server).unwrap_err(), "health-timeout");
+        assert_eq!(
+            judged(Duration::from_secs(3), &before(port, Some(200)), &root, &mut server).unwrap_err(),
+            "health-timeout"
+        );
     }
 
     #[test]
@@ -548,8 +587,10 @@ mod tests {
         let (_other, elsewhere, own) = install();
         let _stranger = start(&elsewhere, port, 200);
         let mut server = start(&root, own, 200);
-        let judge = Judge { timeout: Duration::from_secs(3), ..QUICK };
-        assert_eq!(judged(judge, &before(port, Some(200)), &root, &mut server).unwrap_err(), "health-port");
+        assert_eq!(
+            judged(Duration::from_secs(3), &before(port, Some(200)), &root, &mut server).unwrap_err(),
+            "health-port"
+        );
     }
 
     #[test]

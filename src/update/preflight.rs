@@ -145,7 +145,12 @@ pub fn preflight<'a>(
     plan.annexes = annexes(install, run, &bundle, &plan)?;
     movable(install, &plan)?;
     short_enough(install, &census)?;
-    let hooks = hooks(install, run, request, detection, &mut bundle, &plan)?;
+    // Nothing runs where nothing changes, and where damage is healed.
+    let hooks = if plan.is_empty() || request.is_repair() {
+        Hooks::default()
+    } else {
+        Hooks::choose(install, run, &occasion(request, detection), &mut bundle, &plan)?
+    };
     plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
     let free = files::free_space(install.root.path()).context("asking for free space")?;
     let selection = Selection::choose(&install.root, &ownership.rules, &census, &install.backups(), free)?;
@@ -249,27 +254,16 @@ fn no_space_at(volume: &str, needed: u64, free: u64) -> Failure {
     )
 }
 
-/// What runs in the middle of this update: nothing where nothing changes, and nothing where damage is healed.
-fn hooks(
-    install: &Install,
-    run: &Run,
-    request: &Request,
-    detection: &Detection,
-    bundle: &mut Bundle,
-    plan: &Plan,
-) -> Result<Hooks> {
-    if plan.is_empty() || request.is_repair() {
-        return Ok(Hooks::default());
-    }
-    let occasion = hooks::Occasion {
+/// The update that hooks belong to.
+fn occasion<'a>(request: &'a Request, detection: &'a Detection) -> hooks::Occasion<'a> {
+    hooks::Occasion {
         command: request.command(),
         running: detection.server.as_ref(),
         launch: detection.new_launch.as_ref(),
         start_file: &detection.start_file,
         from_version: detection.receipt.as_ref().map(|receipt| receipt.version.as_str()),
         is_whole: !request.is_partly(),
-    };
-    Hooks::choose(install, run, &occasion, bundle, plan)
+    }
 }
 
 /// Where saved data lies on other volumes: also what is the same now and may no longer be after the stop. Errors: there is

@@ -99,7 +99,7 @@ pub(super) fn prove<'a>(
     let Started { prepared, backup_id, mut journal, stopped_at, mut attempt } = started;
     let answer = match &mut attempt {
         None => Ok(None),
-        Some(attempt) => wait_until_healthy(install, run, &prepared, &backup_id, attempt).map(Some),
+        Some(attempt) => prove_health(install, run, &prepared, &backup_id, attempt).map(Some),
     };
     match answer.and_then(|answer| journal.append(Record::Committed).map(|()| answer)) {
         Ok(answer) => {
@@ -112,7 +112,7 @@ pub(super) fn prove<'a>(
     }
 }
 
-fn wait_until_healthy(
+fn prove_health(
     install: &Install,
     run: &mut Run,
     prepared: &Prepared,
@@ -121,7 +121,7 @@ fn wait_until_healthy(
 ) -> Result<health::Healthy> {
     run.start(Stage::Health, "waiting for its answer");
     let old: Vec<ProcessId> = prepared.detection.server.iter().flat_map(|s| s.processes.iter().map(|p| p.id)).collect();
-    let healthy = judge(install, run, prepared, &old, &mut attempt.launched)?;
+    let healthy = wait_until_healthy(install, run, prepared, &old, &mut attempt.launched)?;
     databases::kept(install, run, prepared, &install.backups().join(backup_id))?;
     Ok(healthy)
 }
@@ -145,7 +145,7 @@ pub(super) fn start_stopped(install: &Install, run: &mut Run, prepared: &Prepare
     };
     run.done(Stage::Relaunch, "started");
     run.start(Stage::Health, "waiting for its answer");
-    let healthy = judge(install, run, prepared, &[], &mut running)?;
+    let healthy = wait_until_healthy(install, run, prepared, &[], &mut running)?;
     (run.summary.pid, run.summary.port) = (Some(healthy.pid), Some(healthy.port));
     run.done(Stage::Health, "healthy");
     Ok(())
@@ -157,17 +157,22 @@ pub(super) fn skip(run: &mut Run, why: &str) {
     run.report.stage_skipped(Stage::Health, why);
 }
 
-fn judge(
+fn wait_until_healthy(
     install: &Install,
     run: &Run,
     prepared: &Prepared,
     old: &[ProcessId],
     running: &mut Option<Launched>,
 ) -> Result<health::Healthy> {
-    let judge = health::Judge { timeout: patience(install, prepared), soak: install.settings.server.soak };
+    let check = health::HealthCheck {
+        baseline: &prepared.detection.expected,
+        root: &install.root,
+        old,
+        timeout: patience(install, prepared),
+        soak: install.settings.server.soak,
+    };
     let running = running.as_mut().map(|r| r as &mut dyn health::Started);
-    let expected = &prepared.detection.expected;
-    judge.judge(expected, &install.root, old, running, &mut || run.check_signals_after_stop())
+    check.wait_until_healthy(running, &mut || run.check_signals_after_stop())
 }
 
 fn start_unit(install: &Install, run: &Run, prepared: &Prepared, unit: &Unit) -> Result<Option<Launched>> {

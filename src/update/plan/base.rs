@@ -31,7 +31,7 @@ impl Planner<'_> {
         if hash == entry.sha256 && (live.kind == Kind::Link) == entry.link.is_some() {
             return Ok(self.same(&entry, index, live));
         }
-        let replace = self.planned(Action::Replace, &entry, index, Some(live), "new content");
+        let replace = self.planned(Action::Replace, (&entry, index), Some(live), "new content");
         let Some(line) = self.order.ownership.line(&entry.path).cloned() else {
             return self.before_receipt(&entry, replace, live);
         };
@@ -62,7 +62,7 @@ impl Planner<'_> {
         } else {
             (Action::Replace, "other mode")
         };
-        self.planned(action, entry, index, Some(live), reason)
+        self.planned(action, (entry, index), Some(live), reason)
     }
 
     /// Nobody knows what the version before shipped: what is newer than the start file was likely written here.
@@ -80,7 +80,7 @@ impl Planner<'_> {
     pub(super) fn kept(&self, entry: &Entry, index: usize, live: Facts, reason: &str) -> Planned {
         // Before the first receipt nothing tells a base, and next time it must stay again.
         let listed = !self.order.ownership.is_first;
-        Planned { listed, ..self.planned(Action::Keep, entry, index, Some(live), reason) }
+        Planned { listed, ..self.planned(Action::Keep, (entry, index), Some(live), reason) }
     }
 
     /// True when the release ships just what the installed one did.

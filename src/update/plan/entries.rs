@@ -47,8 +47,7 @@ impl<'a> Planner<'a> {
     pub(super) fn planned(
         &self,
         action: Action,
-        entry: &Entry,
-        index: usize,
+        (entry, index): (&Entry, usize),
         live: Option<Facts>,
         reason: &str,
     ) -> Planned {
@@ -74,7 +73,7 @@ impl<'a> Planner<'a> {
     /// Keeps an entry out, by name.
     fn held_back(&mut self, entry: &Entry, index: usize, live: Option<Facts>, reason: &str) -> Planned {
         self.plan.held_back.push(entry.path.clone());
-        self.planned(Action::Keep, entry, index, live, reason)
+        self.planned(Action::Keep, (entry, index), live, reason)
     }
 
     /// What happens to the entry at `index`.
@@ -87,13 +86,13 @@ impl<'a> Planner<'a> {
             if !ownership.rules.is_own_log(&entry.path) {
                 self.plan.left_out.push(entry.path.clone());
             }
-            return Ok(self.planned(Action::Keep, &entry, index, None, "a place of the updater's own"));
+            return Ok(self.planned(Action::Keep, (&entry, index), None, "a place of the updater's own"));
         }
         if entry.data {
             if let Look::Behind(above, Kind::File) = &found
                 && self.leaves(above)?
             {
-                let planned = self.planned(Action::Add, &entry, index, None, "saved data");
+                let planned = self.planned(Action::Add, (&entry, index), None, "saved data");
                 return Ok(Planned { saved_data: true, ..planned });
             }
             return restored(self.root(), index, &entry, &ownership.rules);
@@ -136,7 +135,7 @@ impl<'a> Planner<'a> {
             _ if by_rule && is_elsewhere(self.root(), &entry.path)? => {
                 Ok(self.held_back(&entry, index, None, "its folder lies on another volume"))
             }
-            _ => Ok(self.planned(Action::Add, &entry, index, None, "new")),
+            _ => Ok(self.planned(Action::Add, (&entry, index), None, "new")),
         }
     }
 
@@ -152,7 +151,10 @@ impl<'a> Planner<'a> {
         if self.is_same(entry, &live)? {
             // At a data path it stays the users' whatever it holds; elsewhere it is the release's from now on.
             let listed = !self.order.ownership.rules.is_data(&entry.path, false);
-            return Ok(Planned { listed, ..self.planned(Action::Unchanged, entry, index, Some(live), "same content") });
+            return Ok(Planned {
+                listed,
+                ..self.planned(Action::Unchanged, (entry, index), Some(live), "same content")
+            });
         }
         Ok(self.held_back(entry, index, Some(live), "a file of the users' lies there"))
     }
@@ -169,13 +171,13 @@ impl<'a> Planner<'a> {
         let ownership = self.order.ownership;
         let by_rule = ownership.rules.is_data(above, false) || ownership.is_own(above, None);
         if self.leaves(above)? && !by_rule {
-            return Ok(self.planned(Action::Add, entry, index, None, "new"));
+            return Ok(self.planned(Action::Add, (entry, index), None, "new"));
         }
         if kind == Kind::File && !by_rule && !Databases::is_named(above) {
             if !self.plan.aside.iter().any(|one| one.path == *above) {
                 self.plan.aside.push(Aside { path: above.clone(), reason: "in the way of a folder of the bundle" });
             }
-            return Ok(self.planned(Action::Add, entry, index, None, "new"));
+            return Ok(self.planned(Action::Add, (entry, index), None, "new"));
         }
         if kind == Kind::Link && !ownership.rules.is_data(&entry.path, false) && self.is_program(entry) {
             return Err(behind_link(&entry.path, above).into());
@@ -197,7 +199,7 @@ impl<'a> Planner<'a> {
                 self.plan.aside.push(Aside { path: path.clone(), reason: "in the way of a file of the bundle" });
             }
         }
-        Ok(self.planned(Action::Add, entry, index, None, "new"))
+        Ok(self.planned(Action::Add, (entry, index), None, "new"))
     }
 
     fn is_to_carry(&self, entry: &Entry, live: &Facts) -> bool {
@@ -232,7 +234,7 @@ impl<'a> Planner<'a> {
         let without = carry::carry(&old, &old, names, set).map(|c| c.bytes != old).unwrap_or(true);
         self.plan.set_changes |= !set.is_empty() && without;
         if done.bytes == old {
-            return Ok(self.planned(Action::Unchanged, &entry, index, Some(live), "same content"));
+            return Ok(self.planned(Action::Unchanged, (&entry, index), Some(live), "same content"));
         }
         let line = self.order.ownership.line(&entry.path).cloned();
         let aside = match line {
@@ -246,7 +248,7 @@ impl<'a> Planner<'a> {
             }
         }
         let planned =
-            self.planned(Action::Carry, &entry, index, Some(live), "new content with the settings of this install");
+            self.planned(Action::Carry, (&entry, index), Some(live), "new content with the settings of this install");
         Ok(Planned { content: Some(done.bytes), aside, ..planned })
     }
 
@@ -267,9 +269,9 @@ impl<'a> Planner<'a> {
         Ok(match merged {
             Some(content) => {
                 let reason = "new keys are added, existing values kept";
-                Planned { content: Some(content), ..self.planned(Action::Merge, &entry, index, Some(live), reason) }
+                Planned { content: Some(content), ..self.planned(Action::Merge, (&entry, index), Some(live), reason) }
             }
-            None => self.planned(Action::Keep, &entry, index, Some(live), "it holds every key already"),
+            None => self.planned(Action::Keep, (&entry, index), Some(live), "it holds every key already"),
         })
     }
 
@@ -294,14 +296,14 @@ impl<'a> Planner<'a> {
             if in_data_folder && is_elsewhere(self.root(), main)? {
                 return Ok(self.held_back(&entry, index, None, "its folder lies on another volume"));
             }
-            return Ok(self.planned(Action::Add, &entry, index, None, "new"));
+            return Ok(self.planned(Action::Add, (&entry, index), None, "new"));
         }
         match live {
             Some(facts) if !ownership.is_touched_set(main)? => {
                 if self.is_same(&entry, &facts)? {
                     return Ok(self.same(&entry, index, facts));
                 }
-                Ok(self.planned(Action::Replace, &entry, index, Some(facts), "new content; it is as installed"))
+                Ok(self.planned(Action::Replace, (&entry, index), Some(facts), "new content; it is as installed"))
             }
             _ => Ok(self.held_back(&entry, index, live, "a database of the users' lies there")),
         }

@@ -163,10 +163,13 @@ fn wait(
     baseline: &HealthBaseline,
     mut started: Option<Launched>,
 ) -> Result<health::Healthy> {
-    let judge = health::Judge {
+    let check = health::HealthCheck {
+        baseline,
+        root: &install.root,
+        old: &[],
         timeout: Duration::from_millis(journal.begin.health_timeout_ms),
         soak: Duration::from_millis(journal.begin.soak_ms),
     };
     let started = started.as_mut().map(|s| s as &mut dyn health::Started);
-    judge.judge(baseline, &install.root, &[], started, &mut || Ok(()))
+    check.wait_until_healthy(started, &mut || Ok(()))
 }
