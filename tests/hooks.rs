@@ -187,6 +187,24 @@ fn assert_ended(pids: &Path, count: usize) {
 }
 
 #[test]
+fn what_cannot_be_removed_after_a_failure_hides_no_cause() {
+    let install = install_with("[[hooks.before_stop]]\nrun = [\"sh\", \"scripts/hook.sh\"]\n");
+    // Where the volume or the user cannot make a file immutable, the cause is all that is tried.
+    let script = "echo kept >\"$UPDATER_WORK/kept\"; chattr +i \"$UPDATER_WORK/kept\" && touch \"$UPDATER_ROOT/../immutable\"; exit 3";
+    let output = install.apply(&release("2.0", "", script)).expect(1);
+    let is_immutable = install.root.join("../immutable").exists();
+    let kept = install.root.join(".updater/staging/hooks/kept");
+    if is_immutable {
+        assert!(std::process::Command::new("chattr").arg("-i").arg(&kept).status().unwrap().success());
+    }
+    assert_eq!(output.error_code(), "hook-failed");
+    let left = output.events().iter().any(|event| event["code"] == "not-cleaned-up");
+    assert_eq!(left, is_immutable, "{output:?}");
+    install.updater(&["recover"]).expect(0);
+    assert!(!kept.exists());
+}
+
+#[test]
 fn a_hook_before_the_stop_that_fails_costs_no_outage() {
     let install = install_with("[[hooks.before_stop]]\nrun = [\"sh\", \"scripts/hook.sh\"]\n");
     let (tree, pid) = (install.tree(), install.pid());

@@ -104,7 +104,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Errors (exit 2): it is neither a path nor an http or https URL.
+    /// Errors (exit 2): it is neither a path nor an http or https URL, or a URL of another machine.
     pub fn parse(text: &str) -> anyhow::Result<Target> {
         if text.starts_with('/') {
             return Ok(Target { path: text.to_string(), port: None });
@@ -122,9 +122,23 @@ impl Target {
             Some("https") => 443,
             _ => return Err(bad().into()),
         };
+        let host = url.host().unwrap_or_default();
+        if !is_here(host) {
+            let message = format!("'{}' asks {host}, and health is asked on this machine", url::shown(text));
+            return Err(Failure::usage("bad-health-url", message)
+                .remedy("write it as /path or as http://127.0.0.1:8081/path")
+                .into());
+        }
         let path = url.path_and_query().map_or("/", |p| p.as_str()).to_string();
         Ok(Target { path, port: Some(url.port_u16().unwrap_or(usual)) })
     }
+}
+
+/// True for the names of this machine that need no look-up: `localhost`, and every address that one of its own sockets can
+/// have.
+fn is_here(host: &str) -> bool {
+    let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|at| std::net::UdpSocket::bind((at, 0)).is_ok())
 }
 
 /// How good a status is: 2xx and 3xx, then 4xx, then 5xx, then none.
@@ -472,6 +486,9 @@ mod tests {
         assert_eq!(target("/up?x=1"), some("/up?x=1", None));
         assert_eq!(target("http://127.0.0.1:81/up"), some("/up", Some(81)));
         assert_eq!(target("https://localhost"), some("/", Some(443)));
+        assert_eq!(target("http://[::1]:81/up"), some("/up", Some(81)));
+        assert_eq!(target("http://192.0.2.1:81/up"), None);
+        assert_eq!(target("http://example.org/up"), None);
         assert_eq!(target("up"), None);
         assert_eq!(target("ftp://x/y"), None);
     }
