@@ -10,10 +10,12 @@
 //! | `boot` | the units that mend an install at boot and prove its health after |
 //! | `monitor` | root's half, where root works for the install of another user |
 //! | `escape` | what ties this process to another one, and the ways out |
+//! | `interrupt` | whether somebody asked this process to end, for long work |
 //! | `trust` | who beside root has a say in a path; a way to a file that nobody can bend |
 
 use serde::{Deserialize, Serialize};
 
+pub mod interrupt;
 #[cfg(unix)]
 mod linux;
 #[cfg(windows)]
