@@ -78,15 +78,10 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Takes `__outside LINE ID` out of the command line.
-    pub fn named(args: &mut Vec<OsString>) -> Outside {
-        if args.get(1).is_none_or(|word| word != "__outside") || args.len() < 4 {
-            return Outside::default();
-        }
-        let mut words = args.drain(1..4).skip(1).map(|word| word.to_string_lossy().into_owned());
-        let number = words.next().and_then(|word| word.parse().ok());
-        let line = number.and_then(|number| Line::taken(number).ok()).map(Rc::new);
-        Outside { number: number.filter(|_| line.is_some()), line, update_id: words.next() }
+    /// Takes over the line to the first process, whose number is an open handle of ours. To be called first, once.
+    pub fn taken(number: i32, update_id: String) -> Outside {
+        let line = Line::taken(number).ok().map(Rc::new);
+        Outside { number: line.as_ref().map(|_| number), line, update_id: Some(update_id) }
     }
 
     /// The handles that are ours beside the standard ones.
@@ -99,15 +94,6 @@ impl Outside {
         if let Some(line) = &self.line {
             line.say(Said::Ended(code));
         }
-    }
-}
-
-/// The steps between the first process and the one outside. None: this is an ordinary call.
-pub fn step(args: &[OsString]) -> Option<std::io::Result<()>> {
-    match (args.get(1)?.to_str()?, args.get(2)) {
-        ("__depart", Some(name)) => Some(escape::depart(name)),
-        ("__arrive", Some(name)) => Some(escape::arrive(Some(name), Path::new(".")).map(|never| match never {})),
-        _ => None,
     }
 }
 

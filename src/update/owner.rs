@@ -13,11 +13,6 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// The step between root and the child: takes on the user's ids. None: this is an ordinary call.
-pub fn step(args: &[OsString]) -> Option<std::io::Result<()>> {
-    (args.get(1)? == "__as").then(|| monitor::descend(args).map(|never| match never {}))
-}
-
 /// What the child is to do.
 pub struct Task<'a> {
     /// The command line without the program.

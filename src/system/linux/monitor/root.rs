@@ -2,7 +2,8 @@
 //! Refuses to read anything below the install; refuses every request that is not for the install's user.
 
 use super::{Answer, Ask, Verb};
-use crate::system::linux::{processes, service};
+use crate::roles::{Given, Role};
+use crate::system::linux::{ourselves, processes, service};
 use crate::system::{Credentials, LaunchSpec, Owner, Unit, is_passed_on};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
@@ -13,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 /// The most lines of a journal that are handed out at once.
@@ -53,10 +54,10 @@ pub fn run(
     if let Some(bundle) = &bundle {
         rustix::io::fcntl_setfd(bundle, FdFlags::empty())?;
     }
-    let words = [serde_json::to_string(&who)?, theirs.as_raw_fd().to_string()];
-    let number = bundle.as_ref().map_or("-".to_string(), |file| file.as_raw_fd().to_string());
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("__as").args(words).arg(number).args(args).env_clear().envs(environment(&who));
+    let given = Given { socket: theirs.as_raw_fd(), bundle: bundle.as_ref().map(File::as_raw_fd) };
+    let then = Box::new(Role::parse(args.to_vec()));
+    let mut command = ourselves(&Role::BecomeOwner { who: serde_json::to_string(&who)?, given, then });
+    command.env_clear().envs(environment(&who));
     inherit(kept, FdFlags::empty())?;
     let child = command.spawn();
     drop((theirs, bundle));
@@ -295,6 +296,7 @@ impl Office {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     fn office() -> Office {
         let who = Credentials { uid: 4711, gid: 4712, groups: vec![4712], umask: 0o022, user: "scout".into() };
