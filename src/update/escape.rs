@@ -8,7 +8,8 @@ use crate::base::report::Reporter;
 use crate::state::history;
 use crate::state::root::InstallRoot;
 use crate::system::escape::{self, Line, Moved};
-use crate::system::processes::{self, Signals};
+use crate::system::processes::Signals;
+use crate::system::remedies::LEAVE_THE_SERVER;
 use crate::system::{Errand, Said, Way, files};
 use crate::update::server;
 use anyhow::{Context as _, Result};
@@ -50,13 +51,10 @@ pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
         let tied = tie.map_or_else(|| "it is asked to go on by itself".to_string(), |tie| tie.to_string());
         Failure::failed("would-end-us", format!("this updater cannot leave what it was started by ({tied}): {why}"))
             .at(root.path().display())
-            .remedy(REMEDY)
+            .remedy(LEAVE_THE_SERVER)
             .into()
     })
 }
-
-const REMEDY: &str = "let root install the helper once: updater init --systemd-helper; or start the updater from \
-                      outside the server: from a shell of your state, or a scheduled task";
 
 /// What the one outside finds that is still tied. Errors: it proves not to be outside.
 pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()> {
@@ -64,7 +62,7 @@ pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()>
         None => Ok(()),
         Some(tie) => Err(Failure::failed("would-end-us", format!("stopping the server would end this updater: {tie}"))
             .at(root.path().display())
-            .remedy(REMEDY)
+            .remedy(LEAVE_THE_SERVER)
             .into()),
     }
 }
@@ -122,7 +120,7 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
         Errand { argv: caller.argv, cwd: caller.cwd, update_id: &update_id, place: &place, outputs: outputs.as_ref() };
     let mut moved = escape::send(way, &errand).map_err(|e| {
         let message = format!("the updater that was to run outside ({}) did not begin: {e}", way.word());
-        Failure::failed("escape-failed", message).at(root.path().display()).remedy(REMEDY)
+        Failure::failed("escape-failed", message).at(root.path().display()).remedy(LEAVE_THE_SERVER)
     })?;
     match outputs {
         None => relay(&mut moved, &signals, root, report),
@@ -132,9 +130,8 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
 
 /// Where both meet: of root's own where root runs it, so that nobody else has a say in it.
 fn meeting_place(root: &InstallRoot) -> Result<PathBuf> {
-    let run = Path::new("/run");
-    if processes::own_credentials().context("finding out who we are")?.uid == 0 && run.is_dir() {
-        return Ok(run.to_path_buf());
+    if let Some(folder) = escape::roots_meeting_place().context("finding out who we are")? {
+        return Ok(folder);
     }
     let state = root.state();
     files::private_folder(state.path()).with_context(|| format!("creating {}", state.path().display()))?;

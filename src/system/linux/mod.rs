@@ -4,6 +4,7 @@ pub mod escape;
 pub mod files;
 pub mod monitor;
 pub mod processes;
+pub mod remedies;
 pub mod service;
 pub mod trust;
 

@@ -96,6 +96,12 @@ pub fn identity(pid: u32) -> io::Result<Option<ProcessId>> {
     Ok(alive.then_some(id))
 }
 
+/// Errors: the list of processes cannot be read, or does not hold this process.
+pub fn list_is_readable() -> io::Result<()> {
+    let own = identity(std::process::id())?;
+    own.map(drop).ok_or_else(|| io::Error::other("the list of processes does not hold this process"))
+}
+
 /// The pid of the parent. None: it has ended (its pid may belong to another by now), or the process is gone.
 pub fn parent(pid: u32) -> io::Result<Option<u32>> {
     // SAFETY: takes numbers only.

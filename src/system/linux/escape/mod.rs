@@ -10,6 +10,7 @@ pub use line::{Line, Moved, arrive, depart, send};
 use super::{boot, processes, service};
 use crate::system::{ProcessId, Tie, Way};
 use std::io;
+use std::path::{Path, PathBuf};
 
 /// Why ending these processes would end us. None: it would not.
 pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
@@ -73,6 +74,14 @@ pub fn way_out(tie: Option<&Tie>, helper: &str) -> io::Result<Result<Way, String
         None if own.is_root() && service::is_there() => Ok(Ok(Way::Transient { of_user: false })),
         Some(Tie::Tree | Tie::Session) | None => Ok(Ok(Way::Session)),
     }
+}
+
+/// A folder in which nobody but root has a say, where the process that asks and the one outside may meet. None: we are
+/// not root, or there is no such folder.
+pub fn roots_meeting_place() -> io::Result<Option<PathBuf>> {
+    let run = Path::new("/run");
+    let is_root = processes::own_credentials()?.uid == 0;
+    Ok((is_root && run.is_dir()).then(|| run.to_path_buf()))
 }
 
 #[cfg(test)]

@@ -73,6 +73,15 @@ pub fn session(pid: u32) -> io::Result<Option<u32>> {
     Ok(stat(pid)?.map(|stat| stat.session).filter(|leader| *leader != 0))
 }
 
+/// Errors: the list of processes cannot be read, or does not hold this process.
+pub fn list_is_readable() -> io::Result<()> {
+    let unreadable =
+        |error: io::Error| io::Error::new(error.kind(), format!("the list of processes cannot be read: {error}"));
+    let own = identity(std::process::id()).map_err(unreadable)?;
+    own.ok_or_else(|| io::Error::other("the list of processes does not hold this process"))?;
+    std::fs::read_dir("/proc").map(drop).map_err(unreadable)
+}
+
 /// A process held so that no later one of the same pid can be meant.
 #[derive(Debug)]
 pub struct Handle {
