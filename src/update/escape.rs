@@ -130,7 +130,7 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
 
 /// Where both meet: of root's own where root runs it, so that nobody else has a say in it.
 fn meeting_place(root: &InstallRoot) -> Result<PathBuf> {
-    if let Some(folder) = escape::roots_meeting_place().context("finding out who we are")? {
+    if let Some(folder) = escape::roots_meeting_place() {
         return Ok(folder);
     }
     let state = root.state();

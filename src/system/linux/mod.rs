@@ -1,4 +1,5 @@
 //! The contract of `os` on this system. Refuses policy.
+mod accounts;
 pub mod boot;
 pub mod escape;
 pub mod files;

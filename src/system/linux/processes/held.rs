@@ -4,7 +4,7 @@
 //! `hold` starts our own executable as `Role::ExecServer`, its stdin and stdout being pipes to us. It prepares everything,
 //! says `ready`, waits for one byte and turns into the server by exec, so that pid and start time stay.
 
-use super::{identity, own_credentials};
+use super::{identity, own_ids};
 use crate::roles::Role;
 use crate::system::linux::monitor::{self, Answer, Ask};
 use crate::system::linux::ourselves;
@@ -281,7 +281,7 @@ fn open_log(path: &Path) -> io::Result<File> {
 /// Takes on the identity of the server. Errors: we may not.
 pub(in crate::system::linux) fn become_user(wanted: &Credentials) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(wanted.umask & 0o777));
-    let own = own_credentials()?;
+    let own = own_ids()?;
     let sorted = |groups: &[u32]| {
         let mut groups = groups.to_vec();
         groups.sort_unstable();
@@ -381,7 +381,7 @@ mod tests {
             env: vec![("PATH".into(), "/nowhere:/usr/bin:/bin".into()), ("ONLY".into(), "this one".into())],
             stdout: dir.join("out.log"),
             stderr: dir.join("err.log"),
-            credentials: Some(Credentials { umask: 0o027, ..own_credentials().unwrap() }),
+            credentials: Some(Credentials { umask: 0o027, ..own_ids().unwrap() }),
         }
     }
 

@@ -8,6 +8,7 @@ pub(super) use held::become_user;
 pub use held::{Held, Running, hold, run_held};
 pub use network::{ports_elsewhere, stands_in, users_listening};
 
+use super::accounts::user_name;
 use crate::system::{CommandLine, Credentials, Owner, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -166,6 +167,12 @@ impl Handle {
 
 /// Under which identity a process runs (the effective one).
 pub fn credentials(pid: u32) -> io::Result<Credentials> {
+    let ids = ids(pid)?;
+    Ok(Credentials { user: user_name(ids.uid).unwrap_or(ids.user), ..ids })
+}
+
+/// The same, with the number of the user in place of its name: nobody is asked for that.
+fn ids(pid: u32) -> io::Result<Credentials> {
     let text = std::fs::read(format!("/proc/{pid}/status"))?;
     credentials_in(pid, &String::from_utf8_lossy(&text))
 }
@@ -182,33 +189,22 @@ fn credentials_in(pid: u32, text: &str) -> io::Result<Credentials> {
     let groups = line("Groups").ok_or_else(|| odd("Groups"))?.split_ascii_whitespace();
     let groups = groups.map(|id| id.parse().map_err(|_| odd("Groups"))).collect::<io::Result<_>>()?;
     let umask = line("Umask").and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).ok_or_else(|| odd("Umask"))?;
-    Ok(Credentials { uid, gid, groups, umask, user: user_name(uid).unwrap_or_else(|| uid.to_string()) })
+    Ok(Credentials { uid, gid, groups, umask, user: uid.to_string() })
+}
+
+/// The number of the user as whom we run.
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Our numbers, asking nobody for the user's name.
+pub(super) fn own_ids() -> io::Result<Credentials> {
+    ids(std::process::id())
 }
 
 /// Under which identity we run.
 pub fn own_credentials() -> io::Result<Credentials> {
     credentials(std::process::id())
-}
-
-/// The fields of a user's line in /etc/passwd; users of other sources have none.
-fn account_line(uid: u32) -> Option<Vec<String>> {
-    let text = std::fs::read("/etc/passwd").ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let mut lines = text.lines().map(|line| line.split(':').map(str::to_string).collect::<Vec<_>>());
-    lines.find(|parts| parts.get(2).and_then(|number| number.parse().ok()) == Some(uid))
-}
-
-pub(super) fn user_name(uid: u32) -> Option<String> {
-    account_line(uid)?.into_iter().next()
-}
-
-/// His primary group.
-pub(super) fn group_of(uid: u32) -> Option<u32> {
-    account_line(uid)?.get(3)?.parse().ok()
-}
-
-pub(super) fn home_of(uid: u32) -> Option<String> {
-    account_line(uid)?.into_iter().nth(5)
 }
 
 /// The identity of a process all of whose user ids are `uid`, and which got none of its groups from a program: all its
@@ -232,7 +228,7 @@ pub(super) fn credentials_if_wholly(pid: u32, uid: u32) -> io::Result<Option<Cre
 /// True for a process of neither `owner` nor our own user, which no unit of the system started. False where that cannot
 /// be told.
 pub fn is_strangers(pid: u32, owner: Owner) -> bool {
-    let Ok(is) = credentials(pid) else { return false };
+    let Ok(is) = ids(pid) else { return false };
     let is_known = is.uid == owner.uid || is.uid == rustix::process::geteuid().as_raw();
     let of_the_system = || super::service::unit_of(pid).is_ok_and(|unit| unit.is_some_and(|unit| unit.user.is_none()));
     !is_known && !of_the_system()
