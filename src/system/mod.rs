@@ -152,7 +152,7 @@ impl std::fmt::Display for Unit {
 }
 
 /// Why the end of a server would end us, too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tie {
     /// We descend from it.
     Tree,

@@ -9,13 +9,13 @@ use crate::state::history;
 use crate::state::root::InstallRoot;
 use crate::system::escape::{self, Line, Moved};
 use crate::system::processes::Signals;
-use crate::system::remedies::LEAVE_THE_SERVER;
-use crate::system::{Errand, Said, Way, files};
+use crate::system::remedies::{LEAVE_THE_SERVER, SEE_PROCESSES};
+use crate::system::{Errand, Said, Tie, Way, files};
 use crate::update::server;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use std::ffi::OsString;
-use std::io::{Read, Seek};
+use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ pub fn unit_name(root: &Path) -> String {
 pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
     // What cannot be found is refused, with its reasons, by the detection.
     let tie = match server::find(root) {
-        Ok(Some(running)) => escape::tied_to(&running.ids()).context("finding out what ties us to the server")?,
+        Ok(Some(running)) => tied_to(&running, root)?,
         _ => None,
     };
     if tie.is_none() && !detach {
@@ -56,9 +56,24 @@ pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
     })
 }
 
+/// What would end us with this server. Errors (`processes-hidden`, exit 1): the system does not show us what stands above
+/// us; that cannot be found out then.
+fn tied_to(server: &server::Running, root: &InstallRoot) -> Result<Option<Tie>> {
+    escape::tied_to(&server.ids()).map_err(|e| match e.kind() {
+        ErrorKind::PermissionDenied => Failure::failed(
+            "processes-hidden",
+            format!("what ties this updater to the server cannot be found out: {e}"),
+        )
+        .at(root.path().display())
+        .remedy(SEE_PROCESSES)
+        .into(),
+        _ => anyhow::Error::new(e).context("finding out what ties us to the server"),
+    })
+}
+
 /// What the one outside finds that is still tied. Errors: it proves not to be outside.
 pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()> {
-    match escape::tied_to(&server.ids()).context("finding out what ties us to the server")? {
+    match tied_to(server, root)? {
         None => Ok(()),
         Some(tie) => Err(Failure::failed("would-end-us", format!("stopping the server would end this updater: {tie}"))
             .at(root.path().display())

@@ -28,6 +28,10 @@ pub fn as_root(command: &str) -> String {
     format!("sudo {command}")
 }
 
+/// For a user to whom the processes of others are not shown.
+pub const SEE_PROCESSES: &str = "run the updater as root, or let this user see all processes: make him a member of the \
+                                 group that the mount names (gid=), or type as root: mount -o remount,hidepid=0 /proc";
+
 /// For an updater that would end with the server and cannot leave it.
 pub const LEAVE_THE_SERVER: &str = "let root install the helper once: updater init --systemd-helper; or start the updater \
                                     from outside the server: from a shell of your state, or a scheduled task";

@@ -310,7 +310,7 @@ fn cgroup_of(pid: u32) -> io::Result<Option<String>> {
     match std::fs::read_to_string(format!("/proc/{pid}/cgroup")) {
         Ok(text) => Ok(path_in(&text).map(str::to_string)),
         Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(super::processes::not_shown(pid, error)),
     }
 }
 

@@ -28,6 +28,9 @@ pub fn as_root(command: &str) -> String {
     format!("{command}, in a console of an administrator")
 }
 
+/// For a user to whom the processes of others are not shown.
+pub const SEE_PROCESSES: &str = "run the updater as an administrator";
+
 /// For an updater that would end with the server and cannot leave it.
 pub const LEAVE_THE_SERVER: &str =
     "start the updater from outside the server: from a console of your own, or a scheduled task";

@@ -7,6 +7,7 @@ mod line;
 
 pub use line::{Line, Moved, arrive, depart, send};
 
+use super::monitor::{self, Answer, Ask};
 use super::{boot, processes, service};
 use crate::system::{ProcessId, Tie, Way};
 use std::io;
@@ -14,6 +15,12 @@ use std::path::{Path, PathBuf};
 
 /// Why ending these processes would end us. None: it would not.
 pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
+    // Root's half is our parent, of our session and our unit, and sees what may be hidden from us.
+    match monitor::ask(&Ask::TiedTo(servers.to_vec())) {
+        Ok(Some(Answer::TiedTo(tie))) => return Ok(tie),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
     tied(std::process::id(), servers)
 }
 

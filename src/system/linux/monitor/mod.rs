@@ -13,7 +13,7 @@ mod root;
 pub use root::run;
 
 use crate::roles::{Given, Role};
-use crate::system::{Credentials, LaunchSpec, ProcessId};
+use crate::system::{Credentials, LaunchSpec, ProcessId, Tie};
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -34,6 +34,8 @@ pub(super) enum Ask {
     Drop(u32),
     /// How a released one ended.
     Exited(u32),
+    /// Why the end of these processes would end root's half.
+    TiedTo(Vec<ProcessId>),
     /// Why this unit may not be controlled.
     Refusal(String),
     /// A request to the service manager; the number names it from then on.
@@ -57,6 +59,7 @@ pub(super) enum Answer {
     Held(u32, ProcessId),
     Done,
     Exited(Option<String>),
+    TiedTo(Option<Tie>),
     Refusal(Option<String>),
     Job(u32),
     IsShuttingDown(bool),

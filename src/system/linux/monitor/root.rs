@@ -3,7 +3,7 @@
 
 use super::{Answer, Ask, Verb};
 use crate::roles::{Given, Role};
-use crate::system::linux::{accounts, ourselves, processes, service};
+use crate::system::linux::{accounts, escape, ourselves, processes, service};
 use crate::system::{Credentials, LaunchSpec, Owner, Unit, is_passed_on};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
@@ -34,6 +34,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// its hooks run one after the other, pip some ten times at most.
 const MOST_HELD: usize = 8;
 const MOST_STARTED: usize = 256;
+
+/// The most processes of a server that the child may ask about at once.
+const MOST_PROCESSES: usize = 4096;
 
 /// The longest wait between two looks.
 const POLL_MS: i64 = 50;
@@ -214,6 +217,10 @@ impl Office {
                 Answer::Done
             }
             Ask::Exited(number) => Answer::Exited(self.running.get_mut(&number).ok_or_else(unknown)?.exited()?),
+            Ask::TiedTo(servers) if servers.len() > MOST_PROCESSES => {
+                return Err(io::Error::other(format!("root's half looks at {MOST_PROCESSES} processes at most")));
+            }
+            Ask::TiedTo(servers) => Answer::TiedTo(escape::tied_to(&servers)?),
             Ask::Refusal(unit) => match self.unit(&unit)? {
                 Ok(unit) => Answer::Refusal(service::refusal(&unit)?),
                 Err(why) => Answer::Refusal(Some(why)),

@@ -26,6 +26,29 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(esrch)
 }
 
+/// The error of a process that may not be looked at, with the reason where the mount of /proc is it: anybody may read
+/// what is asked for here, unless other users' processes are hidden. `PermissionDenied` then.
+pub(super) fn not_shown(pid: u32, error: io::Error) -> io::Error {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let why = match hidepid_in(&mounts) {
+        Some(how) if error.kind() == io::ErrorKind::PermissionDenied => {
+            format!("process {pid} is another user's, and the system hides those (/proc is mounted with hidepid={how})")
+        }
+        _ => format!("process {pid} cannot be looked at: {error}"),
+    };
+    io::Error::new(error.kind(), why)
+}
+
+/// How /proc hides processes, by the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)): a number, or a word since
+/// Linux 5.8. None: it does not.
+fn hidepid_in(mountinfo: &str) -> Option<&str> {
+    // The last one lies on top.
+    let is_it = |line: &&str| line.split(' ').nth(4) == Some("/proc");
+    let (_, options) = mountinfo.lines().rfind(is_it)?.split_once(" - ")?;
+    let how = options.split(' ').nth(2)?.split(',').find_map(|option| option.strip_prefix("hidepid="))?;
+    (!["0", "off"].contains(&how)).then_some(how)
+}
+
 /// The fields of `/proc/PID/stat` that matter here.
 struct Stat {
     state: char,
@@ -38,7 +61,7 @@ fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let bytes = match std::fs::read(format!("/proc/{pid}/stat")) {
         Ok(bytes) => bytes,
         Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
+        Err(error) => return Err(not_shown(pid, error)),
     };
     let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"));
     parse_stat(&String::from_utf8_lossy(&bytes)).ok_or_else(odd).map(Some)
@@ -262,7 +285,11 @@ pub fn marked(name: &str, value: &str, leader: Option<u32>) -> io::Result<Vec<Pr
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let is_marked = || environment_of(pid).is_some_and(|all| all.split(|byte| *byte == 0).any(|one| one == wanted));
-        if leader.is_some() && session(pid)? == leader || is_marked() {
+        let is_led = || match session(pid) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+            led => led.map(|led| led == leader),
+        };
+        if leader.is_some() && is_led()? || is_marked() {
             found.extend(identity(pid)?);
         }
     }
@@ -376,6 +403,16 @@ mod tests {
         let stat = parse_stat("7 (a) R 1 (x y)) S 42 7 7 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 987 1 1").unwrap();
         assert_eq!((stat.state, stat.parent, stat.start), ('S', 42, 987));
         assert!(parse_stat("7 (a").is_none());
+    }
+
+    #[test]
+    fn a_mount_that_hides_processes_is_known_by_its_option() {
+        let line = |options: &str| format!("21 27 0:20 / /proc rw,relatime shared:5 - proc proc rw{options}\n");
+        assert_eq!(hidepid_in(&line(",hidepid=noaccess")), Some("noaccess"));
+        assert_eq!(hidepid_in(&line(",gid=4,hidepid=2")), Some("2"));
+        for options in ["", ",hidepid=0", ",hidepid=off"] {
+            assert_eq!(hidepid_in(&(line(",hidepid=1") + &line(options))), None, "{options}");
+        }
     }
 
     #[test]
