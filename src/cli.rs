@@ -5,6 +5,7 @@ use crate::base::error::{ErrorRecord, Failure};
 use crate::base::fsx;
 use crate::base::net::url::masked;
 use crate::base::report::{self, Color, ascii};
+use crate::roles;
 use crate::state::root::InstallRoot;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -97,10 +98,10 @@ pub enum Command {
     /// Install the drop-in through which an unmodified legacy server calls this program
     Shim(Shim),
     /// Run what a process inside a unit has asked for
-    #[command(name = "__helper", hide = true)]
+    #[command(name = roles::HELPER, hide = true)]
     Helper(Helper),
     /// Start a server on behalf of an update
-    #[command(name = "__launch", hide = true)]
+    #[command(name = roles::LAUNCH, hide = true)]
     Launch(Launch),
 }
 

@@ -4,6 +4,7 @@
 //! (`tests/house.rs` keeps this true). `update/mod.rs` says where `backup`, `ports` and `verify` stand.
 //! Refuses to be a library for others: it exists so that the tests can reach the rooms.
 
+pub mod roles;
 pub mod system;
 pub mod base;
 pub mod app;

@@ -195,6 +195,27 @@ fn systems_differ_only_under_src_system() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Words that one system alone understands, and the hidden words of the executable's roles: where each may stand.
+#[test]
+fn words_of_one_system_and_of_a_role_have_one_place() {
+    const SYSTEM: [&str; 9] =
+        ["systemctl", "sudo", "usermod", "nsenter", "/proc", "\"/run", "--systemd-helper", "sysinfo", "netstat2"];
+    const ROLES: [&str; 7] = ["__launch", "__as", "__monitored", "__depart", "__arrive", "__outside", "__helper"];
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let room = source.room();
+        for (number, line) in source.code() {
+            let is_systems = room != "system" && SYSTEM.iter().any(|word| line.contains(word));
+            let is_roles = room != "roles"
+                && ROLES.iter().any(|word| line.contains(&format!("\"{word}")) || line.contains(&format!(" {word} ")));
+            if is_systems || is_roles {
+                wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn every_file_opens_by_saying_what_it_is_for() {
     for source in sources() {

@@ -8,7 +8,7 @@ use crate::commands::inspect;
 use crate::commands::shim;
 use crate::state::history;
 use crate::state::receipt;
-use crate::system::{Kind, SystemPart, Unit, Way, boot, files, processes};
+use crate::system::{Kind, SystemPart, Unit, Way, boot, files, processes, remedies};
 use crate::update::escape;
 use crate::update::hooks;
 use crate::update::install::Install;
@@ -227,11 +227,13 @@ fn from_inside(install: &Install, detection: &Detection) -> Found {
     }
     warning(
         format!("{unit} may not update itself: an update that it starts would end with it, and is refused"),
-        format!(
-            "if it is to, type once: sudo updater --root '{}' init --systemd-helper",
-            install.root.path().display()
-        ),
+        format!("if it is to, type once: {}", installing(install, SystemPart::Helper)),
     )
+}
+
+/// What installs this part of the system, typed by root.
+fn installing(install: &Install, part: SystemPart) -> String {
+    remedies::as_root(&format!("updater --root '{}' init {}", install.root.path().display(), part.option()))
 }
 
 fn boot_recovery(install: &Install, detection: &Detection) -> Found {
@@ -243,7 +245,7 @@ fn boot_recovery(install: &Install, detection: &Detection) -> Found {
         (true, _) => fine("an update that the power cuts off is mended at boot"),
         (false, _) => warning(
             "after a power cut in the middle of an update the server stays down until somebody recovers",
-            format!("type once: sudo updater --root '{}' init --boot-recovery", install.root.path().display()),
+            format!("type once: {}", installing(install, SystemPart::BootRecovery)),
         ),
     }
 }

@@ -5,7 +5,7 @@
 use crate::app::Profile;
 use crate::base::error::Failure;
 use crate::base::fsx;
-use crate::system::{BootPlan, Owner, SystemPart, Unit, boot, files, processes, service, trust};
+use crate::system::{BootPlan, Owner, SystemPart, Unit, boot, files, processes, remedies, service, trust};
 use crate::update::escape::unit_name;
 use crate::update::install::Install;
 use crate::update::owner;
@@ -49,7 +49,7 @@ pub fn install_part(install: &Install, part: SystemPart) -> Result<Value> {
         // What is not tied to the boot must not look as if it were.
         remove(part, &name)?;
         return Err(Failure::failed("boot-units", format!("the units cannot be enabled: {e}"))
-            .remedy("see what the service manager says: systemctl status")
+            .remedy(format!("see what the service manager says: {}", remedies::ask_about(None)))
             .into());
     }
     Ok(json!({
@@ -95,10 +95,10 @@ fn may_install(part: SystemPart, more: &str) -> Result<()> {
             .remedy("let what starts the server run `updater recover --boot` before it")
             .into());
     }
-    if processes::own_credentials().context("finding out who we are")?.uid != 0 {
-        let option = word(part).replace('_', "-");
+    if processes::own_uid() != 0 {
+        let command = format!("updater init {}{more}", part.option());
         return Err(Failure::failed("not-root", "units of the system are installed by root alone")
-            .remedy(format!("run it as root: sudo updater init --{option}{more}"))
+            .remedy(format!("run it as root: {}", remedies::as_root(&command)))
             .into());
     }
     Ok(())

@@ -11,20 +11,28 @@
 //! | `monitor` | root's half, where root works for the install of another user |
 //! | `escape` | what ties this process to another one, and the ways out |
 //! | `interrupt` | whether somebody asked this process to end, for long work |
+//! | `sockets` | who listens on which port |
+//! | `process_table` | all processes at once |
+//! | `remedies` | what an operator types here |
+//! | `programs` | programs known by name on every system |
 //! | `trust` | who beside root has a say in a path; a way to a file that nobody can bend |
 
 use serde::{Deserialize, Serialize};
 
 pub mod interrupt;
+pub mod process_table;
+pub mod programs;
+pub mod sockets;
+
 #[cfg(unix)]
 mod linux;
 #[cfg(windows)]
 mod windows;
 
 #[cfg(unix)]
-pub use linux::{boot, escape, files, monitor, processes, service, trust};
+pub use linux::{boot, escape, files, monitor, processes, remedies, service, trust};
 #[cfg(windows)]
-pub use windows::{boot, escape, files, monitor, processes, service, trust};
+pub use windows::{boot, escape, files, monitor, processes, remedies, service, trust};
 
 /// What a directory entry is; links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +154,7 @@ impl std::fmt::Display for Unit {
 }
 
 /// Why the end of a server would end us, too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tie {
     /// We descend from it.
     Tree,
@@ -222,6 +230,16 @@ pub enum SystemPart {
     BootRecovery,
     /// Runs updates outside the server's unit for a user who may not leave it.
     Helper,
+}
+
+impl SystemPart {
+    /// The option of `init` that installs it.
+    pub fn option(self) -> &'static str {
+        match self {
+            SystemPart::BootRecovery => "--boot-recovery",
+            SystemPart::Helper => "--systemd-helper",
+        }
+    }
 }
 
 /// What a part of the system is installed for.

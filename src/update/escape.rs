@@ -8,14 +8,15 @@ use crate::base::report::Reporter;
 use crate::state::history;
 use crate::state::root::InstallRoot;
 use crate::system::escape::{self, Line, Moved};
-use crate::system::processes::{self, Signals};
-use crate::system::{Errand, Said, Way, files};
+use crate::system::processes::Signals;
+use crate::system::remedies::{LEAVE_THE_SERVER, SEE_PROCESSES};
+use crate::system::{Errand, Said, Tie, Way, files};
 use crate::update::run;
 use crate::update::server;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use std::ffi::OsString;
-use std::io::{Read, Seek};
+use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ pub fn unit_name(root: &Path) -> String {
 pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
     // What cannot be found is refused, with its reasons, by the detection.
     let tie = match server::find(root) {
-        Ok(Some(running)) => escape::tied_to(&running.ids()).context("finding out what ties us to the server")?,
+        Ok(Some(running)) => tied_to(&running, root)?,
         _ => None,
     };
     if tie.is_none() && !detach {
@@ -51,21 +52,33 @@ pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
         let tied = tie.map_or_else(|| "it is asked to go on by itself".to_string(), |tie| tie.to_string());
         Failure::failed("would-end-us", format!("this updater cannot leave what it was started by ({tied}): {why}"))
             .at(root.path().display())
-            .remedy(REMEDY)
+            .remedy(LEAVE_THE_SERVER)
             .into()
     })
 }
 
-const REMEDY: &str = "let root install the helper once: updater init --systemd-helper; or start the updater from \
-                      outside the server: from a shell of your state, or a scheduled task";
+/// What would end us with this server. Errors (`processes-hidden`, exit 1): the system does not show us what stands above
+/// us; that cannot be found out then.
+fn tied_to(server: &server::Running, root: &InstallRoot) -> Result<Option<Tie>> {
+    escape::tied_to(&server.ids()).map_err(|e| match e.kind() {
+        ErrorKind::PermissionDenied => Failure::failed(
+            "processes-hidden",
+            format!("what ties this updater to the server cannot be found out: {e}"),
+        )
+        .at(root.path().display())
+        .remedy(SEE_PROCESSES)
+        .into(),
+        _ => anyhow::Error::new(e).context("finding out what ties us to the server"),
+    })
+}
 
 /// What the one outside finds that is still tied. Errors: it proves not to be outside.
 pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()> {
-    match escape::tied_to(&server.ids()).context("finding out what ties us to the server")? {
+    match tied_to(server, root)? {
         None => Ok(()),
         Some(tie) => Err(Failure::failed("would-end-us", format!("stopping the server would end this updater: {tie}"))
             .at(root.path().display())
-            .remedy(REMEDY)
+            .remedy(LEAVE_THE_SERVER)
             .into()),
     }
 }
@@ -79,15 +92,10 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Takes `__outside LINE ID` out of the command line.
-    pub fn named(args: &mut Vec<OsString>) -> Outside {
-        if args.get(1).is_none_or(|word| word != "__outside") || args.len() < 4 {
-            return Outside::default();
-        }
-        let mut words = args.drain(1..4).skip(1).map(|word| word.to_string_lossy().into_owned());
-        let number = words.next().and_then(|word| word.parse().ok());
-        let line = number.and_then(|number| Line::taken(number).ok()).map(Rc::new);
-        Outside { number: number.filter(|_| line.is_some()), line, update_id: words.next() }
+    /// Takes over the line to the first process, whose number is an open handle of ours. To be called first, once.
+    pub fn taken(number: i32, update_id: String) -> Outside {
+        let line = Line::taken(number).ok().map(Rc::new);
+        Outside { number: line.as_ref().map(|_| number), line, update_id: Some(update_id) }
     }
 
     /// The handles that are ours beside the standard ones.
@@ -100,15 +108,6 @@ impl Outside {
         if let Some(line) = &self.line {
             line.say(Said::Ended(code));
         }
-    }
-}
-
-/// The steps between the first process and the one outside. None: this is an ordinary call.
-pub fn step(args: &[OsString]) -> Option<std::io::Result<()>> {
-    match (args.get(1)?.to_str()?, args.get(2)) {
-        ("__depart", Some(name)) => Some(escape::depart(name)),
-        ("__arrive", Some(name)) => Some(escape::arrive(Some(name), Path::new(".")).map(|never| match never {})),
-        _ => None,
     }
 }
 
@@ -138,7 +137,7 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
     let mut moved = run::interruptible(|| {
         escape::send(way, &errand).map_err(|e| {
             let message = format!("the updater that was to run outside ({}) did not begin: {e}", way.word());
-            Failure::failed("escape-failed", message).at(root.path().display()).remedy(REMEDY).into()
+            Failure::failed("escape-failed", message).at(root.path().display()).remedy(LEAVE_THE_SERVER).into()
         })
     })?;
     match outputs {
@@ -155,9 +154,8 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
 
 /// Where both meet: of root's own where root runs it, so that nobody else has a say in it.
 fn meeting_place(root: &InstallRoot) -> Result<PathBuf> {
-    let run = Path::new("/run");
-    if processes::own_credentials().context("finding out who we are")?.uid == 0 && run.is_dir() {
-        return Ok(run.to_path_buf());
+    if let Some(folder) = escape::roots_meeting_place() {
+        return Ok(folder);
     }
     let state = root.state();
     files::private_folder(state.path()).with_context(|| format!("creating {}", state.path().display()))?;

@@ -13,11 +13,6 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// The step between root and the child: takes on the user's ids. None: this is an ordinary call.
-pub fn step(args: &[OsString]) -> Option<std::io::Result<()>> {
-    (args.get(1)? == "__as").then(|| monitor::descend(args).map(|never| match never {}))
-}
-
 /// What the child is to do.
 pub struct Task<'a> {
     /// The command line without the program.
@@ -52,8 +47,8 @@ pub fn delegate(root: &InstallRoot, task: &Task) -> Result<Option<u8>> {
 }
 
 /// True for root, unless root's other half watches over us.
-fn is_root() -> Result<bool> {
-    Ok(!monitor::is_monitored() && processes::own_credentials().context("finding out who we are")?.uid == 0)
+fn is_root() -> bool {
+    !monitor::is_monitored() && processes::own_uid() == 0
 }
 
 fn writable(place: &Path, root: &InstallRoot) -> Failure {
@@ -71,7 +66,7 @@ fn writable(place: &Path, root: &InstallRoot) -> Failure {
 
 /// The user who has a say in the install beside root, which we are. None: root alone, or we are not root.
 pub fn other_than_root(root: &InstallRoot) -> Result<Option<Owner>> {
-    if !is_root()? {
+    if !is_root() {
         return Ok(None);
     }
     Ok(match trust::distrust(root.named()).context("asking who has a say in the install")? {
@@ -85,7 +80,7 @@ pub fn other_than_root(root: &InstallRoot) -> Result<Option<Owner>> {
 /// folder. From then on no link of others is followed below it. To be called before anything there is read.
 /// Errors (`not-roots`, exit 1): another user wrote, or may write, one of them.
 pub fn guard(root: &InstallRoot, settings: &Path) -> Result<()> {
-    if !is_root()? {
+    if !is_root() {
         return Ok(());
     }
     for place in [settings.to_path_buf(), root.state().path().to_path_buf()] {

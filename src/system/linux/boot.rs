@@ -4,6 +4,7 @@
 //! Refuses to write them itself (`fsx` does), and to stop a unit of recovery: a stop would spread to the server.
 
 use super::service;
+use crate::roles::HELPER;
 use crate::system::{BootPlan, SystemPart};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -103,7 +104,7 @@ fn helper_texts(own: &str, command: &str, plan: &BootPlan) -> io::Result<[String
     let service = format!(
         "{}[Service]\n\
          Type=exec\n\
-         ExecStart={command} __helper {}\n\
+         ExecStart={command} {HELPER} {}\n\
          KillMode=process\n\
          # How an update ended is told to who asked for it.\n\
          SuccessExitStatus=1 2 3 4 5 6\n",

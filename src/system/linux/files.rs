@@ -395,6 +395,11 @@ pub fn link_file(from: &Path, to: &Path) -> io::Result<bool> {
 /// The longest path that a call takes, in bytes (PATH_MAX of `limits.h`, without the final zero).
 pub const MAX_PATH: usize = 4095;
 
+/// True for a path that is another file to each process: `/dev/fd/3` of a server is, to us, one of ours.
+pub fn is_per_process(path: &Path) -> bool {
+    ["/dev", "/proc"].iter().any(|own| path.starts_with(own))
+}
+
 /// How many bytes the file takes on its volume: a sparse one takes less than its size.
 pub fn allocated(path: &Path) -> io::Result<u64> {
     let path = &*anchored(path)?;

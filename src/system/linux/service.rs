@@ -257,7 +257,7 @@ pub fn said_since(unit: &Unit, since: i64, count: usize) -> io::Result<Vec<Strin
 pub fn runs_as(unit: &Unit, uid: u32) -> io::Result<Result<(), String>> {
     let user = ask(unit, &["User"])?.into_iter().next().filter(|user| !user.is_empty());
     let user = user.unwrap_or_else(|| "root".to_string());
-    let is_he = user == uid.to_string() || super::processes::user_name(uid).is_some_and(|name| name == user);
+    let is_he = user == uid.to_string() || super::accounts::user_name(uid).is_some_and(|name| name == user);
     Ok(if is_he { Ok(()) } else { Err(user) })
 }
 
@@ -311,7 +311,7 @@ fn cgroup_of(pid: u32) -> io::Result<Option<String>> {
     match std::fs::read_to_string(format!("/proc/{pid}/cgroup")) {
         Ok(text) => Ok(path_in(&text).map(str::to_string)),
         Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(super::processes::not_shown(pid, error)),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::system::{Errand, ProcessId, Said, Tie, Way};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why ending these processes would end us. None: it would not.
@@ -44,6 +44,11 @@ pub fn way_out(_tie: Option<&Tie>, _helper: &str) -> io::Result<Result<Way, Stri
 
 fn unsupported() -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, "an updater cannot move out of its caller on this system")
+}
+
+/// There is no root here.
+pub fn roots_meeting_place() -> Option<PathBuf> {
+    None
 }
 
 /// The process outside; there is none on this system.

@@ -4,5 +4,6 @@ pub mod escape;
 pub mod files;
 pub mod monitor;
 pub mod processes;
+pub mod remedies;
 pub mod service;
 pub mod trust;

@@ -1,6 +1,7 @@
 //! Whose install it is makes no difference on Windows: what is made in a folder inherits its rights.
 //! Refuses to become somebody else.
 
+use crate::roles::{Given, Role};
 use crate::system::Owner;
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -18,12 +19,12 @@ pub fn handed_bundle() -> Option<File> {
 }
 
 /// Nothing is to be taken on this system.
-pub fn take(_args: &mut Vec<OsString>) -> Vec<i32> {
+pub fn take(_given: Given) -> Vec<i32> {
     Vec::new()
 }
 
 /// Always an error on this system.
-pub fn descend(_args: &[OsString]) -> io::Result<Infallible> {
+pub fn descend(_who: &str, _given: Given, _then: Box<Role>) -> io::Result<Infallible> {
     Err(io::Error::from(io::ErrorKind::Unsupported))
 }
 

@@ -96,6 +96,12 @@ pub fn identity(pid: u32) -> io::Result<Option<ProcessId>> {
     Ok(alive.then_some(id))
 }
 
+/// Errors: the list of processes cannot be read, or does not hold this process.
+pub fn list_is_readable() -> io::Result<()> {
+    let own = identity(std::process::id())?;
+    own.map(drop).ok_or_else(|| io::Error::other("the list of processes does not hold this process"))
+}
+
 /// The pid of the parent. None: it has ended (its pid may belong to another by now), or the process is gone.
 pub fn parent(pid: u32) -> io::Result<Option<u32>> {
     // SAFETY: takes numbers only.
@@ -224,6 +230,11 @@ pub fn credentials(pid: u32) -> io::Result<Credentials> {
     check(unsafe { LookupAccountSidW(std::ptr::null(), sid, to, &mut name_size, place, &mut domain_size, &mut kind) })?;
     let user = String::from_utf16_lossy(name.get(..name_size as usize).unwrap_or(&[]));
     Ok(Credentials { user, ..Credentials::default() })
+}
+
+/// The number of the user as whom we run: there are none here.
+pub fn own_uid() -> u32 {
+    0
 }
 
 /// Under which user we run.

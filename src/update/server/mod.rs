@@ -21,7 +21,7 @@ use crate::base::error::Failure;
 use crate::ports::{self, Listener};
 use crate::state::root::InstallRoot;
 use crate::system::processes::{self, Handle};
-use crate::system::{LaunchSpec, ProcessId, Unit, files, service};
+use crate::system::{LaunchSpec, ProcessId, Unit, files, remedies, service};
 use anyhow::Context;
 use launch::captured_launch;
 use std::collections::BTreeSet;
@@ -158,8 +158,9 @@ pub fn elsewhere(root: &InstallRoot) -> anyhow::Result<Option<Failure>> {
                 table.describe(pid)
             );
             return Ok(Some(Failure::failed("other-namespace", message).at(root.path().display()).remedy(format!(
-                "run the updater in that network (nsenter --target {pid} --net updater ...), or stop the server, update \
-                 with --no-start, and start it again; a container gets the new version by its image"
+                "run the updater in that network ({}), or stop the server, update with --no-start, and start it again; a \
+                 container gets the new version by its image",
+                remedies::enter_network(pid)
             ))));
         }
     }

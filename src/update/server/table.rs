@@ -4,19 +4,13 @@
 use super::claim;
 use crate::ports::Listener;
 use crate::state::root::InstallRoot;
-use crate::system::{ProcessId, files, processes};
+use crate::system::process_table;
+pub(super) use crate::system::process_table::Entry;
+use crate::system::{ProcessId, files, processes, programs};
 use anyhow::Context;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
-use sysinfo::{Pid, ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
-
-/// Programs that stand in a folder because a person does; by standing there they make nothing ours.
-const SHELLS: [&str; 14] =
-    ["sh", "bash", "dash", "zsh", "fish", "ksh", "cmd", "powershell", "pwsh", "login", "su", "sudo", "screen", "sshd"];
-
-/// More of them, matched by how the name starts (`tmux: server`, `sshd-session`).
-const SHELL_STARTS: [&str; 4] = ["tmux", "screen", "sshd", "systemd"];
 
 /// Programs whose first plain argument is the program that really runs.
 const INTERPRETERS: [&str; 11] =
@@ -58,17 +52,6 @@ pub struct Process {
     pub user: String,
 }
 
-/// What the snapshot holds of one process.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) parent: Option<u32>,
-    pub(super) argv: Vec<String>,
-    pub(super) cwd: Option<PathBuf>,
-    pub(super) exe: Option<PathBuf>,
-    /// Whole seconds: good enough to tell a parent from a later process of its pid.
-    pub(super) started: u64,
-}
-
 /// How surely a process is of an install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tie {
@@ -96,28 +79,7 @@ pub struct Table {
 impl Table {
     /// Reads all processes; `listeners` tells which of them listen. Errors: the system does not tell.
     pub fn read(listeners: &[Listener]) -> anyhow::Result<Table> {
-        let mut system = System::new().map_err(|error| anyhow::anyhow!("reading the processes: {error}"))?;
-        let what = ProcessRefreshKind::nothing()
-            .with_cmd(UpdateKind::Always)
-            .with_cwd(UpdateKind::Always)
-            .with_exe(UpdateKind::Always);
-        system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
-        let mut all = HashMap::new();
-        for (pid, process) in system.processes() {
-            let ended = matches!(process.status(), ProcessStatus::Zombie | ProcessStatus::Dead);
-            if ended || process.thread_kind().is_some() {
-                continue;
-            }
-            let text = |part: &std::ffi::OsString| part.to_string_lossy().into_owned();
-            let entry = Entry {
-                parent: process.parent().map(Pid::as_u32),
-                argv: process.cmd().iter().map(text).collect(),
-                cwd: process.cwd().map(Path::to_path_buf),
-                exe: process.exe().map(Path::to_path_buf),
-                started: process.start_time(),
-            };
-            all.insert(pid.as_u32(), entry);
-        }
+        let all = process_table::read().context("reading the processes")?;
         Ok(Table::of(all, listeners, std::process::id()))
     }
 
@@ -297,14 +259,10 @@ fn name_of(argv: &[String]) -> String {
     plain.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').to_string()
 }
 
-fn names_a_shell(name: &str) -> bool {
-    SHELLS.contains(&name) || SHELL_STARTS.iter().any(|start| name.starts_with(start))
-}
-
 impl Process {
     /// True for a shell, be it that it only runs a wrapper script.
     pub fn is_shell(&self) -> bool {
-        names_a_shell(&name_of(&self.argv))
+        programs::is_shell(&name_of(&self.argv))
     }
 }
 
@@ -318,7 +276,7 @@ impl Entry {
     }
 
     pub(super) fn is_shell(&self) -> bool {
-        names_a_shell(&self.name())
+        programs::is_shell(&self.name())
     }
 
     /// The first plain argument of an interpreter or shell, past its options. None with `-c` or `-m`.
@@ -363,8 +321,7 @@ impl Entry {
         let first = self.argv.first().filter(|first| first.contains(['/', '\\']));
         found.extend(first.and_then(|first| at(first)));
         found.extend(self.script().and_then(at));
-        // `/dev/fd/3` is another file to each process: to us, one of ours.
-        found.retain(|path| !["/dev", "/proc"].iter().any(|own| path.starts_with(own)));
+        found.retain(|path| !files::is_per_process(path));
         found
     }
 }

@@ -7,7 +7,7 @@ use super::table::{Table, belongs};
 use crate::base::error::Failure;
 use crate::state::root::InstallRoot;
 use crate::system::service::{self, Job};
-use crate::system::{ProcessId, Unit, processes};
+use crate::system::{ProcessId, Unit, processes, remedies};
 use anyhow::Context;
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,8 @@ pub fn may_control(running: &Running, root: &InstallRoot) -> anyhow::Result<()> 
         let message = format!("the server belongs to the service {unit}, which we may not stop and start: {why}");
         return Err(Failure::failed("managed", message)
             .remedy(format!(
-                "run the updater as root, or stop the service, update, and start it: systemctl stop {unit}"
+                "run the updater as root, or stop the service, update, and start it: {}",
+                remedies::stop_service(unit)
             ))
             .into());
     }
@@ -109,7 +110,7 @@ pub fn start_unit(
 ) -> anyhow::Result<Option<Launched>> {
     let failed = |said: &str| {
         Failure::failed("cannot-start", format!("the service {unit} cannot be started: {said}"))
-            .remedy(format!("see what the service manager says: systemctl status {unit}"))
+            .remedy(format!("see what the service manager says: {}", remedies::ask_about(Some(unit))))
     };
     let mut job = service::start(unit).map_err(|e| failed(&e.to_string()))?;
     let begun = Instant::now();

@@ -10,7 +10,7 @@ use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
 use crate::state::journal::Annex;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, Owner, files};
+use crate::system::{Facts, Kind, Owner, files, remedies};
 use crate::update::bundle::{Bundle, Entry};
 use crate::update::ownership::Ownership;
 use crate::update::plan::{self, Action, Plan, Planned};
@@ -217,7 +217,8 @@ fn cannot_own(path: &RelPath, owner: Owner, e: &std::io::Error) -> Failure {
     Failure::failed("cannot-own", format!("{path} cannot be given to its owner (user {uid}, group {gid}): {e}"))
         .at(path)
         .remedy(format!(
-            "put the owner of the install into the group {gid} (usermod -aG), or give the file to a group of his"
+            "put the owner of the install into the group {gid} ({}), or give the file to a group of his",
+            remedies::join_group()
         ))
 }
 

@@ -2,12 +2,13 @@
 //! caller's words, folder, environment and standard handles leave; back comes what the first one must know.
 //! Refuses strangers: the other end must be of our own user, or root's. Refuses to wait for ever.
 //!
-//! `send` starts our own executable as `__depart` (a session of its own) or has a service manager start it as
-//! `__arrive`; that one takes everything over and turns into `__outside`, whose first two words are the line
-//! and the update's id. The environment is handed over the line, not as a property of a unit, which everybody may
+//! `send` starts our own executable as `Role::Depart` (a session of its own) or has a service manager start it as
+//! `Role::Arrive`; that one takes everything over and turns into `Role::Outside`, which is told the line
+//! and the update's id (`roles` draws it). The environment is handed over the line, not as a property of a unit, which everybody may
 //! read.
 
-use crate::system::linux::{monitor, processes};
+use crate::roles::Role;
+use crate::system::linux::{monitor, ourselves, processes};
 use crate::system::{Errand, Said, Way, interrupt};
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::FdFlags;
@@ -139,8 +140,8 @@ fn trusted(line: BorrowedFd, or_root: bool) -> io::Result<Option<u32>> {
 fn start(way: &Way, errand: &Errand, name: &str) -> io::Result<Option<Child>> {
     let mut command = match way {
         Way::Session => {
-            let mut command = Command::new("/proc/self/exe");
-            command.args(["__depart", name]).current_dir(errand.place);
+            let mut command = ourselves(&Role::Depart { socket: name.into() });
+            command.current_dir(errand.place);
             command
         }
         Way::Transient { of_user } => {
@@ -159,7 +160,8 @@ fn start(way: &Way, errand: &Errand, name: &str) -> io::Result<Option<Child>> {
             // A server of no unit that it starts outlives it.
             command.arg("--property=KillMode=process");
             command.arg(format!("--unit=updater-{}", errand.update_id.to_lowercase()));
-            command.arg("--working-directory").arg(errand.place).arg("--").arg(exe).args(["__arrive", name]);
+            command.arg("--working-directory").arg(errand.place).arg("--").arg(exe);
+            command.args(Role::Arrive { socket: name.into() }.words());
             command
         }
         Way::Helper => {
@@ -249,16 +251,16 @@ impl Moved {
     }
 }
 
-/// What our executable does when started as `__depart NAME`: leads a session of its own, in which the next one has
+/// What our executable does as `Role::Depart`: leads a session of its own, in which the next one has
 /// no terminal and no parent of ours.
 pub fn depart(name: &OsStr) -> io::Result<()> {
     rustix::process::setsid()?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("__arrive").arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = ourselves(&Role::Arrive { socket: name.to_os_string() });
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().map(drop)
 }
 
-/// What our executable does when started as `__arrive NAME` in the folder where both meet: takes over what the
+/// What our executable does as `Role::Arrive` in the folder where both meet: takes over what the
 /// first one handed out, and goes on as if it had been called so. Without a name the helper's request has it.
 pub fn arrive(name: Option<&OsStr>, place: &Path) -> io::Result<Infallible> {
     let name = match name {
@@ -293,11 +295,10 @@ pub fn arrive(name: Option<&OsStr>, place: &Path) -> io::Result<Infallible> {
     // The one handle that the next program gets beside the standard ones.
     rustix::io::fcntl_setfd(&line, FdFlags::empty())?;
     let text = OsString::from_vec;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("updater").args(monitor::handed_on()?);
-    command.arg("__outside").arg(line.as_raw_fd().to_string()).arg(&words.update_id);
-    command.args(words.argv.into_iter().map(text));
-    command.env_clear().envs(words.env.into_iter().map(|(name, value)| (text(name), text(value))));
+    let argv = words.argv.into_iter().map(text).collect();
+    let role = Role::Outside { line: line.as_raw_fd(), update_id: words.update_id, words: argv };
+    let mut command = ourselves(&monitor::handed_on(role)?);
+    command.arg0("updater").env_clear().envs(words.env.into_iter().map(|(name, value)| (text(name), text(value))));
     Err(command.exec())
 }
 

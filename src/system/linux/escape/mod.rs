@@ -7,12 +7,20 @@ mod line;
 
 pub use line::{Line, Moved, arrive, depart, send};
 
+use super::monitor::{self, Answer, Ask};
 use super::{boot, processes, service};
 use crate::system::{ProcessId, Tie, Way};
 use std::io;
+use std::path::{Path, PathBuf};
 
 /// Why ending these processes would end us. None: it would not.
 pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
+    // Root's half is our parent, of our session and our unit, and sees what may be hidden from us.
+    match monitor::ask(&Ask::TiedTo(servers.to_vec())) {
+        Ok(Some(Answer::TiedTo(tie))) => return Ok(tie),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
     tied(std::process::id(), servers)
 }
 
@@ -73,6 +81,13 @@ pub fn way_out(tie: Option<&Tie>, helper: &str) -> io::Result<Result<Way, String
         None if own.is_root() && service::is_there() => Ok(Ok(Way::Transient { of_user: false })),
         Some(Tie::Tree | Tie::Session) | None => Ok(Ok(Way::Session)),
     }
+}
+
+/// A folder in which nobody but root has a say, where the process that asks and the one outside may meet. None: we are
+/// not root, or there is no such folder.
+pub fn roots_meeting_place() -> Option<PathBuf> {
+    let run = Path::new("/run");
+    (processes::own_uid() == 0 && run.is_dir()).then(|| run.to_path_buf())
 }
 
 #[cfg(test)]

@@ -4,25 +4,25 @@
 //! Refuses to trust the child: whatever it asks for is checked by root against the system, not against anything
 //! that the user wrote. (Signals need no root: the user may signal his own processes, and no others.)
 //!
-//! Root starts our own executable as `__as`, which takes on the user's ids and turns into `__monitored`, whose
-//! first words are the number of the socket to root and that of a bundle that root opened for it.
+//! Root starts our own executable as `Role::BecomeOwner`, which takes on the user's ids and turns into
+//! `Role::Monitored`; both are told the number of the socket to root and that of a bundle that root opened (`roles`
+//! draws it).
 
 mod root;
 
 pub use root::run;
 
-use crate::system::{Credentials, LaunchSpec, ProcessId, interrupt};
+use crate::roles::{Given, Role};
+use crate::system::{Credentials, LaunchSpec, ProcessId, Tie, interrupt};
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(super) enum Ask {
     Drop(u32),
     /// How a released one ended.
     Exited(u32),
+    /// Why the end of these processes would end root's half.
+    TiedTo(Vec<ProcessId>),
     /// Why this unit may not be controlled.
     Refusal(String),
     /// A request to the service manager; the number names it from then on.
@@ -62,6 +64,7 @@ pub(super) enum Answer {
     Held(u32, ProcessId),
     Done,
     Exited(Option<String>),
+    TiedTo(Option<Tie>),
     Refusal(Option<String>),
     Job(u32),
     IsShuttingDown(bool),
@@ -86,16 +89,12 @@ pub fn handed_bundle() -> Option<File> {
     BUNDLE.lock().ok()?.as_ref()?.try_clone().ok()
 }
 
-/// Takes `__monitored SOCKET BUNDLE` out of the command line. To be called first. Gives back the handles to keep.
-pub fn take(args: &mut Vec<OsString>) -> Vec<RawFd> {
-    if args.get(1).is_none_or(|word| word != "__monitored") || args.len() < 4 {
-        return Vec::new();
-    }
-    let numbers: Vec<Option<RawFd>> = args.drain(1..4).skip(1).map(|word| word.to_str()?.parse().ok()).collect();
+/// Takes over what root's half left open. To be called first. Gives back the handles to keep.
+pub fn take(given: Given) -> Vec<RawFd> {
     let open = |number: &RawFd| std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
     let mut kept = Vec::new();
-    if let Some(number) = numbers.first().copied().flatten().filter(open) {
-        // SAFETY: called at the start with the number that our own `__as` put into the command line; it is open, and
+    if let Some(number) = Some(given.socket).filter(open) {
+        // SAFETY: called at the start with the number that our own `descend` put into the command line; it is open, and
         // nothing else in this process owns it.
         let line = unsafe { UnixStream::from_raw_fd(number) };
         if rustix::io::fcntl_setfd(&line, FdFlags::CLOEXEC).is_ok()
@@ -104,7 +103,7 @@ pub fn take(args: &mut Vec<OsString>) -> Vec<RawFd> {
             kept.push(number);
         }
     }
-    if let Some(number) = numbers.get(1).copied().flatten().filter(open) {
+    if let Some(number) = given.bundle.filter(open) {
         // SAFETY: as above, for the second number.
         let file = unsafe { File::from_raw_fd(number) };
         if rustix::io::fcntl_setfd(&file, FdFlags::CLOEXEC).is_ok()
@@ -117,13 +116,14 @@ pub fn take(args: &mut Vec<OsString>) -> Vec<RawFd> {
     kept
 }
 
-/// The words that hand the monitor on to a program which this process turns into; its handles stay open then.
-pub(super) fn handed_on() -> io::Result<Vec<String>> {
-    let Some(monitor) = MONITOR.get() else { return Ok(Vec::new()) };
+/// The role of the program which this process turns into, with the monitor handed on to it; the socket stays open then.
+pub(super) fn handed_on(role: Role) -> io::Result<Role> {
+    let Some(monitor) = MONITOR.get() else { return Ok(role) };
     let lost = || io::Error::other("the monitor cannot be handed on");
     let line = monitor.lock().map_err(|_| lost())?;
     rustix::io::fcntl_setfd(line.get_ref(), FdFlags::empty())?;
-    Ok(vec!["__monitored".to_string(), line.get_ref().as_raw_fd().to_string(), "-".to_string()])
+    let given = Given { socket: line.get_ref().as_raw_fd(), bundle: None };
+    Ok(Role::Monitored { given, then: Box::new(role) })
 }
 
 /// Asks root. None: nobody watches over this process, and it acts by itself.
@@ -162,13 +162,10 @@ fn answer(line: &mut BufReader<UnixStream>) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// What our executable does when started as `__as WHO SOCKET BUNDLE ...` by root: becomes the user and goes on as
-/// `__monitored`, a fresh program of his.
-pub fn descend(args: &[OsString]) -> io::Result<Infallible> {
-    let word = |at: usize| args.get(at).and_then(|word| word.to_str()).unwrap_or_default();
-    let who: Credentials = serde_json::from_str(word(2))?;
+/// What our executable does as `Role::BecomeOwner`, started by root: becomes the user and goes on as
+/// `Role::Monitored`, a fresh program of his.
+pub fn descend(who: &str, given: Given, then: Box<Role>) -> io::Result<Infallible> {
+    let who: Credentials = serde_json::from_str(who)?;
     super::processes::become_user(&who)?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("updater").arg("__monitored").args(args.get(3..).unwrap_or_default());
-    Err(command.exec())
+    Err(super::ourselves(&Role::Monitored { given, then }).arg0("updater").exec())
 }

@@ -2,7 +2,8 @@
 //! Refuses to read anything below the install; refuses every request that is not for the install's user.
 
 use super::{Answer, Ask, Verb};
-use crate::system::linux::{processes, service};
+use crate::roles::{Given, Role};
+use crate::system::linux::{accounts, escape, ourselves, processes, service};
 use crate::system::{Credentials, LaunchSpec, Owner, Unit, interrupt, is_passed_on};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
@@ -13,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 /// The most lines of a journal that are handed out at once.
@@ -34,6 +35,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const MOST_HELD: usize = 8;
 const MOST_STARTED: usize = 256;
 
+/// The most processes of a server that the child may ask about at once.
+const MOST_PROCESSES: usize = 4096;
+
 /// The longest wait between two looks.
 const POLL_MS: i64 = 50;
 
@@ -47,16 +51,17 @@ pub fn run(
     kept: &[i32],
 ) -> io::Result<Option<u8>> {
     let signals = processes::Signals::install()?;
-    let who = Credentials { umask: processes::own_credentials()?.umask, ..account(user)? };
+    let (account, home) = account(user)?;
+    let who = Credentials { umask: processes::own_ids()?.umask, ..account };
     let (ours, theirs) = UnixStream::pair()?;
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
     if let Some(bundle) = &bundle {
         rustix::io::fcntl_setfd(bundle, FdFlags::empty())?;
     }
-    let words = [serde_json::to_string(&who)?, theirs.as_raw_fd().to_string()];
-    let number = bundle.as_ref().map_or("-".to_string(), |file| file.as_raw_fd().to_string());
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("__as").args(words).arg(number).args(args).env_clear().envs(environment(&who));
+    let given = Given { socket: theirs.as_raw_fd(), bundle: bundle.as_ref().map(File::as_raw_fd) };
+    let then = Box::new(Role::parse(args.to_vec()));
+    let mut command = ourselves(&Role::BecomeOwner { who: serde_json::to_string(&who)?, given, then });
+    command.env_clear().envs(environment(&who, &home));
     inherit(kept, FdFlags::empty())?;
     let child = command.spawn();
     drop((theirs, bundle));
@@ -80,34 +85,25 @@ fn inherit(numbers: &[i32], flags: FdFlags) -> io::Result<()> {
     Ok(())
 }
 
-fn environment(who: &Credentials) -> Vec<(OsString, OsString)> {
+fn environment(who: &Credentials, home: &str) -> Vec<(OsString, OsString)> {
     let mut all: Vec<_> = std::env::vars_os().filter(|(name, _)| is_passed_on(name)).collect();
-    let home = processes::home_of(who.uid).unwrap_or_else(|| "/".to_string());
-    for (name, value) in [("HOME", &home), ("USER", &who.user), ("LOGNAME", &who.user)] {
+    for (name, value) in [("HOME", home), ("USER", &who.user), ("LOGNAME", &who.user)] {
         all.push((name.into(), value.into()));
     }
     all
 }
 
-/// The user as /etc/passwd and /etc/group have him; one without an entry has the group of his folder alone, unless
-/// that is root's.
-fn account(user: Owner) -> io::Result<Credentials> {
-    let name = processes::user_name(user.uid);
-    let gid = processes::group_of(user.uid).unwrap_or(if user.gid == 0 { user.uid } else { user.gid });
-    let mut groups: BTreeSet<u32> = BTreeSet::from([gid]);
-    if let Some(name) = &name {
-        let text = std::fs::read("/etc/group").unwrap_or_default();
-        for line in String::from_utf8_lossy(&text).lines() {
-            let parts: Vec<&str> = line.split(':').collect();
-            if let [_, _, number, members] = parts.as_slice()
-                && members.split(',').any(|member| member == name)
-            {
-                groups.extend(number.parse::<u32>());
-            }
+/// The user as the system's accounts have him, and his home; one without an account has the group of his folder alone,
+/// unless that is root's. Errors: they cannot be asked. To guess then could give him a group that is not his.
+fn account(user: Owner) -> io::Result<(Credentials, String)> {
+    let of = |gid, groups, name, home| (Credentials { uid: user.uid, gid, groups, umask: 0o022, user: name }, home);
+    Ok(match accounts::account(user.uid)? {
+        Some(account) => of(account.gid, accounts::groups(&account)?, account.name, account.home),
+        None => {
+            let gid = if user.gid == 0 { user.uid } else { user.gid };
+            of(gid, vec![gid], user.uid.to_string(), "/".to_string())
         }
-    }
-    let groups = groups.into_iter().collect();
-    Ok(Credentials { uid: user.uid, gid, groups, umask: 0o022, user: name.unwrap_or_else(|| user.uid.to_string()) })
+    })
 }
 
 /// Root gave these groups to the user before: by his account, or to a process of his.
@@ -221,6 +217,10 @@ impl Office {
                 Answer::Done
             }
             Ask::Exited(number) => Answer::Exited(self.running.get_mut(&number).ok_or_else(unknown)?.exited()?),
+            Ask::TiedTo(servers) if servers.len() > MOST_PROCESSES => {
+                return Err(io::Error::other(format!("root's half looks at {MOST_PROCESSES} processes at most")));
+            }
+            Ask::TiedTo(servers) => Answer::TiedTo(escape::tied_to(&servers)?),
             // Asked before the stop alone.
             Ask::Refusal(unit) => interrupt::during(|| {
                 Ok::<_, io::Error>(match self.unit(&unit)? {
@@ -298,6 +298,7 @@ impl Office {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     fn office() -> Office {
         let who = Credentials { uid: 4711, gid: 4712, groups: vec![4712], umask: 0o022, user: "scout".into() };
@@ -376,7 +377,7 @@ mod tests {
 
     #[test]
     fn an_owner_without_an_account_never_gets_the_group_of_root() {
-        let of = |gid| account(Owner { uid: 4_000_111, gid }).unwrap().groups;
+        let of = |gid| account(Owner { uid: 4_000_111, gid }).unwrap().0.groups;
         assert_eq!((of(0), of(4713)), (vec![4_000_111], vec![4713]));
     }
 

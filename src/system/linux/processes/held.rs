@@ -1,11 +1,13 @@
 //! A start that is held until its identity is on record.
 //! Refuses to let a server run that nobody could know of: the end of its orders (our death) ends it.
 //!
-//! `hold` starts our own executable with `__launch`, its stdin and stdout being pipes to us. It prepares everything,
+//! `hold` starts our own executable as `Role::ExecServer`, its stdin and stdout being pipes to us. It prepares everything,
 //! says `ready`, waits for one byte and turns into the server by exec, so that pid and start time stay.
 
-use super::{identity, own_credentials};
+use super::{identity, own_ids};
+use crate::roles::Role;
 use crate::system::linux::monitor::{self, Answer, Ask};
+use crate::system::linux::ourselves;
 use crate::system::{Credentials, LaunchSpec, ProcessId};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
@@ -19,9 +21,6 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-
-/// The hidden argument by which our own executable becomes a held server.
-const LAUNCH: &str = "__launch";
 
 /// A server that is ready to start and waits for its release. Dropped, or when we die, it ends.
 #[derive(Debug)]
@@ -49,19 +48,18 @@ pub fn hold(spec: &LaunchSpec) -> io::Result<Held> {
         // A server that lacks a group is better than none.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             let spec = LaunchSpec { credentials: None, ..spec.clone() };
-            return hold_with(Path::new("/proc/self/exe"), &[LAUNCH], &spec);
+            return hold_with(ourselves(&Role::ExecServer), &spec);
         }
         Err(error) => return Err(error),
         Ok(_) => {}
     }
-    hold_with(Path::new("/proc/self/exe"), &[LAUNCH], spec)
+    hold_with(ourselves(&Role::ExecServer), spec)
 }
 
-fn hold_with(program: &Path, args: &[&str], spec: &LaunchSpec) -> io::Result<Held> {
+fn hold_with(mut command: Command, spec: &LaunchSpec) -> io::Result<Held> {
     let mut line = serde_json::to_vec(spec)?;
     line.push(b'\n');
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn()?;
     let (Some(go), Some(status)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("the held process has no pipes"));
@@ -213,7 +211,7 @@ impl Running {
     }
 }
 
-/// The other side of `hold`: what our executable does when started with `__launch`, before any thread.
+/// The other side of `hold`: what our executable does as `Role::ExecServer`, before any thread.
 /// Returns only when its pipes are unusable.
 pub fn run_held() -> io::Result<Infallible> {
     let status = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
@@ -283,7 +281,7 @@ fn open_log(path: &Path) -> io::Result<File> {
 /// Takes on the identity of the server. Errors: we may not.
 pub(in crate::system::linux) fn become_user(wanted: &Credentials) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(wanted.umask & 0o777));
-    let own = own_credentials()?;
+    let own = own_ids()?;
     let sorted = |groups: &[u32]| {
         let mut groups = groups.to_vec();
         groups.sort_unstable();
@@ -371,7 +369,9 @@ mod tests {
              exec '{}' {name} --exact --ignored --nocapture --test-threads=1",
             own.display()
         );
-        hold_with(Path::new("/bin/sh"), &["-c", &script], spec)
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]);
+        hold_with(command, spec)
     }
 
     fn spec(dir: &Path, argv: &[&str]) -> LaunchSpec {
@@ -381,7 +381,7 @@ mod tests {
             env: vec![("PATH".into(), "/nowhere:/usr/bin:/bin".into()), ("ONLY".into(), "this one".into())],
             stdout: dir.join("out.log"),
             stderr: dir.join("err.log"),
-            credentials: Some(Credentials { umask: 0o027, ..own_credentials().unwrap() }),
+            credentials: Some(Credentials { umask: 0o027, ..own_ids().unwrap() }),
         }
     }
 

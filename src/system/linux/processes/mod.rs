@@ -8,6 +8,7 @@ pub(super) use held::become_user;
 pub use held::{Held, Running, hold, run_held};
 pub use network::{ports_elsewhere, stands_in, users_listening};
 
+use super::accounts::user_name;
 use crate::system::{CommandLine, Credentials, Owner, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -25,6 +26,29 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(esrch)
 }
 
+/// The error of a process that may not be looked at, with the reason where the mount of /proc is it: anybody may read
+/// what is asked for here, unless other users' processes are hidden. `PermissionDenied` then.
+pub(super) fn not_shown(pid: u32, error: io::Error) -> io::Error {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let why = match hidepid_in(&mounts) {
+        Some(how) if error.kind() == io::ErrorKind::PermissionDenied => {
+            format!("process {pid} is another user's, and the system hides those (/proc is mounted with hidepid={how})")
+        }
+        _ => format!("process {pid} cannot be looked at: {error}"),
+    };
+    io::Error::new(error.kind(), why)
+}
+
+/// How /proc hides processes, by the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)): a number, or a word since
+/// Linux 5.8. None: it does not.
+fn hidepid_in(mountinfo: &str) -> Option<&str> {
+    // The last one lies on top.
+    let is_it = |line: &&str| line.split(' ').nth(4) == Some("/proc");
+    let (_, options) = mountinfo.lines().rfind(is_it)?.split_once(" - ")?;
+    let how = options.split(' ').nth(2)?.split(',').find_map(|option| option.strip_prefix("hidepid="))?;
+    (!["0", "off"].contains(&how)).then_some(how)
+}
+
 /// The fields of `/proc/PID/stat` that matter here.
 struct Stat {
     state: char,
@@ -37,7 +61,7 @@ fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let bytes = match std::fs::read(format!("/proc/{pid}/stat")) {
         Ok(bytes) => bytes,
         Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
+        Err(error) => return Err(not_shown(pid, error)),
     };
     let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"));
     parse_stat(&String::from_utf8_lossy(&bytes)).ok_or_else(odd).map(Some)
@@ -71,6 +95,15 @@ pub fn parent(pid: u32) -> io::Result<Option<u32>> {
 /// The pid of the leader of its session. None: the process is gone, or the leader lies outside of what we see.
 pub fn session(pid: u32) -> io::Result<Option<u32>> {
     Ok(stat(pid)?.map(|stat| stat.session).filter(|leader| *leader != 0))
+}
+
+/// Errors: the list of processes cannot be read, or does not hold this process.
+pub fn list_is_readable() -> io::Result<()> {
+    let unreadable =
+        |error: io::Error| io::Error::new(error.kind(), format!("the list of processes cannot be read: {error}"));
+    let own = identity(std::process::id()).map_err(unreadable)?;
+    own.ok_or_else(|| io::Error::other("the list of processes does not hold this process"))?;
+    std::fs::read_dir("/proc").map(drop).map_err(unreadable)
 }
 
 /// A process held so that no later one of the same pid can be meant.
@@ -157,6 +190,12 @@ impl Handle {
 
 /// Under which identity a process runs (the effective one).
 pub fn credentials(pid: u32) -> io::Result<Credentials> {
+    let ids = ids(pid)?;
+    Ok(Credentials { user: user_name(ids.uid).unwrap_or(ids.user), ..ids })
+}
+
+/// The same, with the number of the user in place of its name: nobody is asked for that.
+fn ids(pid: u32) -> io::Result<Credentials> {
     let text = std::fs::read(format!("/proc/{pid}/status"))?;
     credentials_in(pid, &String::from_utf8_lossy(&text))
 }
@@ -173,33 +212,22 @@ fn credentials_in(pid: u32, text: &str) -> io::Result<Credentials> {
     let groups = line("Groups").ok_or_else(|| odd("Groups"))?.split_ascii_whitespace();
     let groups = groups.map(|id| id.parse().map_err(|_| odd("Groups"))).collect::<io::Result<_>>()?;
     let umask = line("Umask").and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).ok_or_else(|| odd("Umask"))?;
-    Ok(Credentials { uid, gid, groups, umask, user: user_name(uid).unwrap_or_else(|| uid.to_string()) })
+    Ok(Credentials { uid, gid, groups, umask, user: uid.to_string() })
+}
+
+/// The number of the user as whom we run.
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Our numbers, asking nobody for the user's name.
+pub(super) fn own_ids() -> io::Result<Credentials> {
+    ids(std::process::id())
 }
 
 /// Under which identity we run.
 pub fn own_credentials() -> io::Result<Credentials> {
     credentials(std::process::id())
-}
-
-/// The fields of a user's line in /etc/passwd; users of other sources have none.
-fn account_line(uid: u32) -> Option<Vec<String>> {
-    let text = std::fs::read("/etc/passwd").ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let mut lines = text.lines().map(|line| line.split(':').map(str::to_string).collect::<Vec<_>>());
-    lines.find(|parts| parts.get(2).and_then(|number| number.parse().ok()) == Some(uid))
-}
-
-pub(super) fn user_name(uid: u32) -> Option<String> {
-    account_line(uid)?.into_iter().next()
-}
-
-/// His primary group.
-pub(super) fn group_of(uid: u32) -> Option<u32> {
-    account_line(uid)?.get(3)?.parse().ok()
-}
-
-pub(super) fn home_of(uid: u32) -> Option<String> {
-    account_line(uid)?.into_iter().nth(5)
 }
 
 /// The identity of a process all of whose user ids are `uid`, and which got none of its groups from a program: all its
@@ -223,7 +251,7 @@ pub(super) fn credentials_if_wholly(pid: u32, uid: u32) -> io::Result<Option<Cre
 /// True for a process of neither `owner` nor our own user, which no unit of the system started. False where that cannot
 /// be told.
 pub fn is_strangers(pid: u32, owner: Owner) -> bool {
-    let Ok(is) = credentials(pid) else { return false };
+    let Ok(is) = ids(pid) else { return false };
     let is_known = is.uid == owner.uid || is.uid == rustix::process::geteuid().as_raw();
     let of_the_system = || super::service::unit_of(pid).is_ok_and(|unit| unit.is_some_and(|unit| unit.user.is_none()));
     !is_known && !of_the_system()
@@ -257,7 +285,11 @@ pub fn marked(name: &str, value: &str, leader: Option<u32>) -> io::Result<Vec<Pr
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let is_marked = || environment_of(pid).is_some_and(|all| all.split(|byte| *byte == 0).any(|one| one == wanted));
-        if leader.is_some() && session(pid)? == leader || is_marked() {
+        let is_led = || match session(pid) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+            led => led.map(|led| led == leader),
+        };
+        if leader.is_some() && is_led()? || is_marked() {
             found.extend(identity(pid)?);
         }
     }
@@ -376,6 +408,16 @@ mod tests {
         let stat = parse_stat("7 (a) R 1 (x y)) S 42 7 7 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 987 1 1").unwrap();
         assert_eq!((stat.state, stat.parent, stat.start), ('S', 42, 987));
         assert!(parse_stat("7 (a").is_none());
+    }
+
+    #[test]
+    fn a_mount_that_hides_processes_is_known_by_its_option() {
+        let line = |options: &str| format!("21 27 0:20 / /proc rw,relatime shared:5 - proc proc rw{options}\n");
+        assert_eq!(hidepid_in(&line(",hidepid=noaccess")), Some("noaccess"));
+        assert_eq!(hidepid_in(&line(",gid=4,hidepid=2")), Some("2"));
+        for options in ["", ",hidepid=0", ",hidepid=off"] {
+            assert_eq!(hidepid_in(&(line(",hidepid=1") + &line(options))), None, "{options}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! runs that we may not look into.
 //! Refuses to enter a namespace: it reads what /proc shows of it.
 
-use super::user_name;
+use super::super::accounts::user_name;
 use crate::system::Facts;
 use std::collections::BTreeSet;
 use std::io;
