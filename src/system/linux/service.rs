@@ -4,7 +4,7 @@
 //! ask for a password.
 
 use super::monitor::{self, Answer, Ask, Verb};
-use crate::system::{ProcessId, Unit};
+use crate::system::{ProcessId, Unit, interrupt};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -91,6 +91,7 @@ fn output(command: Command) -> io::Result<Result<String, String>> {
         if let Some(ended) = job.ended()? {
             return Ok(ended);
         }
+        interrupt::check()?;
         if begun.elapsed() >= ANSWER {
             return Ok(Err(format!("the service manager did not answer in {} s", ANSWER.as_secs())));
         }
