@@ -16,10 +16,10 @@ use crate::state::history;
 use crate::state::root::InstallRoot;
 use crate::state::settings::Settings;
 use crate::system::{self, SystemPart, monitor, processes};
+use crate::update::authority;
 use crate::update::escape::{self, Outside};
 use crate::update::fetch;
 use crate::update::install::Install;
-use crate::update::owner;
 use crate::update::recover;
 use crate::update::run::Run;
 use crate::update::{self, Accept, Mode, Origin, Request, ServerOptions, Source, Zip};
@@ -164,14 +164,14 @@ fn as_owner(cli: &Cli, root: &InstallRoot, cwd: &Path, outside: &Outside) -> Res
         Command::Helper(helper) => Some(helper.unit.as_str()),
         _ => None,
     };
-    let task = owner::Task {
+    let task = authority::Task {
         argv: &argv,
         bundle: bundle.as_deref(),
         stops: cli.command.leaves().is_some(),
         bound,
         kept: &outside.handles(),
     };
-    owner::delegate(root, &task)
+    authority::delegate(root, &task)
 }
 
 /// True for what writes units of the system, which are root's to write.
@@ -190,7 +190,7 @@ fn prepare(
     let config = settings_place(cli, root.path(), cwd);
     let strict = !matches!(cli.command, Command::Recover(_) | Command::Doctor);
     if !is_of_the_system(&cli.command) {
-        owner::guard(&root, &config)?;
+        authority::guard(&root, &config)?;
     }
     let (settings, mut warnings) = Settings::load(&config, strict)?;
     let signals = processes::Signals::install().context("watching for signals")?;

@@ -6,9 +6,9 @@ use crate::app::Profile;
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::system::{BootPlan, Owner, SystemPart, Unit, boot, files, processes, remedies, service, trust};
+use crate::update::authority;
 use crate::update::escape::unit_name;
 use crate::update::install::Install;
-use crate::update::owner;
 use crate::update::server;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ fn may_install(part: SystemPart, more: &str) -> Result<()> {
 fn server_unit(install: &Install) -> Result<Option<Unit>> {
     if let Some(name) = &install.settings.server.service {
         let unit = service::manager().named(name);
-        if let Some(owner) = owner::other_than_root(&install.root)? {
+        if let Some(owner) = authority::other_than_root(&install.root)? {
             may_be_bound(&unit, owner)
                 .map_err(|failure| failure.at(install.root.path().join("updater.toml").display()))?;
         }

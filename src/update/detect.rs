@@ -8,8 +8,8 @@ use crate::state::baseline::HealthBaseline;
 use crate::state::receipt::{self, Receipt};
 use crate::state::root::InstallRoot;
 use crate::system::{self, LaunchSpec, Unit, trust};
+use crate::update::authority;
 use crate::update::health;
-use crate::update::hooks;
 use crate::update::install::Install;
 use crate::update::request::ServerOptions;
 use crate::update::run::Run;
@@ -74,7 +74,7 @@ pub fn detect(install: &Install, run: &Run, options: &ServerOptions, set: &[(Str
                 foreign = server::owner_tree(port, root)?;
             }
             if let Some(launch) = &launch {
-                hooks::may_start(install, launch)?;
+                authority::may_start(install, launch)?;
             }
             let start = launch.as_ref().map_or_else(default_start_file, |l| start_file(root, l));
             let before = HealthBaseline {

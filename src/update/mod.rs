@@ -28,7 +28,7 @@ pub mod bundle;
 // crate::ports
 pub mod server;
 pub mod escape;
-pub mod owner;
+pub mod authority;
 pub mod plan;
 pub mod staging;
 // crate::backup

@@ -1,5 +1,5 @@
 //! What root may believe and follow: who has a say in a path, and a way to a file that nobody can bend.
-//! Refuses to decide what follows from it; `owner` does.
+//! Refuses to decide what follows from it; `authority` does.
 
 use crate::system::{Distrust, Owner};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,9 +15,6 @@ use std::sync::OnceLock;
 
 /// How many links a path may lead through (as many as the kernel follows: `MAXSYMLINKS`, path_resolution(7)).
 const MOST_LINKS: usize = 40;
-
-/// The updater's own folder, which is found to be root's alone before an install is guarded.
-const OWN: &str = ".updater";
 
 /// Write permission of the group or of others, and the sticky bit (inode(7)).
 const OTHERS_WRITE: u32 = 0o022;
@@ -97,8 +94,9 @@ static GUARDED: OnceLock<Guard> = OnceLock::new();
 /// From now on no link that others could make is followed on the way to anything below this folder, and a folder that
 /// is called like one of ours (`is_own`) must be root's alone. To be called once, by root, with an install whose way
 /// and folder are root's alone.
-pub fn guard(root: &Path, is_own: fn(&OsStr) -> bool) -> io::Result<()> {
-    let guard = Guard::over(root, is_own)?;
+/// Below `closed`, a folder in it which was found to be root's alone, paths are taken as they are.
+pub fn guard(root: &Path, closed: &Path, is_own: fn(&OsStr) -> bool) -> io::Result<()> {
+    let guard = Guard::over(root, closed, is_own)?;
     GUARDED.set(guard).map_err(|_| io::Error::other("an install is guarded already"))
 }
 
@@ -117,6 +115,8 @@ pub fn of_one(path: &Path) -> io::Result<Option<Distrust>> {
 struct Guard {
     root: PathBuf,
     folder: OwnedFd,
+    /// Root's alone, and nobody else may even enter it.
+    closed: PathBuf,
     is_own: fn(&OsStr) -> bool,
 }
 
@@ -167,16 +167,16 @@ impl Anchored {
 }
 
 impl Guard {
-    fn over(root: &Path, is_own: fn(&OsStr) -> bool) -> io::Result<Guard> {
+    fn over(root: &Path, closed: &Path, is_own: fn(&OsStr) -> bool) -> io::Result<Guard> {
         let folder = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Guard { root: root.to_path_buf(), folder, is_own })
+        Ok(Guard { root: root.to_path_buf(), folder, closed: closed.to_path_buf(), is_own })
     }
 
     fn anchored(&self, path: &Path) -> io::Result<Anchored> {
         let Ok(below) = path.strip_prefix(&self.root) else { return Ok(Anchored::plain(path)) };
         let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return Ok(Anchored::plain(path)) };
-        // The install's own folder is root's alone, and so is `.updater`, which nobody else may even enter.
-        if parent.as_os_str().is_empty() || parent.starts_with(OWN) {
+        // The install's own folder is root's alone, too.
+        if parent.as_os_str().is_empty() || path.parent().is_some_and(|parent| parent.starts_with(&self.closed)) {
             return Ok(Anchored::plain(path));
         }
         let folder = self.folder(parent)?;
@@ -302,7 +302,7 @@ mod tests {
         symlink(top.join("elsewhere"), root.join("instance/link")).unwrap();
         symlink(top.join("elsewhere"), root.join("linked")).unwrap();
         symlink("../instance", root.join("app/there")).unwrap();
-        let guard = Guard::over(&root, |name| name == "ours").unwrap();
+        let guard = Guard::over(&root, &root.join("closed"), |name| name == "ours").unwrap();
         let reaches = |path: &str| guard.anchored(&root.join(path));
         std::fs::write(&*reaches("instance/sub/new").unwrap(), "x").unwrap();
         assert_eq!(std::fs::read(root.join("instance/sub/new")).unwrap(), b"x");
@@ -315,6 +315,9 @@ mod tests {
             lchown(root.join(name), Some(owner), Some(owner)).unwrap();
         }
         assert!(reaches("instance/ours/x").is_ok() && reaches("instance/ours/ours/x").is_err());
+        let is_plain = |path: &str| reaches(path).unwrap().folder.is_none();
+        std::fs::create_dir(root.join("closedness")).unwrap();
+        assert!(is_plain("closed/x") && is_plain("closed/a/b") && !is_plain("closedness/x") && is_plain("x"));
         // A folder that was opened is not exchanged any more.
         let held = reaches("instance/sub/late").unwrap();
         std::fs::rename(root.join("instance/sub"), root.join("instance/away")).unwrap();

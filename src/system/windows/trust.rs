@@ -13,7 +13,7 @@ pub fn distrust(_path: &Path) -> io::Result<Option<Distrust>> {
 }
 
 /// Nothing is guarded here.
-pub fn guard(_root: &Path, _is_own: fn(&OsStr) -> bool) -> io::Result<()> {
+pub fn guard(_root: &Path, _closed: &Path, _is_own: fn(&OsStr) -> bool) -> io::Result<()> {
     Ok(())
 }
 

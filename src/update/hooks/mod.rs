@@ -10,11 +10,9 @@ mod before;
 mod changes;
 mod packages;
 mod task;
-mod trusted;
 
 pub use before::{Before, load_made, store_made};
 pub use changes::Changes;
-pub use trusted::start as may_start;
 
 use crate::app::Profile;
 use crate::base::error::Failure;
@@ -24,6 +22,7 @@ use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
 use crate::state::settings::{Hook, Hooks as Settings};
 use crate::system::{LaunchSpec, files, is_passed_on, processes};
+use crate::update::authority;
 use crate::update::bundle::Bundle;
 use crate::update::install::Install;
 use crate::update::ownership;
@@ -148,7 +147,7 @@ impl Hooks {
                 if !is_there {
                     return Err(no_program(hook, name).into());
                 }
-                trusted::programs(install, &hook.run, install.root.path(), &hooks.env)?;
+                authority::may_run(install, &hook.run, install.root.path(), &hooks.env)?;
                 let due = due(hook, when)?;
                 if when == When::BeforeStop { hooks.before_stop.push(due) } else { hooks.after_swap.push(due) }
             }
@@ -251,7 +250,7 @@ impl Hooks {
         if let Some(first) = argv.first_mut() {
             *first = program(first, cwd, install.root.path());
         }
-        trusted::programs(install, &argv, cwd, &self.env)?;
+        authority::may_run(install, &argv, cwd, &self.env)?;
         let mut env = self.env.clone();
         let word = if due.when == When::BeforeStop { "before_stop" } else { "after_swap" };
         env.push(("UPDATER_STAGE".to_string(), word.to_string()));

@@ -11,13 +11,14 @@
 mod pip;
 mod requirements;
 
-use super::{Due, When, trusted};
+use super::{Due, When};
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
 use crate::state::settings::Hook;
 use crate::system::LaunchSpec;
+use crate::update::authority;
 use crate::update::bundle::Bundle;
 use crate::update::install::Install;
 use crate::update::plan::Plan;
@@ -91,7 +92,7 @@ pub(super) fn need(install: &Install, run: &Run, bundle: &mut Bundle, plan: &Pla
             return Ok(Need::LeftAlone("packages-outside", text));
         }
     };
-    trusted::environment(install, &environment, &python)?;
+    authority::may_use(install, &environment, &python)?;
     let pip = Pip { install, run, python: &python, env, folder: scratch };
     let Some(version) = pip.version()? else {
         let text = format!("{REQUIREMENTS} changes, and {environment} has no pip: its packages are left as they are");

@@ -1,7 +1,11 @@
-//! Whose install it is: run by root for another user's, everything is done by a child with that user's ids, and
+//! What root may obey, and for whom it works. Run by root for another user's, everything is done by a child with that user's ids, and
 //! root only answers what it asks for (`system::monitor`). Where the install is root's alone, root does it itself, and
 //! obeys nothing there that others wrote.
 //! Refuses to read anything below the install of another user: that is his, and root must not obey it.
+
+mod programs;
+
+pub use programs::{may_run, may_start, may_use};
 
 use crate::base::error::Failure;
 use crate::state::root::InstallRoot;
@@ -88,7 +92,7 @@ pub fn guard(root: &InstallRoot, settings: &Path) -> Result<()> {
             return Err(not_roots(&place, &found).into());
         }
     }
-    trust::guard(root.path(), |name| name.as_encoded_bytes().starts_with(BACKUP.as_bytes()))
+    trust::guard(root.path(), root.state().path(), |name| name.as_encoded_bytes().starts_with(BACKUP.as_bytes()))
         .context("holding the install")
 }
 

@@ -1,17 +1,17 @@
 //! What root runs in an install where others may write: only what is root's alone.
 //! Refuses nothing where the work is done by the install's owner: then it is his to run what he likes.
 
+use super::others_in;
 use crate::base::error::Failure;
 use crate::base::path::RelPath;
 use crate::system::{LaunchSpec, trust};
 use crate::update::install::Install;
-use crate::update::owner::others_in;
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
 /// Refuses a program, or a script among its arguments, on which others than root have a say. What is not there yet is
 /// judged when it is run. Errors (`unsafe-program`, exit 1).
-pub(super) fn programs(install: &Install, argv: &[String], cwd: &Path, env: &[(String, String)]) -> Result<()> {
+pub fn may_run(install: &Install, argv: &[String], cwd: &Path, env: &[(String, String)]) -> Result<()> {
     if !trust::is_guarded() {
         return Ok(());
     }
@@ -29,11 +29,11 @@ pub(super) fn programs(install: &Install, argv: &[String], cwd: &Path, env: &[(S
     Ok(())
 }
 
-/// The same for a server that does not run, where nobody knows as whom it ran, so that root would start it as itself.
-pub fn start(install: &Install, launch: &LaunchSpec) -> Result<()> {
+/// The same as `may_run` for a server that does not run, where nobody knows as whom it ran, so that root would start it as itself.
+pub fn may_start(install: &Install, launch: &LaunchSpec) -> Result<()> {
     match launch.credentials {
         Some(_) => Ok(()),
-        None => programs(install, &launch.argv, &launch.cwd, &launch.env),
+        None => may_run(install, &launch.argv, &launch.cwd, &launch.env),
     }
 }
 
@@ -55,7 +55,7 @@ fn unsafe_program(path: &Path, message: String) -> Failure {
 
 /// Refuses an environment of Python's that is not root's alone, down to each file: whatever lies in it may be loaded by
 /// its interpreter. Errors (`unsafe-program`, exit 1).
-pub(super) fn environment(install: &Install, environment: &RelPath, python: &str) -> Result<()> {
+pub fn may_use(install: &Install, environment: &RelPath, python: &str) -> Result<()> {
     if !trust::is_guarded() {
         return Ok(());
     }
