@@ -2,6 +2,9 @@
 //! Linux and Windows stands below this folder; no other module asks which system it is on.
 //! Refuses policy: these are primitives, and the pipeline decides.
 //!
+//! `contract` names what both folders give, with its type, so that a build of either system finds what the other has
+//! alone.
+//!
 //! | room | what it gives |
 //! | --- | --- |
 //! | `files` | facts of a file, names as bytes, owner, mode and time, flushes, reflinks, free space |
@@ -19,6 +22,7 @@
 
 use serde::{Deserialize, Serialize};
 
+mod contract;
 pub mod process_table;
 pub mod programs;
 pub mod service;
