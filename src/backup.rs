@@ -17,7 +17,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Folder;
 use crate::state::root::InstallRoot;
-use crate::system::{self, Facts, files};
+use crate::system::{self, Facts, files, interrupt};
 use crate::update::ownership::{Census, Class, Item};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,6 +254,7 @@ impl Backup {
     fn folders(&self, root: &InstallRoot, census: &Census) -> Result<(Vec<Linked>, Vec<Folder>)> {
         let (mut linked, mut folders) = (Vec::new(), Vec::new());
         for (path, facts) in &census.folders {
+            interrupt::check()?;
             let (live, to) = (root.join(path), self.place(path));
             fsx::make_folders(&to)?;
             if facts.kind == system::Kind::Link {

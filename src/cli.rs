@@ -118,6 +118,17 @@ impl Command {
         }
     }
 
+    /// True for what changes nothing, and ends once somebody asks us to end.
+    pub fn reads_only(&self) -> bool {
+        match self {
+            Command::Apply(apply) => apply.dry_run,
+            Command::Verify(verify) => !verify.repair,
+            Command::Backups(backups) => backups.action.is_none(),
+            Command::Plan(_) | Command::Status(_) | Command::Doctor => true,
+            _ => false,
+        }
+    }
+
     /// The port that `--port` says the server listens on.
     pub fn port(&self) -> Option<u16> {
         match self {

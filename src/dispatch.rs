@@ -9,7 +9,7 @@ use crate::commands::adopt;
 use crate::commands::doctor;
 use crate::commands::follow;
 use crate::commands::init;
-use crate::commands::inspect;
+use crate::commands::inspect::{self, Asking};
 use crate::commands::shim;
 use crate::restore;
 use crate::state::history;
@@ -21,7 +21,7 @@ use crate::update::escape::{self, Outside};
 use crate::update::fetch;
 use crate::update::install::Install;
 use crate::update::recover;
-use crate::update::run::Run;
+use crate::update::run::{self, Run};
 use crate::update::{self, Accept, Mode, Origin, Request, ServerOptions, Source, Zip};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -112,7 +112,12 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
         let failure = Failure::failed("no-access", "the install cannot be entered").at(install.root.path().display());
         return usage(&mut early, &failure.into(), writes_events);
     }
-    match command(&install, &mut run, cli, &cwd, &warnings) {
+    let done = if cli.command.reads_only() {
+        run::interruptible(|| command(&install, &mut run, cli, &cwd, &warnings))
+    } else {
+        command(&install, &mut run, cli, &cwd, &warnings)
+    };
+    match done {
         Ok(code) => code,
         Err(e) => usage(&mut run.report, &e, cli.command.writes_events()),
     }
@@ -204,6 +209,7 @@ fn prepare(
         under_way: None,
         is_down: false,
         has_said: false,
+        baseline: None,
         line: outside.line.clone(),
     };
     let install = if strict {
@@ -234,7 +240,7 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
             Ok(code)
         }
         Command::Status(args) => {
-            let object = inspect::status(install, run)?;
+            let object = inspect::status(install, &Asking::Now)?;
             if args.follow && !object["under_way"].is_null() {
                 return follow::follow(install, run, &object["under_way"]);
             }
@@ -421,11 +427,16 @@ fn server_options(run: &cli::Run) -> ServerOptions {
 
 /// What an event command leaves behind: the last outcome, `status.json`, words for people.
 fn end(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
-    if install.state().path().is_dir() && finished.exit_code != 5 {
+    // Whoever gave up waiting for the lock leaves the words of the one that holds it alone.
+    let has_waited_only = run.under_way.is_none() && processes::was_asked_to_end();
+    if install.state().path().is_dir() && finished.exit_code != 5 && !has_waited_only {
         if let Some(last) = run.report.last_finished() {
             let _ = history::Last::write(install.state(), &last);
         }
-        if let Ok(mut status) = inspect::status(install, run) {
+        // Before the stop nothing has changed since the server was asked, if it was.
+        let is_known = !run.is_down && finished.exit_code != 0;
+        let asking = if is_known { Asking::Known(run.baseline.as_ref()) } else { Asking::Now };
+        if let Ok(mut status) = inspect::status(install, &asking) {
             status["schema"] = json!(1);
             status["under_way"] = Value::Null;
             run.close_status(install, &status);

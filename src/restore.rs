@@ -9,7 +9,7 @@ use crate::base::report::Finished;
 use crate::state::receipt;
 use crate::update::install::Install;
 use crate::update::ownership::{MEMBERS, member};
-use crate::update::run::Run;
+use crate::update::run::{self, Run};
 use crate::update::staging;
 use crate::update::{self, Accept, Mode, Request, Saved, ServerOptions, Source};
 use crate::verify::{self, Contents};
@@ -54,11 +54,11 @@ fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted) -> Result<&
     }
     let _lock = update::begin(install, run, wanted.wait)?;
     update::recover_first(install, run)?;
-    let (dir, record) = choose(install, wanted)?;
+    let (dir, record) = run::interruptible(|| choose(install, wanted))?;
     let mut saved = Saved { dir, record, data: wanted.data, only };
     complete(install, &mut saved)?;
     if !saved.data && !wanted.code_only {
-        let judged = same_schemas(install, run, &saved);
+        let judged = run::interruptible(|| same_schemas(install, run, &saved));
         staging::clear(install.state())?;
         judged?;
     }

@@ -10,7 +10,7 @@ use crate::base::path::RelPath;
 use crate::state::journal::Moves;
 use crate::state::receipt::{Line, Receipt};
 use crate::state::root::InstallRoot;
-use crate::system::Kind;
+use crate::system::{Kind, interrupt};
 use crate::update::bundle::Bundle;
 use crate::update::ownership::{Class, Databases, Ownership, member};
 use crate::update::staging::{self, StagedFile};
@@ -153,6 +153,7 @@ pub fn installed(
 ) -> Result<Findings> {
     let mut findings = Findings::default();
     for line in &receipt.files {
+        interrupt::check()?;
         findings.checked += 1;
         match standing(ownership, receipt, line, kept_bundle, quick)? {
             Standing::Whole => {}
@@ -293,7 +294,7 @@ pub struct Contents {
 /// Schema and row counts of a database, live or saved, read from a clone. Errors: it is damaged.
 pub fn contents(main: &Path, scratch: &Path) -> Result<Contents> {
     on_clone(main, scratch, |clone| {
-        let db = rusqlite::Connection::open(clone)?;
+        let db = open(clone)?;
         let mut found = Contents::default();
         // What SQLite keeps for itself is no schema of the program's.
         let mut ask = db.prepare(
@@ -311,6 +312,15 @@ pub fn contents(main: &Path, scratch: &Path) -> Result<Contents> {
     })?
 }
 
+/// Opens a clone, such that long work on it ends when somebody asks us to end.
+fn open(clone: &Path) -> Result<rusqlite::Connection> {
+    /// How many steps of its machine SQLite makes between two looks: some milliseconds at most.
+    const STEPS: i32 = 10_000;
+    let mut db = rusqlite::Connection::open(clone)?;
+    db.progress_handler(STEPS, Some(|| interrupt::check().is_err()))?;
+    Ok(db)
+}
+
 fn count(db: &rusqlite::Connection, table: &str) -> Result<i64> {
     let quoted = table.replace('"', "\"\"");
     Ok(db.query_row(&format!("SELECT count(*) FROM \"{quoted}\""), [], |row| row.get(0))?)
@@ -318,7 +328,7 @@ fn count(db: &rusqlite::Connection, table: &str) -> Result<i64> {
 
 /// Row counts of the wanted tables. Errors: the database is damaged.
 fn examine(clone: &Path, tables: &[String]) -> Result<BTreeMap<String, i64>> {
-    let db = rusqlite::Connection::open(clone)?;
+    let db = open(clone)?;
     let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     anyhow::ensure!(verdict == "ok", "{verdict}");
     let mut counts = BTreeMap::new();

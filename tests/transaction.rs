@@ -38,20 +38,20 @@ fn snapshot(root: &Path) -> BTreeMap<String, Seen> {
         let metadata = fs::symlink_metadata(item.path()).unwrap();
         let folder = metadata.is_dir();
         let bytes = if folder { Vec::new() } else { fs::read(item.path()).unwrap() };
-        let (mode, owner) = facts(&metadata);
+        let (mode, owner) = mode_and_owner(&metadata);
         seen.insert(name, (if folder { 'd' } else { 'f' }, bytes, mode, owner, metadata.modified().unwrap()));
     }
     seen
 }
 
 #[cfg(unix)]
-fn facts(metadata: &fs::Metadata) -> (u32, u32) {
+fn mode_and_owner(metadata: &fs::Metadata) -> (u32, u32) {
     use std::os::unix::fs::MetadataExt;
     (metadata.mode() & 0o7777, metadata.uid())
 }
 
 #[cfg(not(unix))]
-fn facts(_: &fs::Metadata) -> (u32, u32) {
+fn mode_and_owner(_: &fs::Metadata) -> (u32, u32) {
     (0, 0)
 }
 

@@ -14,7 +14,7 @@ use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Folder;
-use crate::system::{self, Attributes, Facts, files};
+use crate::system::{self, Attributes, Facts, files, interrupt};
 use crate::update::bundle::{self, Entry, Saved};
 use crate::update::ownership::{Databases, Rules};
 use anyhow::{Context, Result};
@@ -214,6 +214,7 @@ pub struct Damage {
 pub fn damage(dir: &Path, record: &Record, hash: bool) -> Result<Vec<Damage>> {
     let mut all = Vec::new();
     for line in &record.files {
+        interrupt::check()?;
         let saved = dir.join(line.saved_at().to_path());
         let same = match fsx::facts(&saved)? {
             None => {

@@ -7,7 +7,7 @@ use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, files};
+use crate::system::{Facts, Kind, files, interrupt};
 use crate::update::ownership::{Census, Class, Rules};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -106,6 +106,7 @@ impl Selection {
         let mut selection = Selection { files: Vec::new(), bytes: 0, databases: 0, number, rules: rules.clone() };
         let previous = Previous::newest(backups)?;
         for (path, item) in &census.items {
+            interrupt::check()?;
             // One that vanished meanwhile needs no room.
             let allocated = files::allocated(&root.join(path)).map_or(0, |bytes| bytes.min(item.facts.size));
             let is_database = census.databases.main_of(path).is_some();

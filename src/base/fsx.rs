@@ -3,7 +3,7 @@
 
 use crate::base::error::Failure;
 use crate::base::head::{HEAD_BYTES, Head};
-use crate::system::{self, Facts, Kind, files};
+use crate::system::{self, Facts, Kind, files, interrupt};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -218,6 +218,7 @@ pub fn sha256_of(path: &Path) -> Result<String> {
         if n == 0 {
             return Ok(hex(&sum.finalize()));
         }
+        interrupt::check()?;
         sum.update(&buffer[..n]);
     }
 }
@@ -260,6 +261,7 @@ pub fn adopt(path: &Path) -> Result<()> {
 /// Flushes a folder and every folder below it.
 pub fn sync_folders(tree: &Path) -> Result<()> {
     for item in walkdir::WalkDir::new(tree) {
+        interrupt::check()?;
         let item = item?;
         if item.file_type().is_dir() {
             files::sync_folder(item.path()).with_context(|| format!("flushing {}", item.path().display()))?;
@@ -334,7 +336,7 @@ pub fn same_bytes(one: &Path, other: &Path) -> bool {
     }
     let (mut left, mut right) = (vec![0; 256 * 1024], vec![0; 256 * 1024]);
     loop {
-        let Ok(count) = one.read(&mut left) else { return false };
+        let (Ok(()), Ok(count)) = (interrupt::check(), one.read(&mut left)) else { return false };
         if count == 0 {
             return true;
         }
@@ -382,7 +384,7 @@ pub fn dress(path: &Path, facts: &Facts) -> Result<()> {
 }
 
 /// With `holes` what is all zeros is left out, so that a sparse file stays one.
-fn copy_bytes(from: &mut File, to: &mut File, holes: bool) -> io::Result<()> {
+pub fn copy_bytes(from: &mut File, to: &mut File, holes: bool) -> io::Result<()> {
     let mut buffer = vec![0; 256 * 1024];
     let mut size = 0;
     loop {
@@ -394,6 +396,7 @@ fn copy_bytes(from: &mut File, to: &mut File, holes: bool) -> io::Result<()> {
             }
             return Ok(());
         }
+        interrupt::check()?;
         size += n as u64;
         if holes && buffer[..n].iter().all(|byte| *byte == 0) {
             to.seek(SeekFrom::Current(n as i64))?;
@@ -434,6 +437,7 @@ pub fn update_copy(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
         if n == 0 {
             break;
         }
+        interrupt::check()?;
         if n != m || a[..n] != b[..m] {
             changed = true;
             copy.seek(SeekFrom::Start(at))?;

@@ -15,7 +15,7 @@ use crate::update::install::Install;
 use crate::update::ownership::Ownership;
 use crate::update::recover::{self, Choice};
 use crate::update::rollback;
-use crate::update::run::Run;
+use crate::update::run::{self, Run};
 use crate::update::staging;
 use crate::update::{self, ServerOptions};
 use anyhow::{Context as _, Result};
@@ -42,8 +42,8 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
     let recovered = recovered.map(|done| json!({"interrupted_id": done.interrupted_id, "direction": done.direction}));
     rollback::sweep(install.state())?;
     let options = ServerOptions { no_start: true, ..ServerOptions::default() };
-    let detection = update::detect(install, run, &options, &[])?;
-    let mut opened = open(install, bundle, &detection.start_file)?;
+    let detection = run::interruptible(|| update::detect(install, &options, &[]))?;
+    let mut opened = run::interruptible(|| open(install, bundle, &detection.start_file))?;
     let shipped = opened.entries.iter().map(|entry| &entry.path);
     let ownership = Ownership::new(&install.root, &install.rules, None, shipped, false);
     let (mut lines, mut same, mut differs, mut missing) = (Vec::new(), 0, Vec::new(), Vec::new());
@@ -53,7 +53,8 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
         if is_own || ownership.is_in_users_environment(&entry.path)? {
             continue;
         }
-        let found = compare(&ownership, &mut opened, index)?;
+        let found = run::interruptible(|| compare(&ownership, &mut opened, index))?;
+        run.check_signals()?;
         let is_users = ownership.rules.is_data(&entry.path, false);
         match &found {
             Found::Same(_) => same += 1,

@@ -81,7 +81,7 @@ pub fn doctor(install: &Install, run: &Run, wrong_settings: &[String]) -> Result
     checks.look("access", || access(install));
     let mut detection = None;
     checks.look("server", || {
-        let found = update::detect(install, run, &ServerOptions::default(), &[])?;
+        let found = update::detect(install, &ServerOptions::default(), &[])?;
         Ok(served(detection.insert(found)))
     });
     if let Some(detection) = &detection {
@@ -99,6 +99,7 @@ pub fn doctor(install: &Install, run: &Run, wrong_settings: &[String]) -> Result
     checks.look("space", || space(install));
     checks.look("backups", || backups(install));
     checks.look("known-bad", || Ok(known_bad(install)));
+    run.check_signals()?;
     let ok = !checks.has_problem;
     Ok((json!({"ok": ok, "checks": checks.all}), ok))
 }

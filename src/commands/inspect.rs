@@ -5,6 +5,7 @@ use crate::backup;
 use crate::base::error::{self, ErrorRecord, Failure};
 use crate::base::path::RelPath;
 use crate::base::report::Finished;
+use crate::state::baseline::HealthBaseline;
 use crate::state::history;
 use crate::state::journal::{self, Found, Journal};
 use crate::state::receipt;
@@ -14,7 +15,7 @@ use crate::update::health;
 use crate::update::hooks::Hooks;
 use crate::update::install::Install;
 use crate::update::ownership::Class;
-use crate::update::run::Run;
+use crate::update::run::{self, Run};
 use crate::update::server::{self, Running};
 use crate::update::{self, Accept, Mode, Prepared, Request, ServerOptions, Source, Zip};
 use crate::verify;
@@ -23,20 +24,36 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+/// How the answer of the server is found out.
+pub enum Asking<'a> {
+    /// By asking it.
+    Now,
+    /// It is known from earlier in this run; None: not at all.
+    Known(Option<&'a HealthBaseline>),
+}
+
 /// The `server` object of `status` and `plan`.
-fn server_object(install: &Install, run: &Run, server: Option<&Running>) -> Result<Value> {
+fn server_object(install: &Install, server: Option<&Running>, asking: &Asking) -> Result<Value> {
     let Some(running) = server else {
         return Ok(json!({
             "state": "stopped", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null,
         }));
     };
-    let answer = health::measure_while(run, &running.listeners, None, install.settings.server.health.as_deref())?;
+    let asked = match asking {
+        Asking::Known(_) => None,
+        Asking::Now => {
+            let path = install.settings.server.health.as_deref();
+            Some(health::measure_while(&running.listeners, None, path)?)
+        }
+    };
+    let answer = asked.as_ref().or(if let Asking::Known(known) = asking { *known } else { None });
+    let is_healthy = |answer: &HealthBaseline| answer.status.is_some_and(|s| (200..400).contains(&s));
     Ok(json!({
         "state": "running",
         "pid": running.processes.first().map(|p| p.id.pid),
-        "port": answer.asked_port.or(running.ports.first().copied()),
-        "protocol": answer.protocol,
-        "healthy": answer.status.is_some_and(|s| (200..400).contains(&s)),
+        "port": answer.and_then(|answer| answer.asked_port).or(running.ports.first().copied()),
+        "protocol": answer.and_then(|answer| answer.protocol),
+        "healthy": answer.map(is_healthy),
         "managed_by": running.managed_by.as_ref().map(|unit| &unit.name),
     }))
 }
@@ -57,7 +74,7 @@ pub fn interrupted(install: &Install) -> Result<(Value, Option<ErrorRecord>)> {
 }
 
 /// `status`: what is installed, runs, is under way, was interrupted. Always exit 0 when it can be read.
-pub fn status(install: &Install, run: &Run) -> Result<Value> {
+pub fn status(install: &Install, asking: &Asking) -> Result<Value> {
     let receipt = receipt::load(install.state())?;
     let kept = history::read_status(install.state()).unwrap_or(Value::Null);
     let under_way = Some(kept["under_way"].clone()).filter(is_alive).unwrap_or(Value::Null);
@@ -73,7 +90,7 @@ pub fn status(install: &Install, run: &Run) -> Result<Value> {
     }
     let elsewhere = if matches!(server, Ok(None)) { server::elsewhere(&install.root)? } else { None };
     let server = match elsewhere.map_or(server, |failure| Err(failure.into())) {
-        Ok(found) => server_object(install, run, found.as_ref())?,
+        Ok(found) => server_object(install, found.as_ref(), asking)?,
         Err(e) => {
             warnings.push(error::record(&e));
             json!({"state": "unknown", "pid": null, "port": null, "protocol": null, "healthy": null, "managed_by": null})
@@ -124,7 +141,7 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
         Found::Nothing | Found::Open(_) => problems.extend(interrupted(install)?.1),
         Found::Unreadable(reason) => note(journal::blocked(install.state(), &reason).into(), &mut problems),
     }
-    let detection = match update::detect(install, run, &request.server, &request.set) {
+    let detection = match update::detect(install, &request.server, &request.set) {
         Ok(detection) => Some(detection),
         Err(e) if error::class(&e) == error::Class::Failed => {
             note(e, &mut problems);
@@ -151,7 +168,7 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
             None => None,
         };
     let found = server::find(&install.root).ok().flatten();
-    let mut server = server_object(install, run, found.as_ref())?;
+    let mut server = server_object(install, found.as_ref(), &Asking::Now)?;
     server["processes"] = found
         .iter()
         .flat_map(|r| &r.processes)
@@ -162,6 +179,8 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Valu
     let bundle = prepared.as_ref().map(|p| &p.bundle);
     let volume = install.root.path().display().to_string();
     let free = crate::system::files::free_space(install.root.path()).ok();
+    // What was looked at after a signal is no finding.
+    run.check_signals()?;
     let mut warnings = Vec::new();
     let aside = plan.and_then(|plan| update::moved_aside(install, plan, None));
     let notes = prepared.as_ref().map(|prepared| update::notes(install, prepared)).transpose()?;
@@ -290,8 +309,8 @@ fn heal(
     receipt::load(install.state())?.ok_or_else(no_receipt)?;
     let _lock = update::begin(install, run, wait)?;
     update::recover_first(install, run)?;
-    let request = repair_request(install, from, no_restart)?;
-    let damaged = damaged(install)?;
+    let request = run::interruptible(|| repair_request(install, from, no_restart))?;
+    let damaged = run::interruptible(|| damaged(install))?;
     let outcome = update::pipeline(install, run, &request)?;
     for path in &damaged {
         run.report.healed(&path.to_string(), "bundle");

@@ -22,9 +22,10 @@ pub fn new_update_id() -> String {
     format!("{}-{:04x}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ"), random.finish() & 0xffff)
 }
 
-/// Replaces `status.json` at once, so that a dashboard that polls it never reads half a file.
+/// Replaces `status.json` at once, so that a dashboard that polls it never reads half a file. It is not flushed: it is
+/// written at every stage, also while the server is down, and after a power cut nothing runs that it could tell of.
 pub fn write_status(state: &StateDir, status: &Value) -> anyhow::Result<()> {
-    replace(&state.status(), status)
+    replace(&state.status(), status, Flush::Later)
 }
 
 /// The status that was written last; None when there is none or it cannot be read.
@@ -50,7 +51,7 @@ pub struct Last(pub Value);
 impl Last {
     /// Keeps this event as the last outcome.
     pub fn write(state: &StateDir, finished: &Value) -> anyhow::Result<()> {
-        replace(&state.last(), finished)
+        replace(&state.last(), finished, Flush::Now)
     }
     /// The last outcome; None when there is none or it cannot be read.
     pub fn read(state: &StateDir) -> Option<Last> {
@@ -84,13 +85,17 @@ pub fn count_failure(state: &StateDir, content_id: &str, version: &str) -> anyho
     let mut all = failed(state);
     let count = failures(state, content_id) + 1;
     all.insert(content_id.to_string(), Failed { version: version.to_string(), count });
-    replace(&state.failures(), &serde_json::to_value(all)?)
+    replace(&state.failures(), &serde_json::to_value(all)?, Flush::Now)
 }
 
 /// Forgets the failures of a content that has succeeded.
 pub fn forgive(state: &StateDir, content_id: &str) -> anyhow::Result<()> {
     let mut all = failed(state);
-    if all.remove(content_id).is_some() { replace(&state.failures(), &serde_json::to_value(all)?) } else { Ok(()) }
+    if all.remove(content_id).is_some() {
+        replace(&state.failures(), &serde_json::to_value(all)?, Flush::Now)
+    } else {
+        Ok(())
+    }
 }
 
 /// Removes all but the `keep` newest files of `events/` and of `log/` (their names begin with the time).
@@ -111,13 +116,21 @@ pub fn prune(state: &StateDir, keep: usize) {
     }
 }
 
-fn replace(place: &Path, value: &Value) -> anyhow::Result<()> {
+/// When a file must be on the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    Now,
+    /// When the system likes.
+    Later,
+}
+
+fn replace(place: &Path, value: &Value, flush: Flush) -> anyhow::Result<()> {
     let new = place.with_added_extension(format!("{}.tmp", std::process::id()));
     let mut file = system::files::open_private(&new)?;
     let written = file
         .set_len(0)
         .and_then(|()| file.write_all(format!("{}\n", ascii_json(value)).as_bytes()))
-        .and_then(|()| file.sync_all());
+        .and_then(|()| if flush == Flush::Now { file.sync_all() } else { Ok(()) });
     drop(file);
     if let Err(error) = written.map_err(anyhow::Error::new) {
         let _ = fs_err::remove_file(&new);

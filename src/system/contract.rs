@@ -77,6 +77,7 @@ const _PROCESSES: () = {
     let _: [fn(&Handle) -> Result<()>; 2] = [Handle::ask_to_end, Handle::kill];
     let _: fn(&Handle, Duration) -> Result<bool> = Handle::wait;
     let _: fn() -> Result<Signals> = Signals::install;
+    let _: fn() -> bool = processes::was_asked_to_end;
     let _: [fn(&Signals) -> usize; 2] = [Signals::interrupts, Signals::terminations];
 };
 

@@ -14,6 +14,7 @@
 //! | `boot` | the units that mend an install at boot and prove its health after |
 //! | `monitor` | root's half, where root works for the install of another user |
 //! | `escape` | what ties this process to another one, and the ways out |
+//! | `interrupt` | whether somebody asked this process to end, for long work |
 //! | `sockets` | who listens on which port |
 //! | `process_table` | all processes at once |
 //! | `remedies` | what an operator types here |
@@ -23,6 +24,7 @@
 use serde::{Deserialize, Serialize};
 
 mod contract;
+pub mod interrupt;
 pub mod process_table;
 pub mod programs;
 pub mod service;

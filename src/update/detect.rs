@@ -12,7 +12,6 @@ use crate::update::authority;
 use crate::update::health;
 use crate::update::install::Install;
 use crate::update::request::ServerOptions;
-use crate::update::run::Run;
 use crate::update::server::{self, Running};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
@@ -39,7 +38,7 @@ pub struct Detection {
 }
 
 /// Finds the server, how it answers and how it starts. Reads only.
-pub fn detect(install: &Install, run: &Run, options: &ServerOptions, set: &[(String, String)]) -> Result<Detection> {
+pub fn detect(install: &Install, options: &ServerOptions, set: &[(String, String)]) -> Result<Detection> {
     let root = &install.root;
     let receipt = receipt::load(install.state())?;
     let server = server::find(root)?;
@@ -54,7 +53,7 @@ pub fn detect(install: &Install, run: &Run, options: &ServerOptions, set: &[(Str
             let start = running_start_file(root, running);
             // `--port` says which port health asks only where the server listens on it.
             let asked = target.as_ref().and_then(|t| t.port).or(options.port).filter(|p| running.ports.contains(p));
-            let before = health::measure_while(run, &running.listeners, asked, health)?;
+            let before = health::measure_while(&running.listeners, asked, health)?;
             (Some(running.launch.clone()), start, before)
         }
         None => {

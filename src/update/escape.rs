@@ -11,6 +11,7 @@ use crate::system::escape::{self, Line, Moved};
 use crate::system::processes::Signals;
 use crate::system::remedies::{LEAVE_THE_SERVER, SEE_PROCESSES};
 use crate::system::{Errand, Said, Tie, Way, files};
+use crate::update::run;
 use crate::update::server;
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -133,13 +134,21 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
     };
     let errand =
         Errand { argv: caller.argv, cwd: caller.cwd, update_id: &update_id, place: &place, outputs: outputs.as_ref() };
-    let mut moved = escape::send(way, &errand).map_err(|e| {
-        let message = format!("the updater that was to run outside ({}) did not begin: {e}", way.word());
-        Failure::failed("escape-failed", message).at(root.path().display()).remedy(LEAVE_THE_SERVER)
+    let mut moved = run::interruptible(|| {
+        escape::send(way, &errand).map_err(|e| {
+            let message = format!("the updater that was to run outside ({}) did not begin: {e}", way.word());
+            Failure::failed("escape-failed", message).at(root.path().display()).remedy(LEAVE_THE_SERVER).into()
+        })
     })?;
     match outputs {
         None => relay(&mut moved, &signals, root, report),
-        Some(outputs) => detached(&mut moved, &update_id, outputs, root, report),
+        Some(outputs) => {
+            let heard = beginning(&mut moved, &signals)?;
+            Ok(ended_early(heard, outputs, root, report).unwrap_or_else(|| {
+                tell_of(&moved, &update_id, root, report);
+                0
+            }))
+        }
     }
 }
 
@@ -155,11 +164,11 @@ fn meeting_place(root: &InstallRoot) -> Result<PathBuf> {
 
 /// Passes signals on, and gives back how it ended.
 fn relay(moved: &mut Moved, signals: &Signals, root: &InstallRoot, report: &mut Reporter) -> Result<u8> {
-    let (mut interrupts, mut terminations) = (0, 0);
+    let mut passed = Passed::default();
     let mut is_stopping = false;
     loop {
         // Counted before the news are read: whoever stops the server may mean us with it, and that was announced.
-        let (now_interrupts, now_terminations) = (signals.interrupts(), signals.terminations());
+        let now = Passed::until_now(signals);
         match moved.hear(POLL).context("listening to the updater outside")? {
             Some(Said::Ended(code)) => return Ok(code),
             Some(Said::Lost) => return Ok(lost(root, report)),
@@ -167,17 +176,44 @@ fn relay(moved: &mut Moved, signals: &Signals, root: &InstallRoot, report: &mut 
             Some(Said::Begun) => continue,
             None => {}
         }
-        while interrupts < now_interrupts {
-            interrupts += 1;
-            moved.interrupt().context("passing the interrupt on")?;
-        }
-        if is_stopping && now_terminations > terminations {
+        if is_stopping && now.terminations > passed.terminations {
+            passed.interrupt(&now, moved)?;
             return Ok(left_behind(moved, root, report));
         }
-        while terminations < now_terminations {
-            terminations += 1;
+        passed.pass_on(&now, moved)?;
+    }
+}
+
+/// How many signals the one outside was sent.
+#[derive(Default)]
+struct Passed {
+    interrupts: usize,
+    terminations: usize,
+}
+
+impl Passed {
+    /// As many as came.
+    fn until_now(signals: &Signals) -> Passed {
+        Passed { interrupts: signals.interrupts(), terminations: signals.terminations() }
+    }
+
+    /// Sends it the SIGINTs that came.
+    fn interrupt(&mut self, now: &Passed, moved: &Moved) -> Result<()> {
+        while self.interrupts < now.interrupts {
+            self.interrupts += 1;
+            moved.interrupt().context("passing the interrupt on")?;
+        }
+        Ok(())
+    }
+
+    /// Sends it all that came.
+    fn pass_on(&mut self, now: &Passed, moved: &Moved) -> Result<()> {
+        self.interrupt(now, moved)?;
+        while self.terminations < now.terminations {
+            self.terminations += 1;
             moved.ask_to_end().context("passing the signal on")?;
         }
+        Ok(())
     }
 }
 
@@ -201,25 +237,34 @@ fn lost(root: &InstallRoot, report: &mut Reporter) -> u8 {
     code
 }
 
-/// Returns as soon as the other one holds the lock, or soon anyway; what it said when it ended before is passed on.
-fn detached(
-    moved: &mut Moved,
-    update_id: &str,
+/// What the other one says first, at the latest after `BEGINNING`; signals are passed on meanwhile.
+fn beginning(moved: &mut Moved, signals: &Signals) -> Result<Option<Said>> {
+    let (until, mut passed) = (Instant::now() + BEGINNING, Passed::default());
+    loop {
+        let now = Passed::until_now(signals);
+        let heard = moved.hear(POLL).context("listening to the updater outside")?;
+        if heard.is_some() || Instant::now() >= until {
+            return Ok(heard);
+        }
+        passed.pass_on(&now, moved)?;
+    }
+}
+
+/// The exit code of one that has ended already; what it wrote is passed on. None: it goes on.
+fn ended_early(
+    heard: Option<Said>,
     outputs: [std::fs::File; 2],
     root: &InstallRoot,
     report: &mut Reporter,
-) -> Result<u8> {
-    let until = Instant::now() + BEGINNING;
-    let heard =
-        moved.hear(until.saturating_duration_since(Instant::now())).context("listening to the updater outside")?;
-    if let Some(ended @ (Said::Ended(_) | Said::Lost)) = heard {
-        let [out, err] = outputs.map(text_of);
-        report.relayed(&out, &err);
-        return Ok(match ended {
-            Said::Ended(code) => code,
-            _ => lost(root, report),
-        });
-    }
+) -> Option<u8> {
+    let ended = heard.filter(|said| matches!(said, Said::Ended(_) | Said::Lost))?;
+    let [out, err] = outputs.map(text_of);
+    report.relayed(&out, &err);
+    Some(if let Said::Ended(code) = ended { code } else { lost(root, report) })
+}
+
+/// Tells where the update that goes on by itself can be seen.
+fn tell_of(moved: &Moved, update_id: &str, root: &InstallRoot, report: &mut Reporter) {
     let state = root.state();
     let (status, events) = (state.status().display().to_string(), state.events_of(update_id).display().to_string());
     if report.options().json {
@@ -228,7 +273,6 @@ fn detached(
         report.line(&format!("the update {update_id} goes on by itself as process {}", moved.pid()));
         report.line(&format!("to see it type: updater status --follow --root '{}'", root.path().display()));
     }
-    Ok(0)
 }
 
 fn text_of(mut file: std::fs::File) -> String {

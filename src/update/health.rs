@@ -2,20 +2,21 @@
 //! Refuses to be content with an open port: a new process of the install must own every port, answer over
 //! the same protocol and as well as before, and keep doing so. It starts and ends nothing.
 
+use crate::base::background::Background;
 use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::net::{self, Answer, PING, Protocol, url};
 use crate::ports::{self, Listener};
 use crate::state::baseline::HealthBaseline;
 use crate::state::root::InstallRoot;
-use crate::system::{ProcessId, processes};
-use crate::update::run::Run;
+use crate::system::{ProcessId, interrupt, processes};
 use crate::update::server::{Launched, Table};
+use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::Path;
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 /// The longest wait between two looks.
@@ -29,8 +30,6 @@ const KNOCK: Duration = Duration::from_millis(200);
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it is given when somebody asked us to end.
 const HURRY: Duration = Duration::from_millis(50);
-/// How often a wait looks for signals.
-const SIGNAL_POLL: Duration = Duration::from_millis(20);
 /// A bad status must last at least this long before it counts.
 const LEAST_BAD: Duration = Duration::from_secs(1);
 /// How far back the end of a log is read.
@@ -66,34 +65,17 @@ pub fn measure(listeners: &[Listener], asked: Option<u16>, path: Option<&str>, t
     before
 }
 
-/// Measures in a thread of its own, so that a signal ends the wait for a server that does not answer. Errors: a signal
-/// came, before anything was changed.
-pub fn measure_while(
-    run: &Run,
-    listeners: &[Listener],
-    asked: Option<u16>,
-    path: Option<&str>,
-) -> anyhow::Result<HealthBaseline> {
-    let came = || run.signals.interrupts() + run.signals.terminations();
-    // One that came before was answered: how an update ended is told all the same, and nobody is waited for any more.
-    let known = came();
-    let patience = if known == 0 { PATIENCE } else { HURRY };
-    let (tell, told) = std::sync::mpsc::channel();
+/// Measures in the background, so that a signal ends the wait for a server that does not answer. Errors: somebody asked
+/// us to end, where that is looked at (`interrupt::during`).
+pub fn measure_while(listeners: &[Listener], asked: Option<u16>, path: Option<&str>) -> anyhow::Result<HealthBaseline> {
+    // Nobody is waited for any more once we were asked to end; how an update ended is told all the same.
+    let patience = if processes::was_asked_to_end() { HURRY } else { PATIENCE };
     let (listeners, path) = (listeners.to_vec(), path.map(str::to_string));
-    let thread = std::thread::Builder::new().name("measure".into());
     // Abandoned, it ends by itself when its patience does.
-    let ask = move || drop(tell.send(measure(&listeners, asked, path.as_deref(), patience)));
-    thread.spawn(ask).map_err(|e| anyhow::anyhow!("the server cannot be asked how it answers: {e}"))?;
-    loop {
-        if came() > known {
-            run.check_signals()?;
-        }
-        match told.recv_timeout(SIGNAL_POLL) {
-            Ok(before) => return Ok(before),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the server could not be asked how it answers"),
-        }
-    }
+    let ask = move |tell: &SyncSender<_>| drop(tell.send(measure(&listeners, asked, path.as_deref(), patience)));
+    let asking = Background::start("measure", 1, ask).context("asking the server how it answers")?;
+    let answer = asking.next(&mut || Ok(interrupt::check()?))?;
+    answer.context("the server could not be asked how it answers")
 }
 
 /// Where health is asked, as the operator wrote it: a path, or a URL of this machine.

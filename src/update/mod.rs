@@ -94,11 +94,11 @@ fn apply_locked(install: &Install, run: &mut Run, request: &Request) -> Result<&
 
 /// The stages, one after the other. The caller holds the lock, and nothing is interrupted. Returns the outcome.
 pub fn pipeline(install: &Install, run: &mut Run, request: &Request) -> Result<&'static str> {
-    let request = &source::fetch(install, run, request)?;
-    let detection = &look(install, run, request)?;
+    let request = &run::interruptible(|| source::fetch(install, run, request))?;
+    let detection = &run::interruptible(|| look(install, run, request))?;
     run.check_signals()?;
     run.start(Stage::Preflight, "checking the bundle and the install");
-    if unchanged::nothing_to_do(install, request, detection)? {
+    if run::interruptible(|| unchanged::nothing_to_do(install, request, detection))? {
         unchanged::end(run);
         return Ok("already-current");
     }
@@ -108,7 +108,7 @@ pub fn pipeline(install: &Install, run: &mut Run, request: &Request) -> Result<&
         return Ok("skipped");
     }
     let heals = prepared.heals_content();
-    if prepared.plan.is_empty() || heals && preflight::is_whole(install, detection)? {
+    if prepared.plan.is_empty() || heals && run::interruptible(|| preflight::is_whole(install, detection))? {
         unchanged::unchanged(install, run, prepared)?;
         return Ok("already-current");
     }
@@ -139,7 +139,8 @@ fn outage<'a>(install: &Install, run: &mut Run, stopping: Stopping<'a>) -> Resul
 /// The stage `detect`: what serves, how it answers, and that it may be stopped by us.
 fn look(install: &Install, run: &mut Run, request: &Request) -> Result<Detection> {
     run.start(Stage::Detect, "looking for the server");
-    let detection = detect::detect(install, run, &request.server, &request.set)?;
+    let detection = detect::detect(install, &request.server, &request.set)?;
+    run.baseline = Some(detection.baseline.clone());
     for victim in detection.server.iter().chain(&detection.foreign) {
         escape::prove_outside(victim, &install.root)?;
     }

@@ -18,7 +18,7 @@ use crate::update::hooks::{self, Hooks};
 use crate::update::install::Install;
 use crate::update::ownership::{Census, Ownership};
 use crate::update::plan::{self, Action, Plan};
-use crate::update::run::Run;
+use crate::update::run::{self, Run};
 use crate::update::staging;
 use crate::update::staging::annex;
 use crate::verify;
@@ -88,13 +88,13 @@ pub(super) fn stage<'a>(
     request: &'a Request,
     detection: &'a Detection,
 ) -> Result<Prepared<'a>> {
-    let prepared = preflight(install, run, request, detection);
+    let prepared = run::interruptible(|| preflight(install, run, request, detection));
     // What databases were cloned into.
     staging::clear(install.state())?;
     let prepared = prepared?;
     let version = Some(prepared.bundle.version.clone());
     run.summary.to_version = if request.is_partly() { run.summary.from_version.clone() } else { version };
-    start::try_start(&prepared)?;
+    run::interruptible(|| start::try_start(&prepared))?;
     for note in notes::notes(install, &prepared)? {
         run.report.warn_of(note.code, &note.message, &note.paths);
     }

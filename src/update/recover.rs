@@ -85,7 +85,7 @@ pub fn recover(install: &Install, run: &mut Run, choice: Choice, wait: Option<Du
     match settle_alone(install, run, choice, wait) {
         Ok(done) => {
             finished = match done {
-                Some(settled) => settled.finished(),
+                Some(resolution) => resolution.finished(),
                 None => Finished { outcome: "nothing-to-do".into(), ..Finished::default() },
             };
             if finished.stands.is_none() {

@@ -3,11 +3,12 @@
 
 use crate::base::error::Failure;
 use crate::base::report::{Finished, Reporter, Stage};
+use crate::state::baseline::HealthBaseline;
 use crate::state::dir::StateDir;
 use crate::state::history;
 use crate::system::escape::Line;
 use crate::system::processes::{self, Signals};
-use crate::system::{Said, files};
+use crate::system::{Said, files, interrupt};
 use crate::update::install::Install;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -26,6 +27,8 @@ pub struct Run {
     pub is_down: bool,
     /// That was said.
     pub has_said: bool,
+    /// How the server answered when this run looked for it; None: it has not looked yet.
+    pub baseline: Option<HealthBaseline>,
     /// To the first process, where this one runs outside of what it was called by.
     pub line: Option<Rc<Line>>,
 }
@@ -40,9 +43,19 @@ pub struct UnderWay {
 /// Ends with exit 1 when SIGINT or SIGTERM came before the stop.
 pub fn check(signals: &Signals) -> Result<()> {
     if signals.interrupts() + signals.terminations() > 0 {
-        return Err(Failure::failed("interrupted", "stopped by a signal before anything was changed").into());
+        return Err(interrupted());
     }
     Ok(())
+}
+
+fn interrupted() -> anyhow::Error {
+    Failure::failed("interrupted", "stopped by a signal before anything was changed").into()
+}
+
+/// Runs work that changes nothing but what may be thrown away: once SIGINT or SIGTERM came, it ends at its next
+/// `interrupt::check`. Errors (exit 1): it was so ended, or failed after a signal; what `work` says.
+pub fn interruptible<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    interrupt::during(work).map_err(|e| if processes::was_asked_to_end() { interrupted() } else { e })
 }
 
 impl Run {

@@ -23,8 +23,10 @@ pub struct Staged<'a> {
 
 /// Stages the new version and begins the backup. Errors (exit 1): nothing of it is left behind.
 pub(super) fn stage<'a>(install: &Install, run: &mut Run, mut prepared: Prepared<'a>) -> Result<Staged<'a>> {
-    let staged = write_files(install, run, &mut prepared)
-        .and_then(|files| Ok((files, begin_backup(install, run, &mut prepared)?)));
+    let staged = run::interruptible(|| {
+        let files = write_files(install, run, &mut prepared)?;
+        Ok((files, begin_backup(install, run, &mut prepared)?))
+    });
     match staged {
         Ok((files, backup)) => Ok(Staged { prepared, files, backup }),
         Err(e) => Err(rollback::sweep_after(install, run, e)),

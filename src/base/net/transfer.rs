@@ -1,11 +1,11 @@
-//! One GET request for a file, read by a thread of its own, so that whoever waits for it can stop waiting at once:
-//! looking up a name, connecting and reading block, and no signal ends that.
+//! One GET request for a file, read in the background, so that whoever waits for it can stop waiting at once.
 //! Refuses to follow redirects by itself, and to judge what came.
 
 use super::Url;
+use crate::base::background::Background;
+use anyhow::Result;
 use std::io::Read;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{RecvTimeoutError, SendError, SyncSender};
 use std::time::Duration;
 use ureq::tls::TlsConfig;
 
@@ -55,26 +55,18 @@ pub enum Came {
     Failed(Refused),
 }
 
-/// A request under way. Dropped, it is abandoned: its thread ends by itself once it is told something or its time is
-/// up, and writes nothing.
+/// A request under way. Dropped, it is abandoned, and writes nothing.
 #[derive(Debug)]
-pub struct Transfer {
-    came: Receiver<Came>,
-    thread: JoinHandle<()>,
-}
+pub struct Transfer(Background<Came>);
 
 impl Request {
     /// Begins to ask. Errors: no thread can be had.
     pub fn start(self) -> std::io::Result<Transfer> {
-        let (tell, came) = sync_channel(WAITING);
-        let thread = std::thread::Builder::new().name("transfer".into()).spawn(move || {
-            // Nobody listens any more: then nobody needs to be told either.
-            let _ = self.run(&tell);
-        })?;
-        Ok(Transfer { came, thread })
+        // Nobody listens any more: then nobody needs to be told either.
+        Background::start("transfer", WAITING, move |tell| drop(self.run(tell))).map(Transfer)
     }
 
-    fn run(&self, tell: &SyncSender<Came>) -> Result<(), std::sync::mpsc::SendError<Came>> {
+    fn run(&self, tell: &SyncSender<Came>) -> Result<(), SendError<Came>> {
         let agent = ureq::Agent::config_builder()
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -141,24 +133,29 @@ impl Request {
 }
 
 impl Transfer {
-    /// What comes within `limit`; None: nothing did.
-    pub fn next(&self, limit: Duration) -> Option<Came> {
-        match self.came.recv_timeout(limit) {
+    /// What comes next. Errors: what `check` says, soon after it begins to say so.
+    pub fn next(&self, check: &mut dyn FnMut() -> Result<()>) -> Result<Came> {
+        Ok(self.0.next(check)?.unwrap_or_else(cut_off))
+    }
+
+    /// What comes within 20 ms; None: nothing did.
+    pub fn look(&self) -> Option<Came> {
+        match self.0.look() {
             Ok(came) => Some(came),
             Err(RecvTimeoutError::Timeout) => None,
-            // The thread tells of every end, so it was cut off.
-            Err(RecvTimeoutError::Disconnected) => {
-                let cause = "the thread that reads it has ended".to_string();
-                Some(Came::Failed(Refused { cause, is_certificate: false }))
-            }
+            Err(RecvTimeoutError::Disconnected) => Some(cut_off()),
         }
     }
 
     /// After `End`: waits for the thread, which has nothing left to do.
     pub fn close(self) {
-        drop(self.came);
-        let _ = self.thread.join();
+        self.0.close();
     }
+}
+
+/// The thread tells of every end, so without one it was cut off.
+fn cut_off() -> Came {
+    Came::Failed(Refused { cause: "the thread that reads it has ended".to_string(), is_certificate: false })
 }
 
 /// What rustls writes before its reason (`rustls::Error::InvalidCertificate`).

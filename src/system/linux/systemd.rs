@@ -3,7 +3,7 @@
 //! Refuses to ask for a password.
 
 use crate::system::service::{Job, ServiceManager, ServiceRequest};
-use crate::system::{ProcessId, Unit};
+use crate::system::{ProcessId, Unit, interrupt};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -199,6 +199,7 @@ fn output(command: Command) -> io::Result<Result<String, String>> {
         if let Some(ended) = job.ended()? {
             return Ok(ended);
         }
+        interrupt::check()?;
         if begun.elapsed() >= ANSWER {
             return Ok(Err(format!("the service manager did not answer in {} s", ANSWER.as_secs())));
         }

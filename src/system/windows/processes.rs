@@ -592,6 +592,11 @@ impl Signals {
     }
 }
 
+/// True once a console event came that asks this process to end.
+pub fn was_asked_to_end() -> bool {
+    INTERRUPTS.load(Ordering::SeqCst) > 0 || TERMINATIONS.load(Ordering::SeqCst) > 0
+}
+
 /// What a caller left open beyond the standard handles cannot be listed here. This takes the inherit mark from the
 /// standard ones, so that no server keeps the caller's; a missing one is no error.
 pub fn close_inherited(_kept: &[i32]) -> io::Result<()> {

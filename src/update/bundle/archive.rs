@@ -10,7 +10,7 @@ use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::head::{HEAD_BYTES, Head};
 use crate::base::path::RelPath;
-use crate::system::files;
+use crate::system::{files, interrupt};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -99,6 +99,7 @@ impl Archive {
         let mut contents = Contents::new(&self.file, &named.stored);
         let (mut sum, mut target, mut head) = (Sha256::new(), Vec::new(), Vec::new());
         loop {
+            interrupt::check()?;
             let count =
                 contents.next(buffer).map_err(|broken| refused(code(&broken), &name, format!("{name} {broken}")))?;
             let piece = buffer.get(..count).unwrap_or_default();

@@ -30,7 +30,7 @@ use crate::base::error::Failure;
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
-use crate::system::Owner;
+use crate::system::{Owner, interrupt};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -217,6 +217,7 @@ impl Bundle {
         let mut copy = |from: &mut dyn Read| -> Result<()> {
             let mut buffer = vec![0; 128 * 1024];
             loop {
+                interrupt::check()?;
                 let n = from.read(&mut buffer).with_context(|| format!("unpacking {}", entry.path))?;
                 if n == 0 {
                     return Ok(());

@@ -5,6 +5,7 @@ use super::directory::{Record, Stored};
 use super::{Expected, Limits, encoding, refused};
 use crate::base::error::Failure;
 use crate::base::path::{BadName, RelPath};
+use crate::system::interrupt;
 use anyhow::Result;
 use std::collections::BTreeSet;
 
@@ -54,6 +55,7 @@ pub(super) fn read(records: Vec<Record>) -> Result<Vec<Named>> {
     let has = |c: char| records.iter().any(|record| record.name.contains(c));
     let is_windows = has('\\') && !has('/');
     let named = |record: Record| -> Result<Named> {
+        interrupt::check()?;
         let name = if is_windows { record.name.replace('\\', "/") } else { record.name };
         let plain = name.strip_suffix('/');
         let path = gate(plain.unwrap_or(&name)).map_err(|e| {
@@ -156,6 +158,7 @@ pub(super) fn check_conflicts(kept: &[Named], expected: &Expected, limits: &Limi
     }
     let (mut before, mut folders): (Option<&Named>, u64) = (None, 0);
     for named in order {
+        interrupt::check()?;
         let shared = before.map_or(Ok(0), |before| shared(before, named, expected))?;
         // The folders above it that the one before does not lie in.
         let above = named.path.parts().count().saturating_sub(usize::from(!named.is_folder));

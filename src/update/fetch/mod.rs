@@ -20,8 +20,6 @@ use std::time::{Duration, Instant};
 
 /// How many redirects are followed; browsers stop at 20, mirrors need two or three.
 const REDIRECTS: usize = 10;
-/// How long a wait for the network goes on until signals are looked at again.
-const LOOK: Duration = Duration::from_millis(20);
 /// How many bytes of a body are looked at for what it is.
 const HEAD: usize = 512;
 
@@ -112,7 +110,7 @@ pub fn download(order: &Order, folder: &Path, watch: &mut Watch) -> Result<PathB
     let mut pace = Pace::new(order.patience.floor, Instant::now());
     loop {
         (watch.progress)(done, length.unwrap_or(0));
-        let bytes = match next(&transfer, &mut || {
+        let bytes = match transfer.next(&mut || {
             judge_pace(order, &source, pace.too_little(Instant::now(), done))?;
             (watch.check)()
         })? {
@@ -173,17 +171,6 @@ fn no_space(folder: &Path, why: &str) -> Failure {
         .remedy("free space on that volume, or take old backups away: updater backups prune --keep 1")
 }
 
-/// What comes next. Errors: what `check` says, soon after it begins to say so.
-fn next(transfer: &Transfer, check: &mut dyn FnMut() -> Result<()>) -> Result<Came> {
-    // Bounded by the thread's own limits, after which it tells that it failed.
-    loop {
-        check()?;
-        if let Some(came) = transfer.next(LOOK) {
-            return Ok(came);
-        }
-    }
-}
-
 /// Copies an open file of `total` bytes into `folder`, which is emptied first. Errors: it cannot be read or written;
 /// what the watch says.
 pub fn keep(from: &mut std::fs::File, total: u64, folder: &Path, watch: &mut Watch) -> Result<PathBuf> {
@@ -191,7 +178,7 @@ pub fn keep(from: &mut std::fs::File, total: u64, folder: &Path, watch: &mut Wat
     fsx::make_folders(folder)?;
     let whole = folder.join("bundle.zip");
     let mut file = fs_err::File::create(&whole)?;
-    std::io::copy(from, &mut file).context("copying the bundle")?;
+    fsx::copy_bytes(from, file.file_mut(), false).context("copying the bundle")?;
     file.sync_all()?;
     (watch.progress)(total, total);
     (watch.check)()?;
@@ -213,7 +200,7 @@ fn open(order: &Order, watch: &mut Watch) -> Result<Opened> {
         let Patience { connect, stall, .. } = order.patience;
         let request = Request { url: source.now.clone(), insecure: order.insecure, connect, stall };
         let transfer = request.start().context("starting a download")?;
-        let answer = match next(&transfer, watch.check)? {
+        let answer = match transfer.next(watch.check)? {
             Came::Answer(answer) => answer,
             Came::Failed(refused) => {
                 let failure = source.failure(&source.now.without_secrets(&refused.cause));
@@ -265,7 +252,7 @@ fn beginning(transfer: &Transfer, answer: &Answered, watch: &mut Watch) -> Resul
     let wanted = answer.length.map_or(answer::READ, |length| usize::try_from(length).unwrap_or(answer::READ));
     while body.len() < wanted.min(answer::READ) && Instant::now() < until {
         (watch.check)()?;
-        match transfer.next(LOOK) {
+        match transfer.look() {
             None => {}
             Some(Came::Bytes(bytes)) => body.extend(bytes),
             Some(_) => break,

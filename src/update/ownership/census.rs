@@ -5,7 +5,7 @@ use super::{Class, Databases, MEMBERS, Ownership, member};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
-use crate::system::{Facts, Kind};
+use crate::system::{Facts, Kind, interrupt};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,7 @@ impl Ownership {
                 Err(e) => return Err(e).with_context(|| format!("reading {}", folder.display())),
             };
             for name in names {
+                interrupt::check()?;
                 let full = folder.join(&name);
                 let path = at.as_ref().map_or_else(|| RelPath::from_disk(name.as_ref()), |at| at.child(&name));
                 let path = path.with_context(|| format!("the name {} cannot be used", full.display()))?;
@@ -130,6 +131,7 @@ impl Ownership {
     fn classify(&self, met: BTreeMap<RelPath, Met>, census: &mut Census) -> Result<()> {
         let mut touched: BTreeMap<RelPath, bool> = BTreeMap::new();
         for (path, Met { facts, in_environment }) in met {
+            interrupt::check()?;
             let is_shipped = self.is_shipped(&path);
             if in_environment && !is_shipped {
                 continue;
@@ -165,6 +167,7 @@ impl Ownership {
         let known: BTreeSet<&RelPath> = before.iter().flat_map(|census| census.databases.by_contents()).collect();
         let mut found = Vec::new();
         for (path, Met { facts, in_environment }) in met {
+            interrupt::check()?;
             let too_small = facts.kind != Kind::File || facts.size < SMALLEST_DATABASE;
             if too_small || *in_environment || Databases::is_named(path) || self.is_untouched(path, facts) {
                 continue;

@@ -14,7 +14,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Annex;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind};
+use crate::system::{Facts, Kind, interrupt};
 use crate::update::bundle::{Bundle, Entry};
 use crate::update::ownership::{Census, Databases, MEMBERS, Ownership, member};
 use anyhow::Result;
@@ -254,6 +254,7 @@ fn closed(root: &InstallRoot, path: &RelPath) -> Failure {
 pub fn build(order: &Order, bundle: &mut Bundle) -> Result<Plan> {
     let mut planner = Planner::new(order)?;
     for index in 0..bundle.entries.len() {
+        interrupt::check()?;
         let planned = planner.entry(bundle, index)?;
         planner.plan.actions.push(planned);
     }

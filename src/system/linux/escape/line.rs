@@ -9,7 +9,7 @@
 
 use crate::roles::Role;
 use crate::system::linux::{monitor, ourselves, processes};
-use crate::system::{Errand, Said, Way};
+use crate::system::{Errand, Said, Way, interrupt};
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
@@ -119,6 +119,8 @@ fn meet(way: &Way, errand: &Errand, listener: &UnixListener, short: &str, name: 
             let said = said.trim().replace('\n', "; ");
             return Err(io::Error::other(if said.is_empty() { format!("it ended with {status}") } else { said }));
         }
+        // Whoever comes now finds the socket gone, and ends.
+        interrupt::check()?;
         if begun.elapsed() >= ARRIVAL {
             let text = format!("it did not get in touch within {} s", ARRIVAL.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
@@ -335,5 +337,24 @@ impl Line {
             Said::Ended(code) => (&self.0).write_all(&[b'e', code]),
             Said::Lost => Ok(()),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_ends_the_wait_for_one_that_never_arrives() {
+        let folder = tempfile::tempdir().unwrap();
+        let errand = Errand { argv: &[], cwd: Path::new("/"), update_id: "1", place: folder.path(), outputs: None };
+        let _signals = processes::Signals::install().unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        // No helper is installed that would look at the request.
+        let begun = Instant::now();
+        let ended = interrupt::during(|| send(&Way::Helper, &errand)).unwrap_err();
+        assert_eq!(ended.to_string(), "stopped by a signal");
+        assert!(begun.elapsed() < ARRIVAL / 3, "{:?}", begun.elapsed());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left that could start one later");
     }
 }

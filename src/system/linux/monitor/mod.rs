@@ -15,16 +15,21 @@ pub(super) use forward::Monitored;
 pub use root::run;
 
 use crate::roles::{Given, Role};
-use crate::system::{Credentials, LaunchSpec, ProcessId, Tie};
+use crate::system::{Credentials, LaunchSpec, ProcessId, Tie, interrupt};
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+/// How often a wait for root's half looks for signals.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What the child may ask for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -131,13 +136,31 @@ pub(super) fn ask(what: &Ask) -> io::Result<Option<Answer>> {
     let mut text = serde_json::to_vec(what)?;
     text.push(b'\n');
     line.get_mut().write_all(&text).map_err(gone)?;
-    let mut answer = String::new();
-    if line.read_line(&mut answer).map_err(gone)? == 0 {
-        return Err(gone(io::Error::from(io::ErrorKind::UnexpectedEof)));
-    }
-    match serde_json::from_str(&answer)? {
+    let answer = answer(&mut line)?.ok_or_else(|| gone(io::Error::from(io::ErrorKind::UnexpectedEof)))?;
+    match serde_json::from_slice(&answer)? {
         Answer::Failed(why) => Err(io::Error::other(why)),
         answer => Ok(Some(answer)),
+    }
+}
+
+/// The next line from root's half, which bounds how long it works on it; None: it is gone. Errors: somebody asked us to
+/// end, where that is looked at; the line is closed then, because what comes next would be taken for another answer.
+fn answer(line: &mut BufReader<UnixStream>) -> io::Result<Option<Vec<u8>>> {
+    line.get_ref().set_read_timeout(Some(LOOK))?;
+    let mut answer = Vec::new();
+    loop {
+        match line.read_until(b'\n', &mut answer) {
+            Ok(_) => return Ok(Some(answer).filter(|answer| answer.ends_with(b"\n"))),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        }
+        if let Err(e) = interrupt::check() {
+            line.get_ref().shutdown(Shutdown::Both)?;
+            return Err(e);
+        }
     }
 }
 

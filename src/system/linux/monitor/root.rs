@@ -6,7 +6,7 @@ use crate::roles::{Given, Role};
 use crate::system::linux::{accounts, escape, ourselves, processes, systemd::Systemd};
 use crate::system::service::{Job, ServiceManager as _};
 use crate::system::starts::{Held, Running, Starter as _};
-use crate::system::{Credentials, LaunchSpec, Owner, Unit, is_passed_on};
+use crate::system::{Credentials, LaunchSpec, Owner, Unit, interrupt, is_passed_on};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use std::collections::{BTreeMap, BTreeSet};
@@ -223,10 +223,13 @@ impl Office {
                 return Err(io::Error::other(format!("root's half looks at {MOST_PROCESSES} processes at most")));
             }
             Ask::TiedTo(servers) => Answer::TiedTo(escape::tied_to(&servers)?),
-            Ask::Refusal(unit) => match self.unit(&unit)? {
-                Ok(unit) => Answer::Refusal(Systemd.refusal(&unit)?),
-                Err(why) => Answer::Refusal(Some(why)),
-            },
+            // Asked before the stop alone.
+            Ask::Refusal(unit) => interrupt::during(|| {
+                Ok::<_, io::Error>(match self.unit(&unit)? {
+                    Ok(unit) => Answer::Refusal(Systemd.refusal(&unit)?),
+                    Err(why) => Answer::Refusal(Some(why)),
+                })
+            })?,
             Ask::Begin(unit, verb) => {
                 if self.jobs.len() >= MOST_HELD {
                     return Err(io::Error::other("root's half has too many requests to the service manager under way"));

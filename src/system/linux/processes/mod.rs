@@ -372,6 +372,11 @@ impl Signals {
     }
 }
 
+/// True once a signal came that asks this process to end.
+pub fn was_asked_to_end() -> bool {
+    INTERRUPTS.load(Ordering::SeqCst) > 0 || TERMINATIONS.load(Ordering::SeqCst) > 0
+}
+
 /// Closes every handle that our caller left open, but the three standard ones and `kept`: an inherited listening
 /// socket would keep the port. To be called first, while nothing of ours is open and no thread runs.
 pub fn close_inherited(kept: &[i32]) -> io::Result<()> {

@@ -10,6 +10,7 @@ mod window;
 
 use super::encoding::{self, Charset};
 use super::{Limits, refused};
+use crate::system::interrupt;
 use anyhow::Result;
 use end::End;
 use header::Central;
@@ -63,6 +64,7 @@ pub(super) fn walk(file: &File, size: u64, bundle: &str, limits: &Limits) -> Res
     let mut local = Window::new(file, size, LOCAL_WINDOW);
     let (mut records, mut at, mut names) = (Vec::new(), end.start, 0_usize);
     for number in 1..=end.count {
+        interrupt::check()?;
         let header = header::central(&mut central, at, end.end, number)?;
         let name = name_of(&header, number)?;
         names = names.saturating_add(name.len());
