@@ -2,7 +2,7 @@
 //! Refuses to move out: on this system an updater that is tied says so and changes nothing.
 
 use super::processes;
-use crate::system::{Errand, ProcessId, Said, Tie, Way};
+use crate::system::{Errand, ProcessId, Said, Tie, Way, service};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
@@ -28,9 +28,9 @@ pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
         }
         at = processes::parent(pid)?;
     }
-    let Some(unit) = super::service::unit_of(own)? else { return Ok(None) };
+    let Some(unit) = service::manager().unit_of(own)? else { return Ok(None) };
     for server in servers {
-        if super::service::unit_of(server.pid)?.as_ref() == Some(&unit) {
+        if service::manager().unit_of(server.pid)?.as_ref() == Some(&unit) {
             return Ok(Some(Tie::Unit(unit)));
         }
     }
