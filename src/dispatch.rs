@@ -2,30 +2,35 @@
 //! Refuses to know what the commands do.
 
 use crate::base::error::{self, Code, Failure};
-use crate::base::net::{Url, url};
 use crate::base::report::{self, Finished, Reporter, Stage};
 use crate::cli::{self, Cli, Command, Ended};
 use crate::commands::adopt;
+use crate::commands::backups;
+use crate::commands::check;
 use crate::commands::doctor;
+use crate::commands::finish;
 use crate::commands::follow;
 use crate::commands::init;
-use crate::commands::inspect::{self, Asking};
+use crate::commands::plan;
+use crate::commands::repair;
 use crate::commands::shim;
+use crate::commands::shown::show;
+use crate::commands::status::{self, Asking};
+use crate::requests;
 use crate::restore;
 use crate::state::history;
 use crate::state::root::InstallRoot;
 use crate::state::settings::Settings;
 use crate::system::{self, SystemPart, monitor, processes};
+use crate::update;
 use crate::update::authority;
 use crate::update::escape::{self, Outside};
-use crate::update::fetch;
 use crate::update::install::Install;
 use crate::update::recover;
 use crate::update::run::{self, Run};
-use crate::update::{self, Accept, Mode, Origin, Request, ServerOptions, Source, Zip};
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
-use std::ffi::{OsStr, OsString};
+use serde_json::Value;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -230,238 +235,112 @@ fn settings_place(cli: &Cli, root: &Path, cwd: &Path) -> PathBuf {
 fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[String]) -> Result<u8> {
     match &cli.command {
         Command::Apply(args) if !args.dry_run => {
-            let request = request(args, cwd)?;
+            let request = requests::apply(args, cwd)?;
             run.report.begin(run.update_id.clone(), &Stage::PIPELINE);
             let finished = update::apply(install, run, &request);
-            Ok(end(install, run, &finished))
+            Ok(finish::end(install, run, &finished))
         }
         Command::Apply(args) | Command::Plan(args) => {
-            let (object, code) = inspect::plan(install, run, &request(args, cwd)?)?;
-            show(run, &object, inspect::plan_text);
+            let (planned, code) = plan::plan(install, run, &requests::apply(args, cwd)?)?;
+            show(&mut run.report, &planned)?;
             Ok(code)
         }
         Command::Status(args) => {
-            let object = inspect::status(install, &Asking::Now)?;
-            if args.follow && !object["under_way"].is_null() {
-                return follow::follow(install, run, &object["under_way"]);
+            let status = status::status(install, &Asking::Now)?;
+            if args.follow && !status.under_way.is_null() {
+                return follow::follow(install, run, &status.under_way);
             }
-            show(run, &object, inspect::status_text);
+            show(&mut run.report, &status)?;
             Ok(0)
         }
         Command::Verify(args) if args.repair => {
-            let from = args.from.as_ref().map(|from| local(from, cwd)).transpose()?;
+            let from = args.from.as_ref().map(|from| requests::local(from, cwd)).transpose()?;
             run.report.begin(run.update_id.clone(), &Stage::PIPELINE);
-            let finished = inspect::repair(install, run, from.as_deref(), args.no_restart, args.wait);
-            Ok(end(install, run, &finished))
+            let finished = repair::repair(install, run, from.as_deref(), args.no_restart, args.wait);
+            Ok(finish::end(install, run, &finished))
         }
         Command::Verify(_) => {
-            let (object, whole) = inspect::verify(install, run)?;
-            show(run, &object, inspect::verify_text);
-            Ok(u8::from(!whole))
+            let found = check::check(install, run)?;
+            show(&mut run.report, &found)?;
+            Ok(u8::from(!found.whole))
         }
-        Command::Backups(args) => match &args.action {
-            None => {
-                let (object, whole) = inspect::backups(install, args.check)?;
-                show(run, &object, inspect::backups_text);
-                Ok(u8::from(!whole))
-            }
-            Some(cli::BackupsAction::Prune { keep, wait }) => {
-                let object = restore::prune(install, run, *keep, *wait)?;
-                show(run, &object, inspect::backups_text);
-                Ok(0)
-            }
-        },
+        Command::Backups(args) => backups_command(install, run, args),
         Command::Restore(args) => {
             run.report.begin(run.update_id.clone(), &Stage::PIPELINE);
-            let wanted = restore::Wanted {
-                id: args.id.clone(),
-                data: args.data,
-                code_only: args.code_only,
-                only: args.only.clone(),
-                legacy: args.legacy,
-                yes: args.yes,
-                server: server_options(&args.run),
-                accept: Accept { damaged_data: args.run.force_data, ..Accept::default() },
-                wait: args.run.wait,
-            };
+            let wanted = requests::restore(args);
             let finished = restore::restore(install, run, &wanted);
-            Ok(end(install, run, &finished))
+            Ok(finish::end(install, run, &finished))
         }
-        Command::Recover(args) => {
-            if args.boot && args.data.is_some() {
-                return Err(Failure::usage(
-                    Code::Usage,
-                    "--boot mends files only, so there is no --data to decide with it",
-                )
-                .remedy("decide it without --boot: updater recover --data keep or --data backup")
-                .into());
-            }
-            let choice = recover::Choice {
-                data: args.data.map(|d| match d {
-                    cli::Data::Keep => recover::Data::Keep,
-                    cli::Data::Backup => recover::Data::Backup,
-                }),
-                boot: args.boot,
-                by_hand: !args.boot && !args.if_needed,
-            };
-            if args.if_needed && !run.report.options().json && !recover::is_needed(install)? {
-                return Ok(0);
-            }
-            run.report.begin(run.update_id.clone(), &[Stage::Rollback]);
-            for warning in warnings {
-                run.report.warning(Code::BadSettings, warning, Some("updater.toml"));
-            }
-            let finished = recover::recover(install, run, choice, args.run.wait);
-            // At boot the service manager waits for us: it must not be asked who runs.
-            Ok(if args.boot { end_unasked(install, run, &finished) } else { end(install, run, &finished) })
-        }
+        Command::Recover(args) => recover_command(install, run, args, warnings),
         Command::Adopt(args) => {
-            let done = adopt::adopt(install, run, &local(args.bundle.as_os_str(), cwd)?, args.wait);
+            let done = adopt::adopt(install, run, &requests::local(args.bundle.as_os_str(), cwd)?, args.wait);
             adopt::closed(install, run);
-            show(run, &done?, adopt::text);
+            show_object(run, &done?, adopt::text);
             Ok(0)
         }
         Command::Init(args) if args.boot_recovery || args.systemd_helper => {
             let part = if args.boot_recovery { SystemPart::BootRecovery } else { SystemPart::Helper };
             let done = if args.remove { init::remove_part(install, part) } else { init::install_part(install, part) }?;
-            show(run, &done, init::part_text);
+            show_object(run, &done, init::part_text);
             Ok(0)
         }
         Command::Init(args) => {
             let place = settings_place(cli, install.root.path(), cwd);
             let done = init::settings(install, &place, args.force)?;
-            show(run, &done, init::settings_text);
+            show_object(run, &done, init::settings_text);
             Ok(0)
         }
         Command::Doctor => {
             let (object, ok) = doctor::doctor(install, run, warnings)?;
-            show(run, &object, doctor::text);
+            show_object(run, &object, doctor::text);
             Ok(u8::from(!ok))
         }
         Command::Shim(args) => {
             let done = if args.remove { shim::remove(install) } else { shim::install(install) }?;
-            show(run, &done, shim::text);
+            show_object(run, &done, shim::text);
             Ok(0)
         }
-        Command::Helper(_) => {
-            let Err(e) = if monitor::is_monitored() {
-                system::escape::arrive(None, install.state().path())
-            } else {
-                Err(std::io::Error::other("root does this for the owner of an install"))
-            };
-            Err(Failure::failed(Code::EscapeFailed, format!("nobody was found who asked for an update: {e}")).into())
-        }
+        Command::Helper(_) => helper_command(install),
         Command::Launch(_) => Err(Failure::usage(Code::Usage, "this command is the updater's own").into()),
     }
 }
 
-fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
-    let Some(bundle) = &args.bundle else {
-        return Err(Failure::usage(Code::NoBundle, "no bundle was named")
-            .remedy("give the path of a bundle: updater apply BUNDLE")
-            .into());
+/// `backups`, and `backups prune`.
+fn backups_command(install: &Install, run: &mut Run, args: &cli::Backups) -> Result<u8> {
+    let (object, whole) = match &args.action {
+        None => backups::backups(install, args.check)?,
+        Some(cli::BackupsAction::Prune { keep, wait }) => (restore::prune(install, run, *keep, *wait)?, true),
     };
-    let path = cwd.join(bundle);
-    let typed = bundle.to_string_lossy();
-    let origin = if fetch::is_url(&typed) {
-        Origin::Url { url: source_url(&typed)?, insecure: args.insecure }
-    } else if system::files::open_to_read(&path).is_err() && monitor::handed_bundle().is_some() {
-        Origin::Handed
+    show_object(run, &object, backups::backups_text);
+    Ok(u8::from(!whole))
+}
+
+/// `recover`, with what is wrong with the settings as warnings: it must work all the same.
+fn recover_command(install: &Install, run: &mut Run, args: &cli::Recover, warnings: &[String]) -> Result<u8> {
+    let choice = requests::recover(args)?;
+    if args.if_needed && !run.report.options().json && !recover::is_needed(install)? {
+        return Ok(0);
+    }
+    run.report.begin(run.update_id.clone(), &[Stage::Rollback]);
+    for warning in warnings {
+        run.report.warning(Code::BadSettings, warning, Some("updater.toml"));
+    }
+    let finished = recover::recover(install, run, choice, args.run.wait);
+    // At boot the service manager waits for us: it must not be asked who runs.
+    Ok(if args.boot { finish::unasked(install, run, &finished) } else { finish::end(install, run, &finished) })
+}
+
+/// The helper unit of root's: meets whoever asked for an update, and becomes the updater that was asked for.
+fn helper_command(install: &Install) -> Result<u8> {
+    let Err(e) = if monitor::is_monitored() {
+        system::escape::arrive(None, install.state().path())
     } else {
-        Origin::File
+        Err(std::io::Error::other("root does this for the owner of an install"))
     };
-    let named = match &origin {
-        Origin::File => None,
-        Origin::Url { url, .. } => Some(url.to_string()),
-        Origin::Handed => Some(path.display().to_string()),
-    };
-    let zip = Zip { path, origin, named, sha256: args.sha256.clone() };
-    Ok(Request {
-        source: Source::Zip(zip),
-        mode: Mode::Update { reinstall: args.reinstall, unattended: args.unattended && !args.retry_failed },
-        server: ServerOptions { legacy_port: args.legacy_port, ..server_options(&args.run) },
-        accept: Accept { partial: args.partial, downgrade: args.allow_downgrade, damaged_data: args.run.force_data },
-        set: args.set.clone(),
-        wait: args.run.wait,
-    })
+    Err(Failure::failed(Code::EscapeFailed, format!("nobody was found who asked for an update: {e}")).into())
 }
 
-/// A bundle that must lie on this machine. Errors (exit 2): it is an address.
-fn local(typed: &OsStr, cwd: &Path) -> Result<PathBuf> {
-    let text = typed.to_string_lossy();
-    if fetch::is_url(&text) {
-        let message = format!("this command does not download: {}", url::shown(&text));
-        return Err(Failure::usage(Code::UnsupportedSource, message)
-            .remedy("save the bundle to a file and give its path")
-            .into());
-    }
-    Ok(cwd.join(typed))
-}
-
-/// The address of a bundle. Errors (exit 2): none that a bundle can be taken from.
-fn source_url(typed: &str) -> Result<Url> {
-    let shown = url::shown(typed);
-    let is_web = ["http://", "https://"].iter().any(|scheme| typed.to_ascii_lowercase().starts_with(scheme));
-    if !is_web {
-        return Err(Failure::usage(Code::UnsupportedSource, format!("a bundle cannot be taken from {shown}"))
-            .remedy("give a path, or an http:// or https:// URL")
-            .into());
-    }
-    Url::parse(typed).map_err(|why| {
-        Failure::usage(Code::BadUrl, format!("{shown} cannot be asked: {why}"))
-            .at(&shown)
-            .remedy("write it like https://example.org/site.zip")
-            .into()
-    })
-}
-
-fn server_options(run: &cli::Run) -> ServerOptions {
-    ServerOptions {
-        port: run.port,
-        legacy_port: None,
-        no_start: run.no_start,
-        stop_foreign: run.stop_foreign,
-        health_url: run.health_url.clone(),
-        health_timeout: run.health_timeout,
-    }
-}
-
-/// What an event command leaves behind: the last outcome, `status.json`, words for people.
-fn end(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
-    // Whoever gave up waiting for the lock leaves the words of the one that holds it alone.
-    let has_waited_only = run.under_way.is_none() && processes::was_asked_to_end();
-    if install.state().path().is_dir() && finished.exit_code != 5 && !has_waited_only {
-        if let Some(last) = run.report.last_finished() {
-            let _ = history::Last::write(install.state(), &last);
-        }
-        // Before the stop nothing has changed since the server was asked, if it was.
-        let is_known = !run.is_down && finished.exit_code != 0;
-        let asking = if is_known { Asking::Known(run.baseline.as_ref()) } else { Asking::Now };
-        if let Ok(mut status) = inspect::status(install, &asking) {
-            status["schema"] = json!(1);
-            status["under_way"] = Value::Null;
-            run.close_status(install, &status);
-        }
-    }
-    finished.exit_code
-}
-
-/// The same without a look at the server.
-fn end_unasked(install: &Install, run: &mut Run, finished: &Finished) -> u8 {
-    if let Some(last) =
-        run.report.last_finished().filter(|_| install.state().path().is_dir() && finished.exit_code != 5)
-    {
-        let _ = history::Last::write(install.state(), &last);
-        if let Some(mut status) = history::read_status(install.state()) {
-            status["under_way"] = Value::Null;
-            status["last"] = last;
-            run.close_status(install, &status);
-        }
-    }
-    finished.exit_code
-}
-
-fn show(run: &mut Run, object: &Value, text: fn(&Value) -> Vec<String>) {
+fn show_object(run: &mut Run, object: &Value, text: fn(&Value) -> Vec<String>) {
     if run.report.options().json {
         run.report.object(object);
     } else {

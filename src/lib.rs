@@ -16,4 +16,5 @@ pub mod verify;
 pub mod commands;
 pub mod restore;
 pub mod cli;
+pub mod requests;
 pub mod dispatch;

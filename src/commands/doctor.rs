@@ -4,8 +4,8 @@
 use crate::backup::{self, Selection};
 use crate::base::error::{self, ErrorRecord};
 use crate::base::fsx;
-use crate::commands::inspect;
 use crate::commands::shim;
+use crate::commands::status;
 use crate::state::history;
 use crate::state::receipt;
 use crate::system::{Kind, SystemPart, Unit, Way, boot, files, processes, remedies};
@@ -125,7 +125,7 @@ fn settings(wrong: &[String]) -> Found {
 }
 
 fn interrupted(install: &Install) -> Result<Found> {
-    let (_, found) = inspect::interrupted(install)?;
+    let (_, found) = status::interrupted(install)?;
     Ok(found.map_or_else(|| fine("no update was cut off"), problem_of))
 }
 

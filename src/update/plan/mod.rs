@@ -35,6 +35,21 @@ pub enum Action {
     Unchanged,
 }
 
+impl Action {
+    /// The word for it, in JSON too.
+    pub fn word(self) -> &'static str {
+        match self {
+            Action::Add => "add",
+            Action::Replace => "replace",
+            Action::Remove => "remove",
+            Action::Keep => "keep",
+            Action::Merge => "merge",
+            Action::Carry => "carry",
+            Action::Unchanged => "unchanged",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Serialize)]
 pub struct Planned {
     pub action: Action,
