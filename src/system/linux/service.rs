@@ -4,7 +4,7 @@
 //! ask for a password.
 
 use super::monitor::{self, Answer, Ask, Verb};
-use crate::system::{ProcessId, Unit, interrupt};
+use crate::system::{ProcessId, Unit, ancestry, interrupt};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -294,13 +294,9 @@ pub fn is_shutting_down() -> bool {
 }
 
 fn descends(pid: u32, ancestor: u32) -> io::Result<bool> {
-    let mut at = pid;
-    // A circle can only come from a reused pid; no real tree is this deep.
-    for _ in 0..64 {
-        match super::processes::parent(at)? {
-            Some(parent) if parent == ancestor => return Ok(true),
-            Some(parent) => at = parent,
-            None => return Ok(false),
+    for above in ancestry::ancestors(pid) {
+        if above? == ancestor {
+            return Ok(true);
         }
     }
     Ok(false)
