@@ -12,7 +12,7 @@ pub use record::{Damage, FORMAT, Kind, Line, Linked, Record, Watched, damage, fi
 pub use selection::{How, Previous, Selected, Selection, refuse_unreadable};
 pub use shelf::{Listed, Pruned, Spare, clear_discarded, list, list_all, mark_failed, next_number, prune};
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Folder;
@@ -327,7 +327,7 @@ impl Backup {
 
 /// Users' data that cannot be read cannot be saved. (An error of another kind is the disk's.)
 fn unreadable(path: &RelPath, e: &anyhow::Error) -> anyhow::Error {
-    Failure::failed("cannot-save", format!("{path} cannot be saved: {e:#}"))
+    Failure::failed(Code::CannotSave, format!("{path} cannot be saved: {e:#}"))
         .at(path)
         .remedy("let the user of the updater read it, or name it in [backup] skip to leave it in place unsaved")
         .into()

@@ -1,7 +1,7 @@
 //! The command line as types, and which folder is the root.
 //! Refuses to do anything: the commands act, `report` writes.
 
-use crate::base::error::{ErrorRecord, Failure};
+use crate::base::error::{Code, ErrorRecord, Failure};
 use crate::base::fsx;
 use crate::base::net::url::masked;
 use crate::base::report::{self, Color, ascii};
@@ -420,7 +420,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Ended> {
         Some("recover" | "restore") => true,
         _ => false,
     };
-    let failure = Failure::usage("usage", message).remedy("updater --help lists commands and options");
+    let failure = Failure::usage(Code::Usage, message).remedy("updater --help lists commands and options");
     Err(Ended::Usage { failure, json: has("--json"), events })
 }
 
@@ -457,10 +457,10 @@ pub fn find_root(cli_root: Option<&Path>, cwd: &Path, exe: &Path) -> anyhow::Res
     if let Some(given) = cli_root {
         let named = cwd.join(given);
         let full = fs_err::canonicalize(&named)
-            .map_err(|e| Failure::usage("no-root", format!("the root cannot be used: {e}")).remedy(remedy))?;
+            .map_err(|e| Failure::usage(Code::NoRoot, format!("the root cannot be used: {e}")).remedy(remedy))?;
         if !may_be_root(&full) {
             let message = format!("{} is a backup or lies in .updater, so it is not an install", full.display());
-            return Err(Failure::usage("no-root", message).at(full.display()).remedy(remedy).into());
+            return Err(Failure::usage(Code::NoRoot, message).at(full.display()).remedy(remedy).into());
         }
         return InstallRoot::resolve(&named);
     }
@@ -480,7 +480,7 @@ pub fn find_root(cli_root: Option<&Path>, cwd: &Path, exe: &Path) -> anyhow::Res
     }
     let places: Vec<String> = searched.iter().map(|place| place.display().to_string()).collect();
     let message = format!("no install found (.updater/, updater.toml or run.py); searched: {}", places.join(", "));
-    Err(Failure::usage("no-root", message).remedy(remedy).into())
+    Err(Failure::usage(Code::NoRoot, message).remedy(remedy).into())
 }
 
 fn looks_like_root(folder: &Path) -> bool {
@@ -589,7 +589,7 @@ mod tests {
             let Err(Ended::Text(text)) = read(line) else { panic!("{line}") };
             assert!(text.is_ascii() && text.ends_with('\n') && !text.contains("__launch"));
         }
-        let error = ErrorRecord { code: "usage".into(), message: "x".into(), path: None, remedy: None };
+        let error = ErrorRecord { code: Code::Usage.to_string(), message: "x".into(), path: None, remedy: None };
         assert_eq!(
             report::ascii_json(&error_object(&error)),
             r#"{"error":{"code":"usage","message":"x","path":null,"remedy":null}}"#

@@ -1,7 +1,7 @@
 //! From a parsed command line to a command and its exit code.
 //! Refuses to know what the commands do.
 
-use crate::base::error::{self, Failure};
+use crate::base::error::{self, Code, Failure};
 use crate::base::net::{Url, url};
 use crate::base::report::{self, Finished, Reporter, Stage};
 use crate::cli::{self, Cli, Command, Ended};
@@ -39,7 +39,7 @@ pub fn launch() -> ExitCode {
 
 /// Not even the inherited handles could be closed.
 pub fn cannot_begin(e: &std::io::Error) -> ExitCode {
-    let failure = Failure::failed("inherited-handles", format!("what the caller left open cannot be closed: {e}"));
+    let failure = Failure::failed(Code::InheritedHandles, format!("what the caller left open cannot be closed: {e}"));
     Reporter::new(report::Options::default()).error(&error::record(&failure.into()));
     ExitCode::from(1)
 }
@@ -47,7 +47,7 @@ pub fn cannot_begin(e: &std::io::Error) -> ExitCode {
 /// A step on the way out of the caller; the one that follows tells the rest.
 pub fn stepped(done: std::io::Result<()>) -> ExitCode {
     let Err(e) = done else { return ExitCode::SUCCESS };
-    let failure = Failure::failed("escape-failed", format!("the updater that was to run outside: {e}"));
+    let failure = Failure::failed(Code::EscapeFailed, format!("the updater that was to run outside: {e}"));
     Reporter::new(report::Options::default()).error(&error::record(&failure.into()));
     ExitCode::from(1)
 }
@@ -109,7 +109,8 @@ pub fn run(cli: &Cli, outside: &Outside) -> u8 {
     };
     // The caller's folder may lie in what is replaced.
     if install.root.enter().is_err() {
-        let failure = Failure::failed("no-access", "the install cannot be entered").at(install.root.path().display());
+        let failure =
+            Failure::failed(Code::NoAccess, "the install cannot be entered").at(install.root.path().display());
         return usage(&mut early, &failure.into(), writes_events);
     }
     let done = if cli.command.reads_only() {
@@ -289,7 +290,7 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
         Command::Recover(args) => {
             if args.boot && args.data.is_some() {
                 return Err(Failure::usage(
-                    "usage",
+                    Code::Usage,
                     "--boot mends files only, so there is no --data to decide with it",
                 )
                 .remedy("decide it without --boot: updater recover --data keep or --data backup")
@@ -308,7 +309,7 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
             }
             run.report.begin(run.update_id.clone(), &[Stage::Rollback]);
             for warning in warnings {
-                run.report.warning("bad-settings", warning, Some("updater.toml"));
+                run.report.warning(Code::BadSettings, warning, Some("updater.toml"));
             }
             let finished = recover::recover(install, run, choice, args.run.wait);
             // At boot the service manager waits for us: it must not be asked who runs.
@@ -348,15 +349,15 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
             } else {
                 Err(std::io::Error::other("root does this for the owner of an install"))
             };
-            Err(Failure::failed("escape-failed", format!("nobody was found who asked for an update: {e}")).into())
+            Err(Failure::failed(Code::EscapeFailed, format!("nobody was found who asked for an update: {e}")).into())
         }
-        Command::Launch(_) => Err(Failure::usage("usage", "this command is the updater's own").into()),
+        Command::Launch(_) => Err(Failure::usage(Code::Usage, "this command is the updater's own").into()),
     }
 }
 
 fn request(args: &cli::Apply, cwd: &Path) -> Result<Request> {
     let Some(bundle) = &args.bundle else {
-        return Err(Failure::usage("no-bundle", "no bundle was named")
+        return Err(Failure::usage(Code::NoBundle, "no bundle was named")
             .remedy("give the path of a bundle: updater apply BUNDLE")
             .into());
     };
@@ -390,7 +391,7 @@ fn local(typed: &OsStr, cwd: &Path) -> Result<PathBuf> {
     let text = typed.to_string_lossy();
     if fetch::is_url(&text) {
         let message = format!("this command does not download: {}", url::shown(&text));
-        return Err(Failure::usage("unsupported-source", message)
+        return Err(Failure::usage(Code::UnsupportedSource, message)
             .remedy("save the bundle to a file and give its path")
             .into());
     }
@@ -402,12 +403,12 @@ fn source_url(typed: &str) -> Result<Url> {
     let shown = url::shown(typed);
     let is_web = ["http://", "https://"].iter().any(|scheme| typed.to_ascii_lowercase().starts_with(scheme));
     if !is_web {
-        return Err(Failure::usage("unsupported-source", format!("a bundle cannot be taken from {shown}"))
+        return Err(Failure::usage(Code::UnsupportedSource, format!("a bundle cannot be taken from {shown}"))
             .remedy("give a path, or an http:// or https:// URL")
             .into());
     }
     Url::parse(typed).map_err(|why| {
-        Failure::usage("bad-url", format!("{shown} cannot be asked: {why}"))
+        Failure::usage(Code::BadUrl, format!("{shown} cannot be asked: {why}"))
             .at(&shown)
             .remedy("write it like https://example.org/site.zip")
             .into()

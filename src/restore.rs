@@ -2,7 +2,7 @@
 //! Refuses a backup that is not whole, and old code on a database that it does not know.
 
 use crate::backup::{self, Kind, Record};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::base::report::Finished;
@@ -66,9 +66,12 @@ fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted) -> Result<&
     if wanted.id.is_none() {
         run.report.line(&words);
         if !wanted.yes && !run.report.confirm("go on?") {
-            return Err(Failure::failed("not-confirmed", "nothing was changed: the question was not answered with y")
-                .remedy(format!("type: updater restore {}", saved.record.id))
-                .into());
+            return Err(Failure::failed(
+                Code::NotConfirmed,
+                "nothing was changed: the question was not answered with y",
+            )
+            .remedy(format!("type: updater restore {}", saved.record.id))
+            .into());
         }
     }
     let data = if saved.data { " --data" } else { "" };
@@ -91,7 +94,7 @@ fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted) -> Result<&
 fn paths(names: &[String]) -> Result<Vec<RelPath>> {
     let parse = |name: &String| {
         RelPath::parse(name.strip_suffix('/').unwrap_or(name)).map_err(|e| {
-            Failure::usage("bad-path", format!("--only {name}: {e}"))
+            Failure::usage(Code::BadPath, format!("--only {name}: {e}"))
                 .remedy("give a path inside the install, as updater backups shows it")
                 .into()
         })
@@ -104,7 +107,7 @@ fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
     let backups = install.backups();
     let Some(id) = &wanted.id else {
         if wanted.legacy {
-            return Err(Failure::usage("no-id", "--legacy needs the name of a folder")
+            return Err(Failure::usage(Code::NoId, "--legacy needs the name of a folder")
                 .remedy("updater backups lists them")
                 .into());
         }
@@ -113,14 +116,14 @@ fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
     let name = RelPath::parse(id).ok().filter(|name| name.parent().is_none());
     let dir = name.map(|name| backups.join(name.to_path()));
     let Some(dir) = dir.filter(|dir| dir.is_dir()) else {
-        return Err(Failure::failed("no-backup", format!("there is no backup {id}"))
+        return Err(Failure::failed(Code::NoBackup, format!("there is no backup {id}"))
             .at(backups.display())
             .remedy("updater backups lists them")
             .into());
     };
     if fsx::exists(&dir.join("backup.json"))? {
         let record = backup::load(&dir).map_err(|e| {
-            Failure::refused("backup-damaged", format!("the record of the backup {id} cannot be read: {e:#}"))
+            Failure::refused(Code::BackupDamaged, format!("the record of the backup {id} cannot be read: {e:#}"))
                 .at(dir.join("backup.json").display())
                 .remedy("restore another backup; updater backups --check lists which are whole")
         })?;
@@ -128,7 +131,7 @@ fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
     }
     if !wanted.legacy {
         return Err(Failure::refused(
-            "no-record",
+            Code::NoRecord,
             format!("the backup {id} has no record, so nothing tells whether it is whole"),
         )
         .at(dir.display())
@@ -150,7 +153,7 @@ fn newest_other(install: &Install) -> Result<(PathBuf, Record)> {
             return Ok((dir, record));
         }
     }
-    Err(Failure::failed("no-backup", "there is no whole backup of an applied update to another version")
+    Err(Failure::failed(Code::NoBackup, "there is no whole backup of an applied update to another version")
         .at(install.backups().display())
         .remedy("updater backups lists what there is; updater restore ID takes one of them")
         .into())
@@ -164,7 +167,7 @@ fn complete(install: &Install, saved: &mut Saved) -> Result<()> {
         let lines = || saved.record.files.iter().filter(|l| l.path.is_within(path));
         if lines().next().is_none() {
             return Err(Failure::failed(
-                "not-in-backup",
+                Code::NotInBackup,
                 format!("the backup {} does not hold {path}", saved.record.id),
             )
             .at(path)
@@ -203,7 +206,7 @@ fn same_schemas(install: &Install, run: &Run, saved: &Saved) -> Result<()> {
                 differences(&now, &then),
                 rows(&now, &then)
             );
-            return Err(Failure::refused("schema-differs", message)
+            return Err(Failure::refused(Code::SchemaDiffers, message)
                 .at(&main)
                 .remedy(format!(
                     "type: updater restore {id} --data (the databases go back, too: rows written since are lost, though kept in the new backup), \

@@ -4,7 +4,7 @@
 
 use crate::app::carry;
 use crate::backup;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Moves;
@@ -121,12 +121,12 @@ pub struct Arrival<'a> {
 pub fn arrived(root: &InstallRoot, arrival: &Arrival, critical: &[RelPath]) -> Result<()> {
     let Arrival { files, record, moves, start_file } = *arrival;
     if let Some(path) = altered_arrival(root, files, start_file)? {
-        return Err(Failure::failed("bad-file", format!("{path} is not what was staged")).at(&path).into());
+        return Err(Failure::failed(Code::BadFile, format!("{path} is not what was staged")).at(&path).into());
     }
     for path in critical {
         if !fsx::exists(&place(root, path, start_file)?)? {
             return Err(Failure::failed(
-                "critical-missing",
+                Code::CriticalMissing,
                 format!("the critical file {path} is missing after the swap"),
             )
             .at(path)
@@ -136,7 +136,7 @@ pub fn arrived(root: &InstallRoot, arrival: &Arrival, critical: &[RelPath]) -> R
     }
     let moved: BTreeSet<&RelPath> = moves.moves.iter().map(|m| &m.path).collect();
     if let Some(path) = altered_data(root, record, &|path| !moved.contains(path))? {
-        return Err(Failure::failed("data-changed", format!("{path} changed while the server was stopped"))
+        return Err(Failure::failed(Code::DataChanged, format!("{path} changed while the server was stopped"))
             .at(&path)
             .remedy("find out what else writes there, and try again")
             .into());

@@ -44,3 +44,32 @@ fn the_road_is_drawn_with_the_types_of_the_code() {
         assert!(code.contains(&format!("pub struct {name}")), "no type is called {name}");
     }
 }
+
+/// `docs/codes.md` is made from the code: `UPDATER_ACCEPT=1 cargo test --test docs` writes it.
+#[test]
+fn the_list_of_codes_is_the_codes() {
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/codes.md");
+    let head = "# Codes of errors and warnings\n\n\
+        Programs match these words: they are added to and never changed. `exit` is the class in which a run ends with the code before\n\
+        anything was stopped; after the stop a failure keeps its code and ends the run with 3 (rolled back) or 4 (a person is needed). A\n\
+        bundle that ended twice by its own fault is skipped by unattended runs.\n\n\
+        | code | ends with | the bundle's fault | what it means |\n| --- | --- | --- | --- |\n";
+    let rows: Vec<String> = updater::base::error::Code::ALL.iter().map(|code| code.row()).collect();
+    let text = format!("{head}{}\n", rows.join("\n"));
+    if std::env::var_os("UPDATER_ACCEPT").is_some() {
+        fs::write(&place, &text).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&place).unwrap(), text);
+}
+
+#[test]
+fn every_code_is_used() {
+    let code = sources();
+    for one in updater::base::error::Code::ALL {
+        let name = format!("Code::{one:?}");
+        let uses = code
+            .match_indices(&name)
+            .filter(|(at, _)| !code[at + name.len()..].starts_with(|next: char| next.is_alphanumeric()));
+        assert!(uses.count() > 0, "nothing ends or warns with {name}");
+    }
+}

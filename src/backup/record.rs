@@ -10,7 +10,7 @@
 )]
 
 use crate::app::ENVIRONMENT_MARK;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Folder;
@@ -265,7 +265,7 @@ pub fn legacy(dir: &Path, rules: &Rules, start_file: &RelPath) -> Result<Record>
     if !lines.iter().any(|l| l.path == *start_file) {
         let message = format!("the folder {id} does not hold {start_file}, so it is no backup of the whole server");
         let remedy = "choose another one; updater backups lists them";
-        return Err(Failure::refused("no-start-file", message).at(dir.display()).remedy(remedy).into());
+        return Err(Failure::refused(Code::NoStartFile, message).at(dir.display()).remedy(remedy).into());
     }
     let facts: Facts = files::facts(dir).with_context(|| format!("looking at {}", dir.display()))?;
     Ok(Record {

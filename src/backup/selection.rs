@@ -3,7 +3,7 @@
 //! Refuses to save: that is the backup's.
 
 use super::{Line, RACY_NANOS, Record, shelf};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
@@ -187,7 +187,7 @@ pub fn refuse_unreadable(root: &InstallRoot, rules: &Rules, census: &Census) -> 
 }
 
 fn unreadable(root: &InstallRoot, path: &RelPath, why: &str) -> Failure {
-    Failure::failed("unreadable-data", format!("{path} cannot be read, so it could not be put back: {why}"))
+    Failure::failed(Code::UnreadableData, format!("{path} cannot be read, so it could not be put back: {why}"))
         .at(path)
         .remedy(format!(
             "let its owner in (chmod u+rwX), give it to the owner of the install (chown), or leave it in place unsaved \

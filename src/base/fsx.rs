@@ -1,7 +1,7 @@
 //! Durable file work on top of `system::files`: atomic writes, hashing copies, folders with the right owner.
 //! Refuses decisions: which file is copied where is the caller's.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::head::{HEAD_BYTES, Head};
 use crate::system::{self, Facts, Kind, files, interrupt};
 use anyhow::{Context, Result};
@@ -96,7 +96,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 pub fn closed(folder: &Path, e: io::Error) -> anyhow::Error {
     let may_not = |folder: &&Path| files::facts(folder).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
     let folder = folder.ancestors().find(|folder| !may_not(folder)).unwrap_or(folder);
-    let failure = Failure::failed("unreadable-data", format!("the folder {} is closed to us", folder.display()))
+    let failure = Failure::failed(Code::UnreadableData, format!("the folder {} is closed to us", folder.display()))
         .at(folder.display())
         .remedy(format!(
             "let its owner in (chmod u+rwx '{0}'), or give it to the owner of the install (chown)",

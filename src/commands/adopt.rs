@@ -3,7 +3,7 @@
 //! Refuses a bundle of which less than half is installed, and to touch the server or any file of the install.
 
 use crate::app::carry;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
@@ -147,7 +147,7 @@ fn other_version(bundle: &Path, opened: &Bundle, same: usize, total: usize) -> F
         "the bundle is version {}, and another one is installed: {same} of its {total} files are",
         opened.version
     );
-    Failure::refused("not-this-version", message)
+    Failure::refused(Code::NotThisVersion, message)
         .at(bundle.display())
         .remedy("give the bundle of the version that is installed, or update without: updater apply BUNDLE")
 }

@@ -1,7 +1,7 @@
 //! `status --follow`: shows the update under way as it goes on, from its events file, and its end.
 //! Refuses to take part: it reads, and its own end changes nothing.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::report::Finished;
 use crate::state::history;
@@ -40,7 +40,7 @@ pub fn follow(install: &Install, run: &mut Run, under_way: &Value) -> Result<u8>
 }
 
 fn cut_off(install: &Install, id: &str) -> Failure {
-    Failure::operator("interrupted", format!("the update {id} was cut off"))
+    Failure::operator(Code::Interrupted, format!("the update {id} was cut off"))
         .at(install.root.path().display())
         .remedy(format!("finish or undo it: updater recover --root '{}'", install.root.path().display()))
 }

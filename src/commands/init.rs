@@ -3,7 +3,7 @@
 //! Refuses to overwrite settings without `--force`, and to let root run at boot what others may change.
 
 use crate::app::Profile;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::system::{BootPlan, Owner, SystemPart, Unit, boot, files, processes, remedies, service, trust};
 use crate::update::authority;
@@ -22,14 +22,14 @@ pub fn install_part(install: &Install, part: SystemPart) -> Result<Value> {
     let open = trust::distrust(&exe).context("asking who may change this program")?;
     if let Some(found) = open {
         let message = format!("others than root may change {}, and root would run it", found.place().display());
-        return Err(Failure::failed("unsafe-program", message)
+        return Err(Failure::failed(Code::UnsafeProgram, message)
             .at(exe.display())
             .remedy("install the program for root alone, for example in /usr/local/bin, and run it from there")
             .into());
     }
     let server = server_unit(install)?;
     if part == SystemPart::Helper && server.as_ref().is_none_or(|unit| unit.user.is_some()) {
-        return Err(Failure::failed("no-unit", "the server belongs to no unit of the system that is known")
+        return Err(Failure::failed(Code::NoUnit, "the server belongs to no unit of the system that is known")
             .at(install.root.path().display())
             .remedy("start the server through its unit, or name the unit as [server] service in updater.toml")
             .into());
@@ -37,7 +37,7 @@ pub fn install_part(install: &Install, part: SystemPart) -> Result<Value> {
     let plan = BootPlan { root: install.root.path().to_path_buf(), exe, server: server.clone() };
     let name = unit_name(install.root.path());
     let places = boot::places(part, &name);
-    let texts = boot::texts(part, &plan).map_err(|e| Failure::failed("odd-path", e.to_string()))?;
+    let texts = boot::texts(part, &plan).map_err(|e| Failure::failed(Code::OddPath, e.to_string()))?;
     for (place, text) in places.iter().zip(&texts) {
         if fs_err::read(place).is_ok_and(|is| is == text.as_bytes()) {
             continue;
@@ -48,7 +48,7 @@ pub fn install_part(install: &Install, part: SystemPart) -> Result<Value> {
     if let Err(e) = boot::enable(part, &name) {
         // What is not tied to the boot must not look as if it were.
         remove(part, &name)?;
-        return Err(Failure::failed("boot-units", format!("the units cannot be enabled: {e}"))
+        return Err(Failure::failed(Code::BootUnits, format!("the units cannot be enabled: {e}"))
             .remedy(format!("see what the service manager says: {}", remedies::ask_about(None)))
             .into());
     }
@@ -80,24 +80,24 @@ fn remove(part: SystemPart, name: &str) -> Result<Vec<String>> {
     }
     // Before the files: a server must not require a unit that is gone.
     boot::disable(part, name)
-        .map_err(|e| Failure::failed("boot-units", format!("the units cannot be disabled: {e}")))?;
+        .map_err(|e| Failure::failed(Code::BootUnits, format!("the units cannot be disabled: {e}")))?;
     for place in &there {
         fs_err::remove_file(place)?;
         fsx::sync_parent(place)?;
     }
-    boot::reload().map_err(|e| Failure::failed("boot-units", e.to_string()))?;
+    boot::reload().map_err(|e| Failure::failed(Code::BootUnits, e.to_string()))?;
     Ok(there.iter().map(|place| place.display().to_string()).collect())
 }
 
 fn may_install(part: SystemPart, more: &str) -> Result<()> {
     if let Some(why) = boot::refusal() {
-        return Err(Failure::failed("no-service-manager", why)
+        return Err(Failure::failed(Code::NoServiceManager, why)
             .remedy("let what starts the server run `updater recover --boot` before it")
             .into());
     }
     if processes::own_uid() != 0 {
         let command = format!("updater init {}{more}", part.option());
-        return Err(Failure::failed("not-root", "units of the system are installed by root alone")
+        return Err(Failure::failed(Code::NotRoot, "units of the system are installed by root alone")
             .remedy(format!("run it as root: {}", remedies::as_root(&command)))
             .into());
     }
@@ -120,11 +120,12 @@ fn server_unit(install: &Install) -> Result<Option<Unit>> {
 /// Settings of another user tie nothing to a unit that is not his: a recovery that fails would keep it from starting.
 fn may_be_bound(unit: &Unit, owner: Owner) -> Result<(), Failure> {
     let judged = service::runs_as(unit, owner.uid);
-    let judged = judged.map_err(|e| Failure::failed("no-unit", format!("asking for {unit}: {e}")))?;
+    let judged = judged.map_err(|e| Failure::failed(Code::NoUnit, format!("asking for {unit}: {e}")))?;
     let Err(user) = judged else { return Ok(()) };
     let message =
         format!("the settings name {unit}, which runs as {user}, and the install belongs to user {}", owner.uid);
-    Err(Failure::failed("other-user", message).remedy("name the unit of the server that runs as the install's owner"))
+    Err(Failure::failed(Code::OtherUser, message)
+        .remedy("name the unit of the server that runs as the install's owner"))
 }
 
 /// What `--boot-recovery` or `--systemd-helper` did, in words.
@@ -157,7 +158,7 @@ pub fn part_text(done: &Value) -> Vec<String> {
 /// Plain `init`: writes the settings file from what runs now.
 pub fn settings(install: &Install, place: &Path, force: bool) -> Result<Value> {
     if fsx::exists(place)? && !force {
-        return Err(Failure::failed("settings-exist", "there are settings already, and they are left as they are")
+        return Err(Failure::failed(Code::SettingsExist, "there are settings already, and they are left as they are")
             .at(place.display())
             .remedy("edit them, or have them replaced with updater init --force")
             .into());

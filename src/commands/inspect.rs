@@ -2,7 +2,7 @@
 //! The reading ones take no lock and change nothing, not even `.updater/`.
 
 use crate::backup;
-use crate::base::error::{self, ErrorRecord, Failure};
+use crate::base::error::{self, Code, ErrorRecord, Failure};
 use crate::base::path::RelPath;
 use crate::base::report::Finished;
 use crate::state::baseline::HealthBaseline;
@@ -65,7 +65,7 @@ pub fn interrupted(install: &Install) -> Result<(Value, Option<ErrorRecord>)> {
         Found::Nothing => (Value::Null, None),
         Found::Open(journal) => {
             let failure =
-                Failure::failed("interrupted", format!("the update {} was interrupted", journal.begin.update_id))
+                Failure::failed(Code::Interrupted, format!("the update {} was interrupted", journal.begin.update_id))
                     .remedy(format!("type: updater recover --root '{}'", install.root.path().display()));
             (json!(journal.begin.update_id), Some(problem(failure)))
         }
@@ -84,7 +84,7 @@ pub fn status(install: &Install, asking: &Asking) -> Result<Value> {
     for bad in history::known_bad(install.state(), update::MOST_FAILURES) {
         let message =
             format!("{} failed here {} times by its own fault: unattended runs skip it", bad.version, bad.count);
-        let failure = Failure::failed("known-bad", message)
+        let failure = Failure::failed(Code::KnownBad, message)
             .remedy("apply a mended bundle, or try this one once more with --retry-failed");
         warnings.push(error::record(&failure.into()));
     }
@@ -282,7 +282,7 @@ pub fn backups(install: &Install, check: bool) -> Result<(Value, bool)> {
 }
 
 fn no_receipt() -> Failure {
-    Failure::failed("no-receipt", "nothing was installed by this program yet, so there is nothing to compare with")
+    Failure::failed(Code::NoReceipt, "nothing was installed by this program yet, so there is nothing to compare with")
         .remedy("apply a bundle first: updater apply BUNDLE")
 }
 
@@ -343,13 +343,13 @@ fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart:
     let opened = match from {
         Some(_) => opened.context("opening the bundle to heal from")?,
         None => opened.map_err(|e| {
-            Failure::failed("no-bundle", format!("the kept bundle cannot be used: {e:#}"))
+            Failure::failed(Code::NoBundle, format!("the kept bundle cannot be used: {e:#}"))
                 .at(".updater/bundle.zip")
                 .remedy("give the installed version's bundle: updater verify --repair --from BUNDLE")
         })?,
     };
     if opened.content_id != receipt.content_id {
-        return Err(Failure::refused("other-content", "this bundle is not the one that is installed")
+        return Err(Failure::refused(Code::OtherContent, "this bundle is not the one that is installed")
             .at(bundle.display())
             .remedy("give the installed version's bundle with --from, or apply the new one with updater apply")
             .into());

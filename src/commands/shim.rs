@@ -2,7 +2,7 @@
 //! starts this program in place of its old updater.
 //! Refuses to replace or remove a file that somebody else put there.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::system::files;
 use crate::update::install::Install;
@@ -42,10 +42,13 @@ pub fn install(install: &Install) -> Result<Value> {
     let place = install.root.path().join(PLACE);
     let folder = install.root.path().join("app");
     if !folder.is_dir() {
-        return Err(Failure::failed("no-app-folder", "the install has no folder app/, in which a legacy server looks")
-            .at(install.root.path().display())
-            .remedy("give the root of a legacy server with --root")
-            .into());
+        return Err(Failure::failed(
+            Code::NoAppFolder,
+            "the install has no folder app/, in which a legacy server looks",
+        )
+        .at(install.root.path().display())
+        .remedy("give the root of a legacy server with --root")
+        .into());
     }
     refuse_foreign(&place, "have it replaced by hand: move it away, then type updater shim again")?;
     let exe = std::env::current_exe().and_then(fs_err::canonicalize).context("finding this program")?;
@@ -72,14 +75,17 @@ fn refuse_foreign(place: &Path, remedy: &str) -> Result<()> {
     {
         return Ok(());
     }
-    Err(Failure::failed("foreign-shim", "somebody else put this file there").at(place.display()).remedy(remedy).into())
+    Err(Failure::failed(Code::ForeignShim, "somebody else put this file there")
+        .at(place.display())
+        .remedy(remedy)
+        .into())
 }
 
 /// Errors: a path that is not Unicode, which a script cannot name.
 fn script(exe: &Path, root: &Path) -> Result<String> {
     let text = |path: &Path| {
         path.to_str().map(quoted).ok_or_else(|| {
-            Failure::failed("odd-path", "this path is not Unicode, so a script cannot name it").at(path.display())
+            Failure::failed(Code::OddPath, "this path is not Unicode, so a script cannot name it").at(path.display())
         })
     };
     Ok(format!(

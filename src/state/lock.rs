@@ -1,7 +1,7 @@
 //! The one lock of an install: `.updater/lock`, held by the system for as long as the process lives.
 //! Refuses to delete the file: whoever removes a lock file can let two updaters in.
 
-use crate::base::error::{Class, Failure};
+use crate::base::error::{Class, Code, Failure};
 use crate::state::dir::StateDir;
 use crate::system;
 use std::fs::{File, TryLockError};
@@ -31,7 +31,7 @@ impl Lock {
         let path = state.lock();
         let began = Instant::now();
         let mut file = system::files::open_private(&path)
-            .map_err(|e| Failure::failed("lock", format!("the lock cannot be opened: {e}")).at(path.display()))?;
+            .map_err(|e| Failure::failed(Code::Lock, format!("the lock cannot be opened: {e}")).at(path.display()))?;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
@@ -45,7 +45,7 @@ impl Lock {
                 }
                 Err(TryLockError::Error(e)) => {
                     let what = format!("the lock cannot be taken: {e}");
-                    return Err(Failure::failed("lock", what).at(path.display()).into());
+                    return Err(Failure::failed(Code::Lock, what).at(path.display()).into());
                 }
             }
         }
@@ -65,7 +65,7 @@ fn held(path: &Path, file: &mut File) -> Failure {
         Some((pid, age)) => format!("another updater holds the lock: pid {pid}, since {age} s"),
         None => "another updater holds the lock (its pid and age are not known)".to_string(),
     };
-    Failure::new(Class::Locked, "locked", message)
+    Failure::new(Class::Locked, Code::Locked, message)
         .at(path.display())
         .remedy("wait until it has ended, or give --wait 10m")
 }

@@ -9,7 +9,7 @@
     clippy::panic
 )]
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
@@ -72,7 +72,7 @@ fn read(path: &Path) -> Result<Option<Receipt>> {
         return Ok(None);
     }
     let bad = |reason: String| {
-        Failure::failed("bad-receipt", format!("the receipt cannot be used: {reason}"))
+        Failure::failed(Code::BadReceipt, format!("the receipt cannot be used: {reason}"))
             .at(".updater/receipt.json")
             .remedy(format!("move it away: mv '{p}' '{p}.bad'", p = path.display()))
     };

@@ -1,7 +1,7 @@
 //! `InstallRoot`: the folder of one install.
 //! Refuses to look at anything in it.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
 use crate::system::files::Folder;
@@ -27,7 +27,7 @@ impl InstallRoot {
     pub fn resolve(path: &Path) -> anyhow::Result<Self> {
         let full = fs_err::canonicalize(path)?;
         if !full.is_dir() {
-            return Err(Failure::usage("no-root", format!("{} is not a folder", full.display())).into());
+            return Err(Failure::usage(Code::NoRoot, format!("{} is not a folder", full.display())).into());
         }
         let held = Folder::open(&full).with_context(|| format!("opening {}", full.display()))?;
         Ok(Self {
@@ -69,7 +69,7 @@ impl InstallRoot {
             return Ok(());
         }
         let message = "the folder that this command began with is no longer there: it was moved or replaced";
-        Err(Failure::failed("root-moved", message)
+        Err(Failure::failed(Code::RootMoved, message)
             .at(self.path.display())
             .remedy("see what moved it, put it back, then try again")
             .into())

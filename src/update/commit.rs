@@ -5,6 +5,7 @@ use super::millis;
 use super::notes::{moved_aside, replaced_data};
 use super::start::Healthy;
 use crate::backup;
+use crate::base::error::Code;
 use crate::base::report::Stage;
 use crate::state::history;
 use crate::state::journal::Journal;
@@ -30,7 +31,7 @@ pub(super) fn commit(install: &Install, run: &mut Run, healthy: Healthy) {
     let source = prepared.request.saved().map(|saved| saved.record.id.as_str());
     let spared: Vec<&str> = [Some(backup_id.as_str()), source].into_iter().flatten().collect();
     if let Err(e) = close(install, run, journal, &spared) {
-        run.report.warning("not-cleaned-up", &format!("the update is done, but cleaning up failed: {e:#}"), None);
+        run.report.warning(Code::NotCleanedUp, &format!("the update is done, but cleaning up failed: {e:#}"), None);
     }
     let aside = moved_aside(install, &prepared.plan, Some(&backup_id));
     for note in aside.into_iter().chain(replaced_data(install, &prepared.plan, &backup_id)) {

@@ -2,7 +2,7 @@
 //! Refuses to open one that is live: everything is asked of clones.
 
 use super::preflight::Prepared;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::system::Facts;
@@ -18,7 +18,7 @@ const LOOKS: usize = 20;
 
 /// Preflight: a database that is damaged already must not be blamed on the update.
 pub(super) fn whole_already(install: &Install, run: &Run, main: &RelPath) -> Result<()> {
-    let damaged = Failure::failed("database-damaged", format!("the database {main} is damaged already, before the update"))
+    let damaged = Failure::failed(Code::DatabaseDamaged, format!("the database {main} is damaged already, before the update"))
         .at(main)
         .remedy("mend it first, or go on all the same with --force-data; if it is no SQLite file, take it out of [verify] sqlite");
     judge(install, run, main, &[], |found| (!found.ok).then(|| damaged.clone()))
@@ -70,7 +70,7 @@ fn lost(was: &Database, is: &Database, gone: bool) -> Option<Failure> {
     let path = &was.path;
     if !is.ok || gone {
         return Some(
-            Failure::failed("database-damaged", format!("the new version damaged the database {path}"))
+            Failure::failed(Code::DatabaseDamaged, format!("the new version damaged the database {path}"))
                 .at(path)
                 .remedy("mend the bundle, then apply it again"),
         );
@@ -79,7 +79,7 @@ fn lost(was: &Database, is: &Database, gone: bool) -> Option<Failure> {
     let (table, rows, left) = fewer.into_iter().find(|(_, rows, left)| left < rows)?;
     let message = format!("the new version lost rows of {table} in {path}: {rows} before, {left} after");
     Some(
-        Failure::failed("rows-lost", message)
+        Failure::failed(Code::RowsLost, message)
             .at(path)
             .remedy("mend the bundle, or take the table out of [verify] tables, then apply it again"),
     )

@@ -1,7 +1,7 @@
 //! Detect: the server, how it answers, how it starts. Reading only.
 //! Refuses what cannot end well: a stranger on the port, several servers.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::net::Protocol;
 use crate::base::path::RelPath;
 use crate::state::baseline::HealthBaseline;
@@ -169,7 +169,7 @@ fn stopped_port(
     let port = sources.into_iter().find_map(|(port, source)| Some((port?, source)));
     if port.is_none() && !options.no_start {
         return Err(Failure::failed(
-            "no-port",
+            Code::NoPort,
             "no server of this install runs, and nothing says on which port it belongs",
         )
         .remedy("name the port with --port N, or update without starting with --no-start")
@@ -199,7 +199,7 @@ pub(super) fn with_set(
         match name.as_str() {
             "PORT" => {
                 let port: u16 = value.parse().map_err(|_| {
-                    Failure::usage("bad-port", format!("--set PORT={value}: {value} is no port"))
+                    Failure::usage(Code::BadPort, format!("--set PORT={value}: {value} is no port"))
                         .remedy("give a number from 1 to 65535")
                 })?;
                 expected.ports = vec![port];

@@ -2,7 +2,7 @@
 //! everything; the first one stays to pass on what its caller wants to know, and holds nothing.
 //! Refuses to go on where there is no way out: then nothing was changed.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::report::Reporter;
 use crate::state::history;
@@ -50,7 +50,7 @@ pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
     let way = escape::way_out(tie.as_ref(), &unit_name(root.path())).context("looking for a way out")?;
     way.map(Some).map_err(|why| {
         let tied = tie.map_or_else(|| "it is asked to go on by itself".to_string(), |tie| tie.to_string());
-        Failure::failed("would-end-us", format!("this updater cannot leave what it was started by ({tied}): {why}"))
+        Failure::failed(Code::WouldEndUs, format!("this updater cannot leave what it was started by ({tied}): {why}"))
             .at(root.path().display())
             .remedy(LEAVE_THE_SERVER)
             .into()
@@ -62,7 +62,7 @@ pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
 fn tied_to(server: &server::Running, root: &InstallRoot) -> Result<Option<Tie>> {
     escape::tied_to(&server.ids()).map_err(|e| match e.kind() {
         ErrorKind::PermissionDenied => Failure::failed(
-            "processes-hidden",
+            Code::ProcessesHidden,
             format!("what ties this updater to the server cannot be found out: {e}"),
         )
         .at(root.path().display())
@@ -76,10 +76,12 @@ fn tied_to(server: &server::Running, root: &InstallRoot) -> Result<Option<Tie>> 
 pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()> {
     match tied_to(server, root)? {
         None => Ok(()),
-        Some(tie) => Err(Failure::failed("would-end-us", format!("stopping the server would end this updater: {tie}"))
-            .at(root.path().display())
-            .remedy(LEAVE_THE_SERVER)
-            .into()),
+        Some(tie) => {
+            Err(Failure::failed(Code::WouldEndUs, format!("stopping the server would end this updater: {tie}"))
+                .at(root.path().display())
+                .remedy(LEAVE_THE_SERVER)
+                .into())
+        }
     }
 }
 
@@ -137,7 +139,7 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
     let mut moved = run::interruptible(|| {
         escape::send(way, &errand).map_err(|e| {
             let message = format!("the updater that was to run outside ({}) did not begin: {e}", way.word());
-            Failure::failed("escape-failed", message).at(root.path().display()).remedy(LEAVE_THE_SERVER).into()
+            Failure::failed(Code::EscapeFailed, message).at(root.path().display()).remedy(LEAVE_THE_SERVER).into()
         })
     })?;
     match outputs {
@@ -220,7 +222,7 @@ impl Passed {
 /// The server ends, and this process with it: whoever stops a unit waits for all that belongs to it.
 fn left_behind(moved: &Moved, root: &InstallRoot, report: &mut Reporter) -> u8 {
     let message = format!("this process ends with the server; the update goes on as process {}", moved.pid());
-    let failure = Failure::operator("left-behind", message)
+    let failure = Failure::operator(Code::LeftBehind, message)
         .at(root.path().display())
         .remedy(format!("to see its end type: updater status --follow --root '{}'", root.path().display()));
     let code = failure.class as u8;
@@ -229,7 +231,7 @@ fn left_behind(moved: &Moved, root: &InstallRoot, report: &mut Reporter) -> u8 {
 }
 
 fn lost(root: &InstallRoot, report: &mut Reporter) -> u8 {
-    let failure = Failure::operator("lost", "the updater outside ended without telling how")
+    let failure = Failure::operator(Code::Lost, "the updater outside ended without telling how")
         .at(root.path().display())
         .remedy(format!("see what stands: updater status --root '{}'", root.path().display()));
     let code = failure.class as u8;

@@ -3,7 +3,7 @@
 //! the same protocol and as well as before, and keep doing so. It starts and ends nothing.
 
 use crate::base::background::Background;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::net::{self, Answer, PING, Protocol, url};
 use crate::ports::{self, Listener};
@@ -93,7 +93,7 @@ impl Target {
         }
         let bad = || {
             Failure::usage(
-                "bad-health-url",
+                Code::BadHealthUrl,
                 format!("'{}' is neither a path nor an http or https URL", url::shown(text)),
             )
             .remedy("write it as /path or as http://127.0.0.1:8081/path")
@@ -107,7 +107,7 @@ impl Target {
         let host = url.host().unwrap_or_default();
         if !is_here(host) {
             let message = format!("'{}' asks {host}, and health is asked on this machine", url::shown(text));
-            return Err(Failure::usage("bad-health-url", message)
+            return Err(Failure::usage(Code::BadHealthUrl, message)
                 .remedy("write it as /path or as http://127.0.0.1:8081/path")
                 .into());
         }
@@ -261,7 +261,7 @@ impl HealthCheck<'_> {
         let mut all: BTreeSet<u16> = self.baseline.ports.iter().copied().collect();
         all.extend(self.baseline.asked_port.filter(|_| self.baseline.ports.is_empty()));
         let Some(asked) = self.baseline.asked_port.or(all.first().copied()) else {
-            return Err(Failure::failed("health-port", "no port is known on which the server could be asked").into());
+            return Err(Failure::failed(Code::HealthPort, "no port is known on which the server could be asked").into());
         };
         Ok(Ports { all, asked })
     }
@@ -299,7 +299,7 @@ impl HealthCheck<'_> {
                     _ => Instant::now(),
                 };
                 if since.elapsed() >= patience {
-                    return Err(failed("health-status", self.baseline, asked, &format!("status {status}")));
+                    return Err(failed(Code::HealthStatus, self.baseline, asked, &format!("status {status}")));
                 }
                 Step::To(State::Bad { status: *status, since })
             }
@@ -327,7 +327,7 @@ impl HealthCheck<'_> {
                 return Ok(());
             }
         }
-        Err(Failure::failed("health-exited", format!("the new server (pid {pid}) ended with {how}")).into())
+        Err(Failure::failed(Code::HealthExited, format!("the new server (pid {pid}) ended with {how}")).into())
     }
 
     /// Fails when the server answers over the protocol that it did not speak before.
@@ -338,7 +338,7 @@ impl HealthCheck<'_> {
         match answer {
             Ok(answer) if answer.status != 400 && answer.status != 503 => {
                 let seen = format!("status {} over {}", answer.status, expected.other());
-                Err(failed("health-status", self.baseline, port, &seen))
+                Err(failed(Code::HealthStatus, self.baseline, port, &seen))
             }
             _ => Ok(()),
         }
@@ -420,7 +420,7 @@ fn expectation(before: &HealthBaseline, port: u16) -> String {
     format!("{status} at {scheme}://{}:{port}{path}", Ipv4Addr::LOCALHOST)
 }
 
-fn failed(code: &'static str, before: &HealthBaseline, port: u16, seen: &str) -> anyhow::Error {
+fn failed(code: Code, before: &HealthBaseline, port: u16, seen: &str) -> anyhow::Error {
     let message = format!("the new server is not well: expected {}, seen: {seen}", expectation(before, port));
     Failure::failed(code, message).into()
 }
@@ -430,15 +430,15 @@ fn timed_out(before: &HealthBaseline, asked: u16, seen: &Seen) -> anyhow::Error 
         Seen::Missing(ports) => {
             let named: Vec<String> = ports.iter().map(u16::to_string).collect();
             let text = format!("no new process of the install listening on port {} in time", named.join(", "));
-            failed("health-timeout", before, asked, &text)
+            failed(Code::HealthTimeout, before, asked, &text)
         }
         Seen::Stranger(port, pid) => {
             let text = format!("port {port} held by pid {pid}, which is not a new process of the install");
-            failed("health-port", before, asked, &text)
+            failed(Code::HealthPort, before, asked, &text)
         }
-        Seen::Status(_, _, None) => failed("health-timeout", before, asked, "an open port but no answer in time"),
+        Seen::Status(_, _, None) => failed(Code::HealthTimeout, before, asked, "an open port but no answer in time"),
         Seen::Status(_, _, Some((_, status))) => {
-            failed("health-timeout", before, asked, &format!("still status {status} in time"))
+            failed(Code::HealthTimeout, before, asked, &format!("still status {status} in time"))
         }
     }
 }
@@ -537,7 +537,7 @@ mod tests {
         let check = HealthCheck { baseline, root, old: &[], timeout, soak: Duration::from_millis(200) };
         check
             .wait_until_healthy(Some(new), &mut || Ok(()))
-            .map_err(|error| error.downcast_ref::<Failure>().map_or("other", |failure| failure.code))
+            .map_err(|error| error.downcast_ref::<Failure>().map_or("other", |failure| failure.code.word()))
     }
 
     #[test]

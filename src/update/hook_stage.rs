@@ -2,6 +2,7 @@
 //! Refuses to start a version on anything else.
 
 use super::preflight::Prepared;
+use crate::base::error::Code;
 use crate::base::path::RelPath;
 use crate::base::report::Stage;
 use crate::state::journal::{Journal, Record};
@@ -43,18 +44,18 @@ pub(super) fn run_hooks(
         altered => altered,
     };
     if let Some(path) = altered {
-        return Err(hooks::strayed("hook-changed-program", &path, program).remedy(shipped).into());
+        return Err(hooks::strayed(Code::HookChangedProgram, &path, program).remedy(shipped).into());
     }
     let brought = |path: &RelPath| moves.moves.iter().any(|m| m.path == *path);
     if let Some(path) = verify::altered_data(&install.root, record, &|path| !brought(path) && !changes.hold(path))? {
-        return Err(hooks::strayed("hook-changed-data", &path, "which belongs to the users").into());
+        return Err(hooks::strayed(Code::HookChangedData, &path, "which belongs to the users").into());
     }
     changes.flush(&install.root, &record.files)?;
     let made = before.made(&install.root)?;
     let unnamed: Vec<String> = made.iter().filter(|path| !changes.hold(path)).map(RelPath::to_string).collect();
     if !unnamed.is_empty() {
         let text = format!("hooks made what they do not name in `changes`: {}", unnamed.join(", "));
-        run.report.warning("hook-made", &text, unnamed.first().map(String::as_str));
+        run.report.warning(Code::HookMade, &text, unnamed.first().map(String::as_str));
     }
     hooks::store_made(install.state(), &made)?;
     journal.append(Record::Hooked)?;

@@ -4,6 +4,7 @@
 
 use super::preflight::Prepared;
 use super::record::write_receipt;
+use crate::base::error::Code;
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::system::files;
@@ -45,7 +46,7 @@ pub(super) fn stage_again(
         .cloned()
         .collect();
     if !stays.is_empty() {
-        run.report.warn_of("changed-here", "written until the server had stopped, so it stays", &stays);
+        run.report.warn_of(Code::ChangedHere, "written until the server had stopped, so it stays", &stays);
     }
     if !prepared.request.is_partly() {
         write_receipt(install, prepared, staged)?;

@@ -62,13 +62,13 @@ pub use request::{Accept, Mode, Origin, Request, Saved, ServerOptions, Source, Z
 pub use session::{MOST_FAILURES, begin, conclude, recover_first};
 pub use source::fetch_to;
 
+use crate::base::error::Code;
 use crate::base::report::{Finished, Stage};
 use crate::state::history;
 use anyhow::{Context as _, Result};
 use install::Install;
 use rollback::Interrupted;
 use run::Run;
-use session::OWN_FAULT;
 use start::Healthy;
 use std::time::Duration;
 use stop::Stopping;
@@ -118,7 +118,7 @@ pub fn pipeline(install: &Install, run: &mut Run, request: &Request) -> Result<&
     match outage(install, run, stopping) {
         Ok(healthy) => commit::commit(install, run, healthy),
         Err(interrupted) => {
-            if OWN_FAULT.contains(&rollback::code_of(&interrupted.cause)) {
+            if rollback::code_of(&interrupted.cause).is_bundles_fault() {
                 // Going back matters more than counting.
                 let _ = history::count_failure(install.state(), &content_id, &version);
             }
@@ -158,7 +158,7 @@ fn is_known_bad(install: &Install, run: &mut Run, prepared: &Prepared) -> bool {
     let is_bad = is_unattended && history::failures(install.state(), &prepared.bundle.content_id) >= MOST_FAILURES;
     if is_bad {
         let message = "this bundle failed here twice by its own fault; --retry-failed tries it again";
-        run.report.warning("known-bad", message, None);
+        run.report.warning(Code::KnownBad, message, None);
     }
     is_bad
 }

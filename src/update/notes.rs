@@ -3,6 +3,7 @@
 //! Refuses to decide any of it: that was the plan's.
 
 use super::preflight::Prepared;
+use crate::base::error::Code;
 use crate::base::path::RelPath;
 use crate::update::install::Install;
 use crate::update::plan::Plan;
@@ -11,7 +12,7 @@ use anyhow::Result;
 /// One thing to be said, of these paths; none: of the whole.
 #[derive(Debug, Clone)]
 pub struct Note {
-    pub code: &'static str,
+    pub code: Code,
     pub message: String,
     pub paths: Vec<RelPath>,
 }
@@ -33,7 +34,7 @@ pub fn moved_aside(install: &Install, plan: &Plan, backup: Option<&str>) -> Opti
             format!("{text}; the aside/ of the update's backup will hold what was written")
         }
     };
-    (!paths.is_empty()).then_some(Note { code: "moved-aside", message, paths })
+    (!paths.is_empty()).then_some(Note { code: Code::MovedAside, message, paths })
 }
 
 /// What saved data took the place of, and where that lies now. None: nothing.
@@ -42,7 +43,7 @@ pub fn replaced_data(install: &Install, plan: &Plan, backup: &str) -> Option<Not
     let paths: Vec<RelPath> = replaced.map(|planned| planned.path.clone()).collect();
     let text = of(&paths, "was put back as it was saved", "were put back as they were saved");
     let message = format!("{text}; what stood there lies in {}/{backup}/after", install.settings.backup.dir);
-    (!paths.is_empty()).then_some(Note { code: "data-replaced", message, paths })
+    (!paths.is_empty()).then_some(Note { code: Code::DataReplaced, message, paths })
 }
 
 /// Everything that is to be said before the stop, in the order of its weight.
@@ -58,18 +59,18 @@ pub fn notes(install: &Install, prepared: &Prepared) -> Result<Vec<Note>> {
     let stays: Vec<RelPath> = plan.changed_here.iter().filter(|path| !aside.contains(path)).cloned().collect();
     let stays: Vec<RelPath> = stays.into_iter().filter(|path| !plan.not_taken.contains(path)).collect();
     let text = of(&stays, "was changed here and stays", "were changed here and stay");
-    say("changed-here", stays, text);
+    say(Code::ChangedHere, stays, text);
     let text = of(&plan.not_taken, "was changed here and stays", "were changed here and stay");
-    say("not-taken", plan.not_taken.clone(), format!("{text}; the bundle's is not taken"));
+    say(Code::NotTaken, plan.not_taken.clone(), format!("{text}; the bundle's is not taken"));
     let text = of(&plan.held_back, "of the bundle is held back", "of the bundle are held back");
-    say("held-back", plan.held_back.clone(), format!("{text}: {}", why_held_back(prepared)));
+    say(Code::HeldBack, plan.held_back.clone(), format!("{text}: {}", why_held_back(prepared)));
     let text = of(&plan.left_out, "of the bundle lies", "of the bundle lie");
-    say("own-left-out", plan.left_out.clone(), format!("{text} in the updater's own places, and is left out"));
+    say(Code::OwnLeftOut, plan.left_out.clone(), format!("{text} in the updater's own places, and is left out"));
     let unsaved = prepared.selection.not_saved(&install.root)?;
     let bytes: u64 = unsaved.iter().map(|(_, bytes)| bytes).sum();
     let unsaved: Vec<RelPath> = unsaved.into_iter().map(|(path, _)| path).collect();
     let text = of(&unsaved, "stays in place and is not saved", "stay in place and are not saved");
-    say("not-saved", unsaved, format!("{text} ({bytes} bytes): a rollback could only tell that they changed"));
+    say(Code::NotSaved, unsaved, format!("{text} ({bytes} bytes): a rollback could only tell that they changed"));
     if let Some(count) = plan.unknown_stay.filter(|count| *count > 0) {
         let (files, stay, them) =
             if count == 1 { ("program file", "stays", "it") } else { ("program files", "stay", "them") };
@@ -78,7 +79,7 @@ pub fn notes(install: &Install, prepared: &Prepared) -> Result<Vec<Note>> {
              `updater verify` lists {them} afterwards, and `updater adopt BUNDLE` of the installed version's bundle, typed \
              before an update, tells whose each file is"
         );
-        all.push(Note { code: "before-receipt", message, paths: Vec::new() });
+        all.push(Note { code: Code::BeforeReceipt, message, paths: Vec::new() });
     }
     Ok(all)
 }

@@ -5,7 +5,7 @@ use super::detect::Detection;
 use super::request::{Request, Saved, Source, Zip};
 use super::{databases, notes, start};
 use crate::backup::{self, Selection};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::base::report::Stage;
@@ -99,7 +99,7 @@ pub(super) fn stage<'a>(
         run.report.warn_of(note.code, &note.message, &note.paths);
     }
     for (code, text) in &prepared.hooks.warnings {
-        run.report.warning(code, text, None);
+        run.report.warning(*code, text, None);
     }
     run.done(Stage::Preflight, &counted(&prepared.plan));
     Ok(prepared)
@@ -215,7 +215,7 @@ fn refuse_others_install(install: &Install) -> Result<()> {
     }
     let me = processes::own_credentials().context("finding out who we are")?;
     let message = format!("the install belongs to user {}, and we run as {}", owner.uid, me.user);
-    Err(Failure::failed("not-owner", message)
+    Err(Failure::failed(Code::NotOwner, message)
         .at(install.root.path().display())
         .remedy("run the updater as the owner of the install, or as root")
         .into())
@@ -249,7 +249,7 @@ fn no_space_at(volume: &str, needed: u64, free: u64) -> Failure {
     let missing = needed - free;
     let message =
         format!("on the volume of {volume} {needed} bytes are needed and {free} are free: {missing} are missing");
-    Failure::failed("no-space", message).at(volume).remedy(
+    Failure::failed(Code::NoSpace, message).at(volume).remedy(
         "free space on that volume, take old backups away (updater backups prune --keep 1), or leave \
          folders of the users' in place unsaved ([backup] skip)",
     )
@@ -321,7 +321,7 @@ fn movable(install: &Install, plan: &Plan) -> Result<()> {
         if files::mount(&full).with_context(|| format!("looking at {}", full.display()))? != volume {
             let message =
                 format!("{} lies on another volume than the install, so nothing can be moved there", folder.display());
-            return Err(Failure::failed("other-volume", message)
+            return Err(Failure::failed(Code::OtherVolume, message)
                 .at(folder.display())
                 .remedy("put it on the install's volume, or leave it out ([preserve] paths, [backup] dir)")
                 .into());
@@ -344,7 +344,7 @@ fn short_enough(install: &Install, census: &Census) -> Result<()> {
         "a path is too long to be saved: in a backup it would have {length} bytes, of {} allowed",
         files::MAX_PATH
     );
-    Err(Failure::failed("path-too-long", message)
+    Err(Failure::failed(Code::PathTooLong, message)
         .at(path)
         .remedy("give the folders above it shorter names, or put it in [backup] skip")
         .into())
@@ -359,7 +359,7 @@ fn refuse_obstacle(install: &Install, path: &std::path::Path) -> Result<()> {
         return Ok(());
     };
     let name = path.strip_prefix(install.root.path()).ok().filter(|p| !p.as_os_str().is_empty()).unwrap_or(path);
-    Err(Failure::failed("not-movable", format!("{} cannot be moved: {reason}", name.display()))
+    Err(Failure::failed(Code::NotMovable, format!("{} cannot be moved: {reason}", name.display()))
         .at(name.display())
         .remedy("lift that, or run the updater as the owner of the install, or as root")
         .into())
@@ -375,7 +375,7 @@ fn open_bundle(install: &Install, request: &Request, zip: &Zip, detection: &Dete
     if let Some(wanted) = &zip.sha256 {
         let is = fsx::sha256_of(&path)?;
         if !is.eq_ignore_ascii_case(wanted) {
-            return Err(Failure::refused("bad-checksum", format!("the bundle's SHA-256 is {is}, not {wanted}"))
+            return Err(Failure::refused(Code::BadChecksum, format!("the bundle's SHA-256 is {is}, not {wanted}"))
                 .at(zip.shown())
                 .into());
         }
@@ -426,7 +426,7 @@ fn judge_origin(install: &Install, request: &Request, zip: &Zip, detection: &Det
         && wanted != is
     {
         return Err(Failure::refused(
-            "other-app",
+            Code::OtherApp,
             format!("the bundle is of the program {is}, and this install is of {wanted}"),
         )
         .at(zip.shown())
@@ -436,7 +436,7 @@ fn judge_origin(install: &Install, request: &Request, zip: &Zip, detection: &Det
     let from = detection.receipt.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
     if !request.accept.downgrade && version::is_downgrade(from, &bundle.version) {
         return Err(Failure::refused(
-            "downgrade",
+            Code::Downgrade,
             format!("the bundle is version {}, and {from} is installed", bundle.version),
         )
         .at(zip.shown())
@@ -487,7 +487,7 @@ pub fn kept_bundle(install: &Install, receipt: &Receipt) -> Result<Option<Bundle
 }
 
 pub fn no_bundle(path: &std::path::Path) -> Failure {
-    Failure::failed("no-bundle", format!("{} does not exist or is no file", path.display()))
+    Failure::failed(Code::NoBundle, format!("{} does not exist or is no file", path.display()))
         .at(path.display())
         .remedy("give the path of a bundle (a zip file)")
 }

@@ -5,7 +5,7 @@ use super::millis;
 use super::preflight::Prepared;
 use super::preflight::{journal_size, reserve_size};
 use crate::backup::{self, Backup};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
@@ -111,7 +111,7 @@ pub(super) fn open_journal(install: &Install, run: &Run, prepared: &Prepared, sa
         root: install.root.path().to_path_buf(),
         backup: saved.id.clone(),
         backup_dir: RelPath::parse(&install.settings.backup.dir)
-            .map_err(|e| Failure::usage("bad-settings", format!("[backup] dir: {e}")))?,
+            .map_err(|e| Failure::usage(Code::BadSettings, format!("[backup] dir: {e}")))?,
         from_version: prepared.detection.receipt.as_ref().map(|r| r.version.clone()),
         to_version: Some(prepared.bundle.version.clone()),
         start_file: prepared.detection.start_file.clone(),

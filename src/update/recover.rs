@@ -3,7 +3,7 @@
 //! times by itself.
 
 use crate::backup;
-use crate::base::error::{self, Class, Failure};
+use crate::base::error::{self, Class, Code, Failure};
 use crate::base::path::RelPath;
 use crate::base::report::Running::{Down, Unknown, Up};
 use crate::base::report::{Finished, Stage, Stands};
@@ -176,7 +176,7 @@ fn unsettled(install: &Install, id: &str, e: anyhow::Error) -> anyhow::Error {
     let failure = e.downcast_ref::<Failure>();
     let usual = format!("remove the cause, then type: updater recover --root '{}'", install.root.path().display());
     let remedy = failure.and_then(|f| f.remedy.clone()).map_or(usual.clone(), |own| format!("{own}; {usual}"));
-    let code = failure.map_or("recovery-failed", |f| f.code);
+    let code = failure.map_or(Code::RecoveryFailed, |f| f.code);
     Failure::operator(code, format!("the interrupted update {id} could not be settled: {e:#}"))
         .at(install.root.path().display())
         .remedy(remedy)
@@ -188,10 +188,13 @@ fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: C
         return boot(install, journal);
     }
     if journal.progress().attempts >= TRIES && !choice.by_hand {
-        return Err(Failure::operator("recovery-failed", format!("recovery was tried {TRIES} times without success"))
-            .at(install.root.path().display())
-            .remedy(format!("remove the cause, then type: updater recover --root '{}'", install.root.path().display()))
-            .into());
+        return Err(Failure::operator(
+            Code::RecoveryFailed,
+            format!("recovery was tried {TRIES} times without success"),
+        )
+        .at(install.root.path().display())
+        .remedy(format!("remove the cause, then type: updater recover --root '{}'", install.root.path().display()))
+        .into());
     }
     journal.append(Record::Attempt)?;
     let direction = match decide(install, run, &mut journal, choice) {
@@ -341,7 +344,7 @@ fn tell_aside(run: &mut Run, journal: &Journal) {
     let paths: Vec<RelPath> = moved.map(|intent| intent.path.clone()).collect();
     if !paths.is_empty() {
         let place = format!("{}/{}/aside", journal.begin.backup_dir, journal.begin.backup);
-        run.report.warn_of("moved-aside", &format!("written here, and gave way; to be found in {place}"), &paths);
+        run.report.warn_of(Code::MovedAside, &format!("written here, and gave way; to be found in {place}"), &paths);
     }
 }
 

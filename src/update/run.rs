@@ -1,7 +1,7 @@
 //! One run of the program: what it reports, the signals that ask it to end, and how far it is.
 //! Refuses to hold state of an update; that is the journal's.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::report::{Finished, Reporter, Stage};
 use crate::state::baseline::HealthBaseline;
 use crate::state::dir::StateDir;
@@ -49,7 +49,7 @@ pub fn check(signals: &Signals) -> Result<()> {
 }
 
 fn interrupted() -> anyhow::Error {
-    Failure::failed("interrupted", "stopped by a signal before anything was changed").into()
+    Failure::failed(Code::Interrupted, "stopped by a signal before anything was changed").into()
 }
 
 /// Runs work that changes nothing but what may be thrown away: once SIGINT or SIGTERM came, it ends at its next
@@ -77,7 +77,7 @@ impl Run {
             self.has_said = true;
             let message =
                 "the server is stopped, so the update goes on; interrupt once more to go back to the old version";
-            self.report.warning("interrupted", message, None);
+            self.report.warning(Code::Interrupted, message, None);
         }
         self.keep_status();
     }
@@ -102,7 +102,7 @@ impl Run {
     /// After the stop only a second SIGINT or a SIGTERM asks for a rollback.
     pub fn check_signals_after_stop(&self) -> Result<()> {
         if self.signals.interrupts() > 1 || self.signals.terminations() > 0 {
-            return Err(Failure::failed("interrupted", "stopped by a signal").into());
+            return Err(Failure::failed(Code::Interrupted, "stopped by a signal").into());
         }
         Ok(())
     }

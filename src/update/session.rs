@@ -66,22 +66,6 @@ pub fn recover_first(install: &Install, run: &mut Run) -> Result<()> {
 /// How often a bundle may fail by its own fault before an unattended run skips it.
 pub const MOST_FAILURES: u64 = 2;
 
-/// The failures that the bundle itself caused, by their codes.
-pub(super) const OWN_FAULT: [&str; 12] = [
-    "health-exited",
-    "health-timeout",
-    "health-status",
-    "health-port",
-    "cannot-start",
-    "critical-missing",
-    "database-damaged",
-    "rows-lost",
-    "hook-failed",
-    "hook-timeout",
-    "hook-changed-program",
-    "hook-changed-data",
-];
-
 /// Turns the end of a run into its `finished` record.
 pub fn conclude(install: &Install, run: &mut Run, outcome: Result<&'static str>) -> Finished {
     let mut finished = std::mem::take(&mut run.summary);

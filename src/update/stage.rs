@@ -4,6 +4,7 @@
 use super::preflight::Prepared;
 use super::record::{extend_receipt, write_receipt};
 use crate::backup::{self, Backup};
+use crate::base::error::Code;
 use crate::base::fsx;
 use crate::base::report::Stage;
 use crate::update::install::Install;
@@ -45,7 +46,7 @@ fn write_files(install: &Install, run: &mut Run, prepared: &mut Prepared) -> Res
     let staging::Written { staged, lost } = staging::write(ownership, bundle, plan, start_file, &mut progress)?;
     for lost in lost {
         let message = format!("{} cannot keep its attribute {}", lost.path, lost.attribute);
-        run.report.warning("metadata-lost", &message, Some(&lost.path.to_string()));
+        run.report.warning(Code::MetadataLost, &message, Some(&lost.path.to_string()));
     }
     if prepared.request.is_partly() {
         extend_receipt(install, prepared, &staged)?;

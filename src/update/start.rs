@@ -3,7 +3,7 @@
 use super::databases;
 use super::preflight::Prepared;
 use super::swap::Swapped;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::report::Stage;
 use crate::state::journal::{Journal, Record};
@@ -197,7 +197,7 @@ pub(super) fn try_start(prepared: &Prepared) -> Result<()> {
 
 fn cannot_start(launch: &LaunchSpec, e: &std::io::Error) -> Failure {
     let program = launch.argv.first().map_or("", String::as_str);
-    Failure::failed("cannot-start", format!("{program} cannot be started: {e}"))
+    Failure::failed(Code::CannotStart, format!("{program} cannot be started: {e}"))
         .at(launch.cwd.display())
         .remedy("set [server] command in updater.toml to the command that starts the server")
 }

@@ -4,7 +4,7 @@ use super::late;
 use super::preflight::Prepared;
 use super::stop::Stopped;
 use crate::backup::Backup;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::path::RelPath;
 use crate::base::report::Stage;
 use crate::state::journal::{Journal, Moves, Record};
@@ -64,9 +64,12 @@ fn name_moves(
     run.start(Stage::Swap, "moving the new version in");
     if let Some(again) = server::find(&install.root)?.filter(|_| !prepared.request.is_in_place()) {
         let pid = again.processes.first().map_or(0, |p| p.id.pid);
-        return Err(Failure::failed("server-returned", format!("something started the server again (process {pid})"))
-            .remedy("stop what respawns it, then update")
-            .into());
+        return Err(Failure::failed(
+            Code::ServerReturned,
+            format!("something started the server again (process {pid})"),
+        )
+        .remedy("stop what respawns it, then update")
+        .into());
     }
     late::stage_again(install, run, prepared, files)?;
     let mut moves = transaction::intend(&install.root, &prepared.plan, files, &prepared.ownership.rules)?;
@@ -92,7 +95,7 @@ fn check(install: &Install, run: &mut Run, arrival: &Arrival) -> Result<()> {
 fn critical(install: &Install) -> Result<Vec<RelPath>> {
     let parse = |name: &String| {
         RelPath::parse(name)
-            .map_err(|e| Failure::usage("bad-settings", format!("[verify] critical {name}: {e}")).into())
+            .map_err(|e| Failure::usage(Code::BadSettings, format!("[verify] critical {name}: {e}")).into())
     };
     install.settings.verify.critical.iter().map(parse).collect()
 }

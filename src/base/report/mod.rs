@@ -9,7 +9,7 @@ pub use ascii::{ascii, ascii_json};
 pub use outcome::{Finished, Running, Stands};
 pub use stage::Stage;
 
-use crate::base::error::ErrorRecord;
+use crate::base::error::{Code, ErrorRecord};
 use crate::base::path::RelPath;
 use crate::system;
 use ascii::one_line;
@@ -205,7 +205,7 @@ impl Reporter {
         }
     }
 
-    pub fn warning(&mut self, code: &str, message: &str, path: Option<&str>) {
+    pub fn warning(&mut self, code: Code, message: &str, path: Option<&str>) {
         self.event("warning", json!({"code": code, "message": message, "path": path}));
         let place = path.map(|path| format!(" ({})", one_line(path))).unwrap_or_default();
         let text = format!("warning: {}{place}", ascii(message));
@@ -217,7 +217,7 @@ impl Reporter {
     }
 
     /// One warning of many paths: an event for each, up to a number; people read one line, or all of them with `-v`.
-    pub fn warn_of(&mut self, code: &str, message: &str, paths: &[RelPath]) {
+    pub fn warn_of(&mut self, code: Code, message: &str, paths: &[RelPath]) {
         if paths.is_empty() {
             return self.warning(code, message, None);
         }
@@ -576,7 +576,7 @@ mod tests {
         r.stage_done(Stage::Commit, "kept");
         r.finished(&Finished { outcome: "applied".to_string(), ..Finished::default() });
         r.finished(&Finished::default());
-        r.warning("late", "", None);
+        r.warning(Code::Io, "", None);
         let expected = [
             r#"{"schema":1,"update_id":"id","seq":1,"event":"stage","stage":"health","state":"started","percent":85,"message":"asking"}"#,
             r#"{"schema":1,"update_id":"id","seq":2,"event":"progress","stage":"health","percent":91,"done":1,"total":2,"unit":"files"}"#,

@@ -17,7 +17,7 @@
 mod progress;
 mod records;
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::state::dir::StateDir;
 use crate::system::files;
@@ -214,7 +214,7 @@ pub fn blocked(state: &StateDir, reason: &str) -> Failure {
         format!("type: updater recover --root '{root}' (it sets the journal aside and says how to go on)")
     };
     let message = format!("an update was interrupted and its journal cannot be used: {reason}");
-    Failure::operator("journal-unreadable", message).at(".updater/journal").remedy(remedy)
+    Failure::operator(Code::JournalUnreadable, message).at(".updater/journal").remedy(remedy)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 )]
 
 use super::{Backup, Bundle, Clean, Hook, Hooks, Preserve, Server, Settings, Source, Tls, Verify, duration, size};
+use crate::base::error::Code;
 use crate::base::path::RelPath;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,14 +31,14 @@ const KNOWN: [(&str, &[&str]); 9] = [
 
 /// Something wrong with the settings.
 pub(super) struct Problem {
-    pub(super) code: &'static str,
+    pub(super) code: Code,
     pub(super) text: String,
     pub(super) remedy: &'static str,
 }
 
 impl Problem {
     pub(super) fn bad(text: String) -> Self {
-        Self { code: "bad-settings", text, remedy: "correct the settings file; every key is optional" }
+        Self { code: Code::BadSettings, text, remedy: "correct the settings file; every key is optional" }
     }
 }
 
@@ -126,7 +127,7 @@ impl Reader {
     fn unsupported(&mut self, key: &str, what: &str) {
         let text = self.place(key, &format!("this version of the updater cannot honour {what} yet"));
         let remedy = "take the setting out, or use a version of the updater that knows it";
-        self.problems.push(Problem { code: "unsupported-setting", text, remedy });
+        self.problems.push(Problem { code: Code::UnsupportedSetting, text, remedy });
     }
 
     /// The value of `section.key` as `read` understands it; None when absent or wrong.

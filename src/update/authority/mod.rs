@@ -7,7 +7,7 @@ mod programs;
 
 pub use programs::{may_run, may_start, may_use};
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::state::root::InstallRoot;
 use crate::system::{Distrust, Owner, files, monitor, processes, trust};
 use crate::update::server;
@@ -43,7 +43,7 @@ pub fn delegate(root: &InstallRoot, task: &Task) -> Result<Option<u8>> {
     let code = monitor::run(task.argv, owner, task.bound, bundle, task.kept);
     match code.with_context(|| format!("working as the install's owner (user {})", owner.uid))? {
         Some(code) => Ok(Some(code)),
-        None => Err(Failure::operator("lost", "the updater that worked as the install's owner was killed")
+        None => Err(Failure::operator(Code::Lost, "the updater that worked as the install's owner was killed")
             .at(root.path().display())
             .remedy(format!("type: updater recover --root '{}'", root.path().display()))
             .into()),
@@ -62,7 +62,7 @@ fn writable(place: &Path, root: &InstallRoot) -> Failure {
          nothing was changed",
         place.display()
     );
-    Failure::failed("root-writable", message).at(place.display()).remedy(format!(
+    Failure::failed(Code::RootWritable, message).at(place.display()).remedy(format!(
         "type: chmod go-w '{}' (folders below it, such as those with data, may stay writable)",
         place.display()
     ))
@@ -126,7 +126,7 @@ pub fn not_roots(place: &Path, found: &Distrust) -> Failure {
             part.display()
         )
     };
-    Failure::failed("not-roots", message)
+    Failure::failed(Code::NotRoots, message)
         .at(place.display())
         .remedy(format!("read it; if it is what you want, type: {remedy}"))
 }
@@ -142,7 +142,7 @@ fn same_user(root: &InstallRoot, owner: u32) -> Result<()> {
                 "the server (pid {}) runs as {} and the install belongs to user {owner}",
                 process.id.pid, is.user
             );
-            return Err(Failure::failed("other-user", message)
+            return Err(Failure::failed(Code::OtherUser, message)
                 .at(root.path().display())
                 .remedy("run the server as the owner of the install, or give the install to the server's user")
                 .into());

@@ -2,7 +2,7 @@
 //! Refuses nothing where the work is done by the install's owner: then it is his to run what he likes.
 
 use super::others_in;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::path::RelPath;
 use crate::system::{LaunchSpec, trust};
 use crate::update::install::Install;
@@ -48,7 +48,7 @@ fn named(word: &str, is_first: bool, install: &Install, cwd: &Path, env: &[(Stri
 }
 
 fn unsafe_program(path: &Path, message: String) -> Failure {
-    Failure::failed("unsafe-program", message).at(path.display()).remedy(
+    Failure::failed(Code::UnsafeProgram, message).at(path.display()).remedy(
         "give it to root (chown root, chmod go-w), or the install to the user who may write there: then it runs as him",
     )
 }

@@ -6,7 +6,7 @@ use super::directory::{self, Stored};
 use super::links::{self, MAX_TARGET};
 use super::names::{self, Named};
 use super::{Entry, Expected, Limits, TopFolder, refused};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::{HEAD_BYTES, Head};
 use crate::base::path::RelPath;
@@ -49,7 +49,7 @@ impl Archive {
     pub(super) fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<(Self, Vec<Entry>, usize)> {
         let bundle = expected.named.map_or_else(|| path.display().to_string(), str::to_string);
         let file = files::open_to_read(path).map_err(|e| {
-            Failure::failed("no-bundle", format!("the bundle cannot be opened: {e}"))
+            Failure::failed(Code::NoBundle, format!("the bundle cannot be opened: {e}"))
                 .at(&bundle)
                 .remedy("give the path of a bundle that you may read")
         })?;
@@ -94,7 +94,7 @@ impl Archive {
         let is_link = judge_mode(named)?;
         let most = if is_link { MAX_TARGET } else { u64::MAX };
         if named.stored.size > most {
-            return Err(refused("bad-link", &name, format!("the link {name} leads nowhere that can be")));
+            return Err(refused(Code::BadLink, &name, format!("the link {name} leads nowhere that can be")));
         }
         let mut contents = Contents::new(&self.file, &named.stored);
         let (mut sum, mut target, mut head) = (Sha256::new(), Vec::new(), Vec::new());
@@ -130,10 +130,10 @@ impl Archive {
     }
 }
 
-fn code(broken: &Broken) -> &'static str {
+fn code(broken: &Broken) -> Code {
     match broken {
-        Broken::Larger | Broken::Smaller { .. } => "lying-size",
-        Broken::Damaged(_) | Broken::Io(_) => "bad-zip",
+        Broken::Larger | Broken::Smaller { .. } => Code::LyingSize,
+        Broken::Damaged(_) | Broken::Io(_) => Code::BadZip,
     }
 }
 
@@ -156,7 +156,7 @@ fn same_program(kept: &[Named], expected: &Expected, bundle: &str) -> Result<()>
     if !is_strange {
         return Ok(());
     }
-    Err(Failure::refused("other-app", "the bundle shares no folder with the installed program")
+    Err(Failure::refused(Code::OtherApp, "the bundle shares no folder with the installed program")
         .at(bundle)
         .remedy("check that this is the right bundle; --partial accepts it all the same")
         .into())
@@ -168,23 +168,23 @@ fn hold_limits(kept: &[Named], packed: u64, limits: &Limits) -> Result<()> {
     for named in kept {
         let name = || named.path.to_string();
         if named.is_folder && named.stored.size > 0 {
-            return Err(refused("bad-zip", &name(), format!("{} is a folder and holds bytes", named.path)));
+            return Err(refused(Code::BadZip, &name(), format!("{} is a folder and holds bytes", named.path)));
         }
         files = files.saturating_add(u64::from(!named.is_folder));
         if files > limits.max_files {
-            return Err(refused("too-many-files", &name(), "the bundle holds more files than [bundle] max_files"));
+            return Err(refused(Code::TooManyFiles, &name(), "the bundle holds more files than [bundle] max_files"));
         }
         total = total.saturating_add(named.stored.size);
         if total > limits.max_size {
-            return Err(refused("too-large", &name(), "the bundle is larger than [bundle] max_size"));
+            return Err(refused(Code::TooLarge, &name(), "the bundle is larger than [bundle] max_size"));
         }
         if total > ANY_SIZE && total > packed.saturating_mul(MAX_RATIO) {
             let message = format!("with {} the bundle unpacks to more than {MAX_RATIO} times its size", named.path);
-            return Err(refused("too-large", &name(), message));
+            return Err(refused(Code::TooLarge, &name(), message));
         }
     }
     if files == 0 {
-        return Err(refused("empty-bundle", "", "the bundle holds no file"));
+        return Err(refused(Code::EmptyBundle, "", "the bundle holds no file"));
     }
     Ok(())
 }
@@ -197,11 +197,11 @@ fn judge_mode(named: &Named) -> Result<bool> {
     let is_known = if named.is_folder { matches!(kind, 0 | FOLDER | PLAIN) } else { matches!(kind, 0 | PLAIN | LINK) };
     // Windows has other bits there, but none that look like a link or a device.
     if !is_known || (kind == LINK && !named.is_unix) {
-        return Err(refused("special-file", &name, format!("{name} is no ordinary file")));
+        return Err(refused(Code::SpecialFile, &name, format!("{name} is no ordinary file")));
     }
     if named.is_unix && !named.is_folder && named.mode & SET_ID != 0 {
         let message = format!("{name} would run with the rights of others (set-user-id, set-group-id or sticky)");
-        return Err(refused("set-id", &name, message));
+        return Err(refused(Code::SetId, &name, message));
     }
     Ok(kind == LINK)
 }

@@ -3,6 +3,7 @@
 
 use super::names::{is_forbidden, key};
 use super::{Expected, encoding, refused};
+use crate::base::error::Code;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
 use anyhow::Result;
@@ -61,7 +62,7 @@ pub(super) fn target(path: &RelPath, bytes: &[u8], size: u64) -> Result<String> 
 
 fn bad_link(path: &RelPath, why: &str) -> anyhow::Error {
     let name = path.to_string();
-    refused("bad-link", &name, format!("the link {} {why}", encoding::shown(&name)))
+    refused(Code::BadLink, &name, format!("the link {} {why}", encoding::shown(&name)))
 }
 
 /// Follows every link of the bundle. Errors (exit 6): the first that may not be.

@@ -26,7 +26,7 @@ mod saved;
 pub use links::{Target, live_link};
 pub use saved::Saved;
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
@@ -141,7 +141,7 @@ const MAX_MANIFEST: u64 = 16 << 20;
 /// The longest version and name of a program, in characters: both are printed, recorded and compared.
 const MAX_WORD: usize = 64;
 
-fn refused(code: &'static str, name: &str, message: impl Into<String>) -> anyhow::Error {
+fn refused(code: Code, name: &str, message: impl Into<String>) -> anyhow::Error {
     Failure::refused(code, message).at(name).remedy("get the bundle again from its source, or make it again").into()
 }
 
@@ -186,7 +186,7 @@ impl Bundle {
         if let Some(at) = find(MANIFEST) {
             let bytes = self.read_entry(at, MAX_MANIFEST)?;
             let manifest: Manifest = serde_json::from_slice(&bytes)
-                .map_err(|e| refused("bad-manifest", MANIFEST, format!("the manifest cannot be read: {e}")))?;
+                .map_err(|e| refused(Code::BadManifest, MANIFEST, format!("the manifest cannot be read: {e}")))?;
             let version = manifest.version.unwrap_or_default();
             if is_zip {
                 word("version", &version, MANIFEST)?;
@@ -211,7 +211,7 @@ impl Bundle {
         let entry = self.entries.get(position).context("an entry of this bundle")?.clone();
         let changed = || {
             let message = format!("{} changed while the bundle was read", entry.path);
-            refused("bundle-changed", &entry.path.to_string(), message)
+            refused(Code::BundleChanged, &entry.path.to_string(), message)
         };
         let (mut sum, mut left) = (Sha256::new(), entry.size);
         let mut copy = |from: &mut dyn Read| -> Result<()> {
@@ -248,7 +248,7 @@ impl Bundle {
         let entry = self.entries.get(position).context("an entry of this bundle")?;
         if entry.size > most {
             let message = format!("{} has {} bytes, more than the {most} that are read of it", entry.path, entry.size);
-            return Err(refused("too-large", &entry.path.to_string(), message));
+            return Err(refused(Code::TooLarge, &entry.path.to_string(), message));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or_default());
         self.copy_entry(position, &mut bytes)?;
@@ -278,7 +278,7 @@ fn word(what: &str, text: &str, place: &str) -> Result<()> {
         return Ok(());
     }
     let message = format!("the {what} in {place} has more than {MAX_WORD} characters, or a control character");
-    Err(refused("bad-manifest", place, message))
+    Err(refused(Code::BadManifest, place, message))
 }
 
 /// The content id of these entries; data is no part of it.
@@ -331,7 +331,7 @@ mod tests {
         let error = open(bytes).err().expect("the bundle was accepted");
         let failure = error.downcast_ref::<Failure>().unwrap();
         assert_eq!(failure.class as i32, 6);
-        failure.code
+        failure.code.word()
     }
 
     #[test]

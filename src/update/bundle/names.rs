@@ -3,7 +3,7 @@
 
 use super::directory::{Record, Stored};
 use super::{Expected, Limits, encoding, refused};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::path::{BadName, RelPath};
 use crate::system::interrupt;
 use anyhow::Result;
@@ -60,7 +60,7 @@ pub(super) fn read(records: Vec<Record>) -> Result<Vec<Named>> {
         let plain = name.strip_suffix('/');
         let path = gate(plain.unwrap_or(&name)).map_err(|e| {
             let shown = encoding::shown(&name);
-            refused("bad-name", &shown, format!("the name of an entry is not acceptable: {e}"))
+            refused(Code::BadName, &shown, format!("the name of an entry is not acceptable: {e}"))
         })?;
         let is_folder = plain.is_some();
         Ok(Named { path, is_folder, stored: record.stored, mode: record.mode, is_unix: record.is_unix })
@@ -107,7 +107,7 @@ fn top_folder(all: &[Named], expected: &Expected, bundle: &str) -> Result<Option
     let tops: BTreeSet<RelPath> = all.iter().map(|named| named.path.top()).collect();
     let mut in_order = tops.iter();
     let Some(top) = in_order.next() else {
-        return Err(refused("empty-bundle", bundle, format!("{bundle} holds nothing to install")));
+        return Err(refused(Code::EmptyBundle, bundle, format!("{bundle} holds nothing to install")));
     };
     let Some(second) = in_order.next() else {
         let is_file = all.iter().any(|named| named.path == *top && !named.is_folder);
@@ -123,7 +123,7 @@ fn top_folder(all: &[Named], expected: &Expected, bundle: &str) -> Result<Option
     if holds_start(top) || holds_start(second) {
         let second = if holds_start(top) { second } else { top };
         let message = format!("beside the top folder there is a second name at the top: {second}");
-        return Err(refused("two-top-folders", &second.to_string(), message));
+        return Err(refused(Code::TwoTopFolders, &second.to_string(), message));
     }
     if expected.must_start {
         return Err(no_start_file(expected.start_file, bundle));
@@ -133,7 +133,7 @@ fn top_folder(all: &[Named], expected: &Expected, bundle: &str) -> Result<Option
     }
     let message =
         format!("neither is there one top folder, nor is any name at the top installed here; the second is {second}");
-    Err(refused("two-top-folders", &second.to_string(), message))
+    Err(refused(Code::TwoTopFolders, &second.to_string(), message))
 }
 
 /// The name as the volume of the install compares names.
@@ -165,7 +165,7 @@ pub(super) fn check_conflicts(kept: &[Named], expected: &Expected, limits: &Limi
         folders = folders.saturating_add(above.saturating_sub(shared) as u64);
         if folders > limits.max_files {
             let message = "the bundle holds more folders than [bundle] max_files";
-            return Err(refused("too-many-files", &named.path.to_string(), message));
+            return Err(refused(Code::TooManyFiles, &named.path.to_string(), message));
         }
         before = Some(named);
     }
@@ -184,11 +184,11 @@ fn shared(before: &Named, named: &Named, expected: &Expected) -> Result<usize> {
     let (is_all, was_all) = (count == keys.parts().count(), count == other.parts().count());
     if was_all && !is_all && !before.is_folder {
         let message = format!("{} is a file and a folder", before.path);
-        return Err(refused("name-conflict", &named.path.to_string(), message));
+        return Err(refused(Code::NameConflict, &named.path.to_string(), message));
     }
     if is_all && was_all && !(before.is_folder && named.is_folder && before.path == named.path) {
         let message = format!("{} and {} are one name", named.path, before.path);
-        return Err(refused("duplicate-name", &named.path.to_string(), message));
+        return Err(refused(Code::DuplicateName, &named.path.to_string(), message));
     }
     let spelled = named.path.parts().zip(before.path.parts()).take(count).all(|(one, other)| one == other);
     if !spelled {
@@ -196,13 +196,13 @@ fn shared(before: &Named, named: &Named, expected: &Expected) -> Result<usize> {
         let (one, other) = (head(&named.path), head(&before.path));
         let (one, other) = (one.unwrap_or(named.path.clone()), other.unwrap_or(before.path.clone()));
         let message = format!("the folders {one} and {other} are one name");
-        return Err(refused("duplicate-name", &one.to_string(), message));
+        return Err(refused(Code::DuplicateName, &one.to_string(), message));
     }
     Ok(count)
 }
 
 pub(super) fn no_start_file(start: &RelPath, bundle: &str) -> anyhow::Error {
-    Failure::refused("no-start-file", format!("the bundle does not hold {start}, with which the server starts"))
+    Failure::refused(Code::NoStartFile, format!("the bundle does not hold {start}, with which the server starts"))
         .at(bundle)
         .remedy("check that this is a bundle of the installed program")
         .into()

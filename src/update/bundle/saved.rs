@@ -2,7 +2,7 @@
 //! Refuses a file that is not what the record says.
 
 use super::{Entry, MANIFEST, Manifest};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
@@ -68,7 +68,7 @@ pub(super) fn check<'a>(dir: &Path, entries: impl Iterator<Item = &'a Entry>) ->
             continue;
         }
         let message = format!("the backup {} is damaged: {} is not what was saved", dir.display(), entry.path);
-        return Err(Failure::refused("backup-damaged", message)
+        return Err(Failure::refused(Code::BackupDamaged, message)
             .at(&entry.path)
             .remedy("restore another backup; updater backups --check lists which are whole")
             .into());

@@ -2,7 +2,7 @@
 //! Refuses to show more of it than a line of plain characters.
 
 use super::Source;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::net::Answered;
 use crate::base::report::ascii;
 use serde_json::Value;
@@ -61,7 +61,7 @@ pub(super) fn is_no_zip(source: &Source, head: &[u8]) -> Option<Failure> {
     let (what, remedy) = other_kind(head)?;
     let message =
         format!("the server at {} answered with {what}, not a bundle: {source} is no zip file", source.now.host());
-    Some(Failure::refused("bad-zip", message).at(&source.typed).remedy(remedy))
+    Some(Failure::refused(Code::BadZip, message).at(&source.typed).remedy(remedy))
 }
 
 fn other_kind(head: &[u8]) -> Option<(&'static str, &'static str)> {

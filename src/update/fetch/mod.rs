@@ -7,7 +7,7 @@ mod pace;
 
 pub use pace::Floor;
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::net::{Answered, Came, Request, Transfer, Url};
 use crate::system::files;
@@ -67,7 +67,7 @@ pub(crate) struct Source {
 
 impl Source {
     fn failure(&self, why: &str) -> Failure {
-        Failure::failed("download-failed", format!("{self} cannot be downloaded: {why}"))
+        Failure::failed(Code::DownloadFailed, format!("{self} cannot be downloaded: {why}"))
             .at(&self.typed)
             .remedy("check the network and try again, or save the bundle to a file and give its path")
     }
@@ -166,7 +166,7 @@ fn judge_pace(order: &Order, source: &Source, too_little: Option<u64>) -> Result
 
 fn no_space(folder: &Path, why: &str) -> Failure {
     let place = folder.display();
-    Failure::failed("no-space", format!("there is no room on the volume of {place}: {why}"))
+    Failure::failed(Code::NoSpace, format!("there is no room on the volume of {place}: {why}"))
         .at(place)
         .remedy("free space on that volume, or take old backups away: updater backups prune --keep 1")
 }

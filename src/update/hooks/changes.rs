@@ -9,7 +9,7 @@
 //! changed since the copy.
 
 use crate::backup;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Exchange;
@@ -249,7 +249,7 @@ fn nothing_skipped_below(install: &Install, path: &RelPath, rules: &Rules) -> Re
 }
 
 fn bad(path: &RelPath, why: &str) -> Failure {
-    Failure::usage("bad-hook", format!("a hook cannot change {path}: {why}")).at(path)
+    Failure::usage(Code::BadHook, format!("a hook cannot change {path}: {why}")).at(path)
 }
 
 fn own_place(path: &RelPath) -> Failure {
@@ -284,7 +284,7 @@ fn named(ownership: &Ownership, path: &RelPath, is_folder: bool) -> Result<Optio
 fn can_be_exchanged(ownership: &Ownership, path: &RelPath, facts: Option<&Facts>) -> Result<()> {
     let root = &ownership.root;
     let refused = |path: &RelPath, why: &str| {
-        Failure::failed("hook-place", format!("a hook changes {path}, which could not be put back: {why}"))
+        Failure::failed(Code::HookPlace, format!("a hook changes {path}, which could not be put back: {why}"))
             .at(path)
             .remedy("name a folder of the install's own in the hook's changes, or set [hooks] defaults = false")
     };

@@ -15,7 +15,7 @@ pub use before::{Before, load_made, store_made};
 pub use changes::Changes;
 
 use crate::app::Profile;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
@@ -101,7 +101,7 @@ pub struct Hooks {
     is_restore: bool,
     env: Vec<(String, String)>,
     /// What is to be said of them: code and words.
-    pub warnings: Vec<(&'static str, String)>,
+    pub warnings: Vec<(Code, String)>,
 }
 
 impl Hooks {
@@ -141,7 +141,7 @@ impl Hooks {
                 if hooks.is_restore && (!is_there || hook.run.iter().any(|word| leaves(word, plan))) {
                     let shown = hook.run.join(" ");
                     let text = format!("the version that is put back cannot run the hook '{shown}': it is left out");
-                    hooks.warnings.push(("hook-left-out", text));
+                    hooks.warnings.push((Code::HookLeftOut, text));
                     continue;
                 }
                 if !is_there {
@@ -208,7 +208,7 @@ impl Hooks {
             let is = fsx::facts(&staging::waiting(&install.root, &plan.annexes, &one.path))?;
             if !is.is_some_and(|is| fsx::is_unchanged(&one.facts, &is)) {
                 let message = format!("a hook before the stop altered {}, which waits to arrive", one.path);
-                return Err(Failure::failed("hook-changed-staging", message)
+                return Err(Failure::failed(Code::HookChangedStaging, message)
                     .at(&one.path)
                     .remedy("let it write to the folder that UPDATER_WORK names, or run it after the swap")
                     .into());
@@ -221,7 +221,7 @@ impl Hooks {
             let is = fsx::facts(&install.root.join(path))?;
             if !is.is_some_and(|is| fsx::is_unchanged(&live.facts, &is)) {
                 let what = "which is installed: it stays as the hook left it, and nothing else was changed";
-                return Err(strayed("hook-changed-program", path, what).into());
+                return Err(strayed(Code::HookChangedProgram, path, what).into());
             }
         }
         Ok(())
@@ -234,7 +234,7 @@ impl Hooks {
             self.run(install, run, due, &root)?;
             if fsx::exists(&install.root.join(start_file))? {
                 let what = "which stays away until all hooks are done";
-                return Err(strayed("hook-changed-program", start_file, what)
+                return Err(strayed(Code::HookChangedProgram, start_file, what)
                     .remedy("let it use the one that UPDATER_START_FILE names, where it is")
                     .into());
             }
@@ -275,13 +275,13 @@ impl Hooks {
         };
         let failure = match ended {
             Ok(Ended::Well) => return Ok(()),
-            Ok(Ended::Badly(how)) => failed("hook-failed", &format!("ended with {how}")),
-            Ok(Ended::Late) => failed("hook-timeout", &format!("had not ended after {} s", due.timeout.as_secs())),
+            Ok(Ended::Badly(how)) => failed(Code::HookFailed, &format!("ended with {how}")),
+            Ok(Ended::Late) => failed(Code::HookTimeout, &format!("had not ended after {} s", due.timeout.as_secs())),
             Err(e) if e.is::<Failure>() => return Err(e),
-            Err(e) => failed("hook-failed", &format!("could not be run: {e:#}")),
+            Err(e) => failed(Code::HookFailed, &format!("could not be run: {e:#}")),
         };
         if !tail.is_empty() {
-            run.report.warning("hook-output", &format!("the hook's output ends so:\n  {}", tail.join("\n  ")), None);
+            run.report.warning(Code::HookOutput, &format!("the hook's output ends so:\n  {}", tail.join("\n  ")), None);
         }
         Err(failure.into())
     }
@@ -310,7 +310,7 @@ pub fn foresee(install: &Install, run: &Run, launch: Option<&LaunchSpec>, start_
 /// The hook of the settings, word for word.
 fn due(hook: &Hook, when: When) -> Result<Due> {
     let parse = |name: &String| {
-        RelPath::parse(name).map_err(|e| Failure::usage("bad-settings", format!("[hooks] changes {name}: {e}")))
+        RelPath::parse(name).map_err(|e| Failure::usage(Code::BadSettings, format!("[hooks] changes {name}: {e}")))
     };
     let changes = hook.changes.iter().map(parse).collect::<Result<_, _>>()?;
     Ok(Due { when, run: hook.run.clone(), changes, timeout: hook.timeout, by_default: false })
@@ -327,7 +327,7 @@ fn is_due(hook: &Hook, occasion: &Occasion, plan: &Plan) -> Result<bool> {
 }
 
 fn no_program(hook: &Hook, name: &str) -> Failure {
-    Failure::failed("hook-program", format!("the hook '{}' cannot run: there is no {name}", hook.run.join(" ")))
+    Failure::failed(Code::HookProgram, format!("the hook '{}' cannot run: there is no {name}", hook.run.join(" ")))
         .at(name)
         .remedy(
             "correct `run` in updater.toml: a path is relative to the install, a bare name is looked up in the server's \
@@ -416,7 +416,7 @@ fn environment(install: &Install, run: &Run, occasion: &Occasion, to_version: &s
 }
 
 /// The error of a hook that wrote where it should not. Class and stage decide what follows.
-pub fn strayed(code: &'static str, path: &RelPath, what: &str) -> Failure {
+pub fn strayed(code: Code, path: &RelPath, what: &str) -> Failure {
     Failure::failed(code, format!("a hook altered {path}, {what}"))
         .at(path)
         .remedy("name what it writes in its `changes`, or keep it from writing there")

@@ -3,7 +3,7 @@
 
 use super::Databases;
 use crate::app::Profile;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
@@ -134,7 +134,7 @@ impl Rules {
         let profile = Profile::of(root.path());
         let folds_case = fsx::folds_case(root.path())?;
         let parse = |name: &String| {
-            RelPath::parse(name).map_err(|e| Failure::usage("bad-settings", format!("{name} in [preserve]: {e}")))
+            RelPath::parse(name).map_err(|e| Failure::usage(Code::BadSettings, format!("{name} in [preserve]: {e}")))
         };
         let preserve = &settings.preserve;
         let defaults: Vec<&str> = if preserve.defaults { profile.data_rules().collect() } else { Vec::new() };
@@ -232,7 +232,7 @@ fn hits(rules: &Gitignore, path: &RelPath, is_folder: bool) -> bool {
 pub fn matcher<'a>(patterns: impl Iterator<Item = &'a str>, case_insensitive: bool) -> Result<Gitignore> {
     let mut builder = GitignoreBuilder::new("");
     let bad = |pattern: &str, e: ignore::Error| {
-        Failure::usage("bad-pattern", format!("the pattern '{pattern}' cannot be read: {e}"))
+        Failure::usage(Code::BadPattern, format!("the pattern '{pattern}' cannot be read: {e}"))
             .remedy("write it as in a .gitignore file")
     };
     builder.case_insensitive(case_insensitive).map_err(|e| bad("", e))?;

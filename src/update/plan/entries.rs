@@ -3,7 +3,7 @@
 use super::{Action, Aside, Live, Look, Order, Plan, Planned, databases, look};
 use crate::app::carry;
 use crate::app::merge::{self, MergeError};
-use crate::base::error::{self, Failure};
+use crate::base::error::{self, Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
@@ -212,7 +212,7 @@ impl<'a> Planner<'a> {
         let bytes = fsx::read_at_most(&self.root().join(&entry.path), carry::MAX_SIZE)?;
         let message = || format!("{} has more than {} bytes: it is no settings file", entry.path, carry::MAX_SIZE);
         Ok(bytes.ok_or_else(|| {
-            Failure::failed("cannot-carry", message())
+            Failure::failed(Code::CannotCarry, message())
                 .at(&entry.path)
                 .remedy("take it out of [preserve] carry and merge_json, or make it smaller")
         })?)
@@ -227,7 +227,7 @@ impl<'a> Planner<'a> {
         let is_target = rules.carry.keys().next() == Some(&entry.path);
         let set: &[(String, String)] = if is_target { self.order.set } else { &[] };
         let done = carry::carry(&new, &old, names, set).map_err(|e| {
-            Failure::failed("cannot-carry", format!("the settings of {} cannot be carried over: {e}", entry.path))
+            Failure::failed(Code::CannotCarry, format!("the settings of {} cannot be carried over: {e}", entry.path))
                 .at(&entry.path)
                 .remedy("write the assignment on one line at the start of the line, or drop it from [preserve] carry")
         })?;
@@ -262,7 +262,7 @@ impl<'a> Planner<'a> {
         let merged = merge::merge_json(&old, &new).map_err(|e| {
             let is_bundles = matches!(e, MergeError::New(_));
             let class = if is_bundles { error::Class::Refused } else { error::Class::Failed };
-            Failure::new(class, "bad-json", format!("{} cannot be merged: {e}", entry.path))
+            Failure::new(class, Code::BadJson, format!("{} cannot be merged: {e}", entry.path))
                 .at(&entry.path)
                 .remedy("correct the file, or take it out of [preserve] merge_json")
         })?;
@@ -338,7 +338,7 @@ pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry, rules: &
     };
     let facts = match look_at_data(root, &entry.path, rules)? {
         Look::Behind(above, _) => {
-            return Err(Failure::failed("cannot-restore", format!("{above} is no folder here"))
+            return Err(Failure::failed(Code::CannotRestore, format!("{above} is no folder here"))
                 .at(&entry.path)
                 .remedy(format!("make {above} a folder again, or restore without --data"))
                 .into());
@@ -357,15 +357,18 @@ pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry, rules: &
 }
 
 pub(super) fn in_the_way(root: &InstallRoot, path: &RelPath) -> Failure {
-    Failure::failed("folder-in-the-way", format!("{path} is a folder here and a file in what is to be installed"))
+    Failure::failed(Code::FolderInTheWay, format!("{path} is a folder here and a file in what is to be installed"))
         .at(path)
         .remedy(format!("move the folder away: mv '{0}' '{0}.old'", root.join(path).display()))
 }
 
 pub(super) fn behind_link(path: &RelPath, link: &RelPath) -> Failure {
-    Failure::failed("code-behind-link", format!("{path} is a part of the program, and {link} above it is a link here"))
-        .at(link)
-        .remedy(format!("make {link} a folder that holds what the link leads to, then update again"))
+    Failure::failed(
+        Code::CodeBehindLink,
+        format!("{path} is a part of the program, and {link} above it is a link here"),
+    )
+    .at(link)
+    .remedy(format!("make {link} a folder that holds what the link leads to, then update again"))
 }
 
 /// Nothing can be moved to a folder that is a mount of another volume.

@@ -9,7 +9,7 @@ mod entries;
 mod late;
 mod leftovers;
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Annex;
@@ -242,7 +242,7 @@ fn look(root: &InstallRoot, path: &RelPath) -> Result<Look> {
 
 /// The folder above is closed to us, and `[backup] skip` names it: else the update had ended before.
 fn closed(root: &InstallRoot, path: &RelPath) -> Failure {
-    Failure::failed("unreadable-data", format!("nobody can tell what lies at {path}: its folder is closed"))
+    Failure::failed(Code::UnreadableData, format!("nobody can tell what lies at {path}: its folder is closed"))
         .at(path)
         .remedy(format!(
             "let the owner of the install enter the folders above it (chmod u+rwx): {}",

@@ -3,7 +3,7 @@
 
 use super::server::{end_started, refuse_outsiders, start_old};
 use super::{DataPolicy, altered_words, clean_up, tell_altered, tidy, undo};
-use crate::base::error::{self, Class, Failure};
+use crate::base::error::{self, Class, Code, Failure};
 use crate::base::path::RelPath;
 use crate::base::report::Stage;
 use crate::state::journal::Journal;
@@ -71,7 +71,7 @@ pub fn roll_back(install: &Install, run: &mut Run, interrupted: Interrupted) -> 
         Err(e) => {
             run.report.stage_failed(Stage::Rollback, &format!("{e:#}"));
             if let Err(e) = tidy(&install.root, &journal) {
-                run.report.warning("not-cleaned-up", &format!("cleaning up failed: {e:#}"), None);
+                run.report.warning(Code::NotCleanedUp, &format!("cleaning up failed: {e:#}"), None);
             }
             return needs_operator(install, &record, &e);
         }
@@ -147,16 +147,16 @@ fn show_log(run: &mut Run, journal: &Journal, new: &Attempt) {
     }
     for (name, lines) in all.iter().filter(|(_, lines)| !lines.is_empty()) {
         let message = format!("the new server's {name} ends so:\n  {}", lines.join("\n  "));
-        run.report.warning("server-log", &message, None);
+        run.report.warning(Code::ServerLog, &message, None);
     }
 }
 
-pub fn code_of(cause: &anyhow::Error) -> &'static str {
-    cause.downcast_ref::<Failure>().map_or("io", |f| f.code)
+pub fn code_of(cause: &anyhow::Error) -> Code {
+    cause.downcast_ref::<Failure>().map_or(Code::Io, |f| f.code)
 }
 
 pub fn needs_operator(install: &Install, cause: &error::ErrorRecord, e: &anyhow::Error) -> anyhow::Error {
-    let code = e.downcast_ref::<Failure>().map_or("rollback-failed", |f| f.code);
+    let code = e.downcast_ref::<Failure>().map_or(Code::RollbackFailed, |f| f.code);
     let own_remedy = e.downcast_ref::<Failure>().and_then(|f| f.remedy.clone());
     let usual = format!("remove the cause, then type: updater recover --root '{}'", install.root.path().display());
     Failure::operator(code, format!("the update failed ({}) and going back did not succeed: {e:#}", cause.message))

@@ -11,7 +11,7 @@ pub use interrupted::{Attempt, Interrupted, code_of, roll_back};
 pub use server::{baseline, end_started, refuse_outsiders, start_new, start_old};
 
 use crate::backup;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
@@ -120,7 +120,7 @@ fn undo_hooks(
 /// Without the backup nobody but a person can say that what is there now is good enough.
 pub(super) fn backup_lost(root: &InstallRoot, dir: &std::path::Path, e: &anyhow::Error) -> Failure {
     let message = format!("the backup from which data and program are put back is gone or damaged: {e:#}");
-    Failure::operator("backup-lost", message).at(dir.display()).remedy(format!(
+    Failure::operator(Code::BackupLost, message).at(dir.display()).remedy(format!(
         "bring its folder back and type: updater recover --root '{0}'; or go on with the data as they are now: updater \
          recover --data keep --root '{0}'",
         root.path().display()
@@ -211,13 +211,13 @@ pub fn sweep(state: &StateDir) -> Result<()> {
 /// the next command does it: the cause is what is told.
 pub fn sweep_after(install: &Install, run: &mut Run, cause: anyhow::Error) -> anyhow::Error {
     if let Err(e) = sweep(install.state()) {
-        run.report.warning("not-cleaned-up", &format!("what was staged could not be removed: {e:#}"), None);
+        run.report.warning(Code::NotCleanedUp, &format!("what was staged could not be removed: {e:#}"), None);
     }
     cause
 }
 
 /// A person has to say what becomes of the data.
-pub const UNDECIDED: &str = "data-undecided";
+pub const UNDECIDED: Code = Code::DataUndecided;
 
 /// The failure where data may have been written outside our watch.
 pub fn undecided(install: &Install) -> Failure {
@@ -235,7 +235,7 @@ pub fn undecided(install: &Install) -> Failure {
 /// Names what a rollback could not put back, because nobody had saved it.
 pub fn tell_altered(run: &mut Run, altered: &[RelPath]) {
     if !altered.is_empty() {
-        run.report.warn_of("not-put-back", &altered_words(altered), altered);
+        run.report.warn_of(Code::NotPutBack, &altered_words(altered), altered);
     }
 }
 

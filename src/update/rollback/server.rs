@@ -3,7 +3,7 @@
 //! Refuses to end or to overwrite what somebody else started meanwhile.
 
 use super::undecided;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::state::baseline::HealthBaseline;
 use crate::state::journal::{Journal, Record};
 use crate::system::{ProcessId, ancestry, processes};
@@ -86,7 +86,7 @@ pub fn start_old(install: &Install, journal: &mut Journal) -> Result<Option<heal
     let root = install.root.path().display();
     let failed = |e: anyhow::Error| {
         Failure::operator(
-            "old-not-started",
+            Code::OldNotStarted,
             format!("the files of the old version are whole, but its server does not come back: {e:#}"),
         )
         .at(&root)

@@ -2,7 +2,7 @@
 //! Refuses to start anything.
 
 use super::table::{Table, plain};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::state::root::InstallRoot;
 use crate::system::{Credentials, LaunchSpec, files, is_passed_on, processes};
 use anyhow::Context;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub(super) fn captured_launch(table: &Table, pid: u32, root: &InstallRoot) -> anyhow::Result<LaunchSpec> {
     let entry = table.all.get(&pid).with_context(|| format!("process {pid} has ended"))?;
     let hidden = |what: &str| {
-        Failure::failed("launch-hidden", format!("the {what} of the server (pid {pid}) cannot be read"))
+        Failure::failed(Code::LaunchHidden, format!("the {what} of the server (pid {pid}) cannot be read"))
             .remedy("run as the user of the server, or as the administrator")
     };
     let cwd = entry.cwd.clone().ok_or_else(|| hidden("working folder"))?;
@@ -21,7 +21,7 @@ pub(super) fn captured_launch(table: &Table, pid: u32, root: &InstallRoot) -> an
         Ok(read) => read,
         Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
             let message = format!("the server (pid {pid}) cannot be started again exactly as it was: {e}");
-            return Err(Failure::failed("launch-not-text", message)
+            return Err(Failure::failed(Code::LaunchNotText, message)
                 .remedy("start the server with a plain command line and environment, then try again")
                 .into());
         }
@@ -65,7 +65,7 @@ pub fn guess_launch(
         None => vec![python_of(root), "run.py".to_string()],
     };
     if settings_command.is_none_or(<[String]>::is_empty) && !root.path().join("run.py").is_file() {
-        return Err(Failure::failed("no-launch", "how the server is started is not known: there is no run.py")
+        return Err(Failure::failed(Code::NoLaunch, "how the server is started is not known: there is no run.py")
             .at(root.path().display())
             .remedy("set `command` in updater.toml")
             .into());

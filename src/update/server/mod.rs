@@ -17,7 +17,7 @@ pub use stop::{may_stop, stop};
 pub use table::{Process, Table, belongs, plain};
 pub use unit::{Launched, may_control, start_unit, stop_unit};
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::ports::{self, Listener};
 use crate::state::root::InstallRoot;
 use crate::system::processes::{self, Handle};
@@ -127,7 +127,7 @@ fn the_top(table: &Table, listeners: &[Listener], root: &InstallRoot) -> anyhow:
         several => {
             let named: Vec<String> = several.iter().map(|pid| table.describe(*pid)).collect();
             let message = format!("several servers of this install run: {}", named.join("; "));
-            Err(Failure::failed("several-servers", message)
+            Err(Failure::failed(Code::SeveralServers, message)
                 .at(root.path().display())
                 .remedy("end all but one of them, then try again")
                 .into())
@@ -157,7 +157,7 @@ pub fn elsewhere(root: &InstallRoot) -> anyhow::Result<Option<Failure>> {
                  from here",
                 table.describe(pid)
             );
-            return Ok(Some(Failure::failed("other-namespace", message).at(root.path().display()).remedy(format!(
+            return Ok(Some(Failure::failed(Code::OtherNamespace, message).at(root.path().display()).remedy(format!(
                 "run the updater in that network ({}), or stop the server, update with --no-start, and start it again; a \
                  container gets the new version by its image",
                 remedies::enter_network(pid)
@@ -206,7 +206,7 @@ pub fn foreign_owner(port: u16, root: &InstallRoot) -> anyhow::Result<Option<Fai
                 }
             },
         };
-        Failure::failed("port-foreign", format!("port {port} is held by {owner}, which is not of this install"))
+        Failure::failed(Code::PortForeign, format!("port {port} is held by {owner}, which is not of this install"))
             .at(root.path().display())
             .remedy(remedy)
     }))
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(running.launch.cwd, ours.path());
         assert!(running.launch.env.contains(&("PORT".to_string(), port.to_string())));
         assert!(foreign_owner(port, &ours).unwrap().is_none());
-        assert_eq!(foreign_owner(other, &ours).unwrap().unwrap().code, "port-foreign");
+        assert_eq!(foreign_owner(other, &ours).unwrap().unwrap().code, Code::PortForeign);
         may_stop(&running).unwrap();
 
         stop(&running, Duration::from_secs(10), &mut || Ok(())).unwrap();

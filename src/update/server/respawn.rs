@@ -3,7 +3,7 @@
 
 use super::Running;
 use super::table::{Entry, Table};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use std::path::Path;
 
@@ -30,9 +30,12 @@ const CONTAINER: &str = "the container ends with its server: build the new versi
 pub fn refuse_respawners(running: &Running) -> anyhow::Result<()> {
     let Some(top) = running.processes.first().filter(|_| running.managed_by.is_none()) else { return Ok(()) };
     let refused = |what: String, remedy: &str| {
-        Err(Failure::failed("respawned", format!("{what} would start the server again in the middle of the update"))
-            .remedy(remedy)
-            .into())
+        Err(Failure::failed(
+            Code::Respawned,
+            format!("{what} would start the server again in the middle of the update"),
+        )
+        .remedy(remedy)
+        .into())
     };
     if top.id.pid == 1 {
         return refused("the server is process 1 of a container, which".to_string(), CONTAINER);

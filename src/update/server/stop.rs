@@ -4,7 +4,7 @@
 use super::Running;
 use super::table::Table;
 use super::unit::stop_unit;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::ports::{self, Listener};
 use crate::system::ProcessId;
 use crate::system::processes::{self, Handle};
@@ -27,7 +27,7 @@ pub fn may_stop(running: &Running) -> anyhow::Result<()> {
     if let Some((port, pid)) = shared(running) {
         let table = Table::read(&running.listeners)?;
         let message = format!("port {port} is also held by {}, which is not of this install", table.describe(pid));
-        return Err(Failure::failed("port-shared", message)
+        return Err(Failure::failed(Code::PortShared, message)
             .remedy("end that process: it would keep the port when the server has ended")
             .into());
     }
@@ -39,7 +39,7 @@ pub fn may_stop(running: &Running) -> anyhow::Result<()> {
         let pid = process.id.pid;
         if !handle.may_signal().with_context(|| format!("asking whether process {pid} can be ended"))? {
             let message = format!("the server (pid {pid}, user {}) may not be ended by us", process.user);
-            return Err(Failure::failed("cannot-signal", message)
+            return Err(Failure::failed(Code::CannotSignal, message)
                 .remedy(format!("run as user {} or as the administrator", process.user))
                 .into());
         }
@@ -87,7 +87,7 @@ pub fn stop(running: &Running, timeout: Duration, tick: &mut dyn FnMut() -> anyh
             }
             if started.elapsed() >= timeout + PORTS_FREE {
                 let message = format!("process {} does not end, not even when killed", alive.id().pid);
-                return Err(Failure::failed("stop-failed", message).into());
+                return Err(Failure::failed(Code::StopFailed, message).into());
             }
         }
         alive.wait(POLL).with_context(|| format!("waiting for process {}", alive.id().pid))?;
@@ -154,7 +154,7 @@ fn wait_for_ports(were: &[Listener], tick: &mut dyn FnMut() -> anyhow::Result<()
                 None => "a process that we may not see".to_string(),
             };
             let message = format!("port {} stays taken after the stop: it is held by {owner}", first.port);
-            return Err(Failure::failed("port-held", message)
+            return Err(Failure::failed(Code::PortHeld, message)
                 .remedy("end that process; if something restarts the server, stop it there")
                 .into());
         }

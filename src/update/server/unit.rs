@@ -4,7 +4,7 @@
 
 use super::Running;
 use super::table::{Table, belongs};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::state::root::InstallRoot;
 use crate::system::service::{self, Job};
 use crate::system::{ProcessId, Unit, processes, remedies};
@@ -54,7 +54,7 @@ pub fn may_control(running: &Running, root: &InstallRoot) -> anyhow::Result<()> 
     let Some(unit) = &running.managed_by else { return Ok(()) };
     if let Some(why) = service::refusal(unit).with_context(|| format!("asking for the service {unit}"))? {
         let message = format!("the server belongs to the service {unit}, which we may not stop and start: {why}");
-        return Err(Failure::failed("managed", message)
+        return Err(Failure::failed(Code::Managed, message)
             .remedy(format!(
                 "run the updater as root, or stop the service, update, and start it: {}",
                 remedies::stop_service(unit)
@@ -70,7 +70,7 @@ pub fn may_control(running: &Running, root: &InstallRoot) -> anyhow::Result<()> 
         None => Ok(()),
         Some(other) => {
             let message = format!("the service {unit} runs more than this server: {}", table.describe(*other));
-            Err(Failure::failed("unit-shared", message)
+            Err(Failure::failed(Code::UnitShared, message)
                 .remedy("stop the server by what started it, update, and start it again")
                 .into())
         }
@@ -80,7 +80,8 @@ pub fn may_control(running: &Running, root: &InstallRoot) -> anyhow::Result<()> 
 /// Stops the unit: politely, and after `timeout` by a kill. Ok when it has stopped already.
 /// Errors: what `tick` says, what the service manager says, a unit that does not end.
 pub fn stop_unit(unit: &Unit, timeout: Duration, tick: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let failed = |said: &str| Failure::failed("stop-failed", format!("the service {unit} cannot be stopped: {said}"));
+    let failed =
+        |said: &str| Failure::failed(Code::StopFailed, format!("the service {unit} cannot be stopped: {said}"));
     let mut job = service::stop(unit).map_err(|e| failed(&e.to_string()))?;
     let begun = Instant::now();
     let mut kill: Option<Job> = None;
@@ -109,7 +110,7 @@ pub fn start_unit(
     tick: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<Launched>> {
     let failed = |said: &str| {
-        Failure::failed("cannot-start", format!("the service {unit} cannot be started: {said}"))
+        Failure::failed(Code::CannotStart, format!("the service {unit} cannot be started: {said}"))
             .remedy(format!("see what the service manager says: {}", remedies::ask_about(Some(unit))))
     };
     let mut job = service::start(unit).map_err(|e| failed(&e.to_string()))?;
@@ -133,7 +134,7 @@ pub fn start_unit(
         }
         if service::has_failed(unit).map_err(|e| failed(&e.to_string()))? {
             let message = format!("the new server ended at once, and its service {unit} has given up");
-            return Err(Failure::failed("health-exited", message).into());
+            return Err(Failure::failed(Code::HealthExited, message).into());
         }
         if begun.elapsed() >= MAIN {
             return Ok(None);

@@ -3,7 +3,7 @@
 //! before it is made, and goes when nothing of the users' is left in it.
 //! Refuses a folder that others own or may write in: what is staged there is ours alone.
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
@@ -52,7 +52,7 @@ fn refuse_others(root: &InstallRoot, top: &RelPath, full: &Path) -> Result<()> {
         ),
     };
     let message = format!("{top} lies on another volume and {why}, so nothing can be put back there safely");
-    Err(Failure::failed("other-volume", message).at(place).remedy(remedy).into())
+    Err(Failure::failed(Code::OtherVolume, message).at(place).remedy(remedy).into())
 }
 
 /// Writes the annex down and makes it. Nothing is done where that was done before.
@@ -95,7 +95,7 @@ pub fn require(moves: &Moves) -> Result<()> {
 
 fn missing(top: &RelPath, folder: &Path) -> Failure {
     let message = format!("the volume to which {top} leads is missing, or {} on it", folder.display());
-    Failure::operator("volume-missing", message).at(folder.display()).remedy("mount that volume again")
+    Failure::operator(Code::VolumeMissing, message).at(folder.display()).remedy("mount that volume again")
 }
 
 /// After the last state of an update, in either direction: what gave way goes home to the backup's `after`, by copies

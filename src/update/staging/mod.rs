@@ -4,7 +4,7 @@
 
 pub mod annex;
 
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
@@ -137,7 +137,7 @@ fn stage(
         sha256
     };
     if fsx::sha256_of(to)? != sha256 {
-        return Err(Failure::failed("bad-write", format!("{} was not written as it should be", entry.path))
+        return Err(Failure::failed(Code::BadWrite, format!("{} was not written as it should be", entry.path))
             .at(&entry.path)
             .remedy("check the disk, then try again")
             .into());
@@ -214,7 +214,7 @@ fn give_time(entry: &Entry, live: Option<&Facts>, to: &Path) -> Result<()> {
 
 fn cannot_own(path: &RelPath, owner: Owner, e: &std::io::Error) -> Failure {
     let (uid, gid) = (owner.uid, owner.gid);
-    Failure::failed("cannot-own", format!("{path} cannot be given to its owner (user {uid}, group {gid}): {e}"))
+    Failure::failed(Code::CannotOwn, format!("{path} cannot be given to its owner (user {uid}, group {gid}): {e}"))
         .at(path)
         .remedy(format!(
             "put the owner of the install into the group {gid} ({}), or give the file to a group of his",

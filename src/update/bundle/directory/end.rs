@@ -2,6 +2,7 @@
 //! Refuses to look for it anywhere but where it must be.
 
 use super::window::{Window, u16_at, u32_at, u64_at};
+use crate::base::error::Code;
 use crate::update::bundle::refused;
 use anyhow::Result;
 
@@ -41,7 +42,7 @@ struct Said {
 
 /// Reads the end of the zip. Errors (exit 6): there is not exactly one, or it does not agree with the file.
 pub(super) fn find(file: &mut Window, size: u64, bundle: &str) -> Result<End> {
-    let bad = |what: &str| refused("bad-zip", bundle, format!("{bundle} is not a whole zip file: {what}"));
+    let bad = |what: &str| refused(Code::BadZip, bundle, format!("{bundle} is not a whole zip file: {what}"));
     let length = (END + MAX_COMMENT).min(usize::try_from(size).unwrap_or(usize::MAX));
     let tail_at = size.saturating_sub(length as u64);
     let tail = file.slice(tail_at, length)?.unwrap_or_default();
@@ -114,7 +115,7 @@ fn end64(record: &[u8]) -> Result<Said, &'static str> {
 }
 
 fn multi_disk(bundle: &str) -> anyhow::Error {
-    refused("multi-disk", bundle, format!("{bundle} is one part of a zip of several"))
+    refused(Code::MultiDisk, bundle, format!("{bundle} is one part of a zip of several"))
 }
 
 fn one_disk<'a>(said: &'a Said, bundle: &str) -> Result<&'a Said> {

@@ -2,6 +2,7 @@
 //! Refuses what the two do not agree on.
 
 use super::window::{Window, u16_at, u32_at, u64_at};
+use crate::base::error::Code;
 use crate::update::bundle::refused;
 use anyhow::Result;
 
@@ -101,10 +102,10 @@ impl<'a> Extra<'a> {
 
 /// The header in the directory at `at`, the `number`th. Errors (exit 6): there is none, or it reaches behind `end`.
 pub(super) fn central<'a>(file: &'a mut Window, at: u64, end: u64, number: u64) -> Result<Central<'a>> {
-    let bad = |what: &str| refused("bad-zip", "", format!("entry {number} of the directory {what}"));
+    let bad = |what: &str| refused(Code::BadZip, "", format!("entry {number} of the directory {what}"));
     let fixed = file.slice(at, CENTRAL as usize)?.unwrap_or_default();
     if fixed.starts_with(&EXTRA_DATA_SIGNATURE) {
-        return Err(refused("encrypted", "", "the directory of the zip is encrypted"));
+        return Err(refused(Code::Encrypted, "", "the directory of the zip is encrypted"));
     }
     if !fixed.starts_with(&CENTRAL_SIGNATURE) {
         return Err(bad("is missing"));
@@ -129,7 +130,7 @@ pub(super) fn central<'a>(file: &'a mut Window, at: u64, end: u64, number: u64) 
         disk => disk.into(),
     };
     if disk != 0 {
-        return Err(refused("multi-disk", "", format!("entry {number} lies in another part of the zip")));
+        return Err(refused(Code::MultiDisk, "", format!("entry {number} lies in another part of the zip")));
     }
     let (made_by, attributes) = (u16_at(bytes, 4), u32_at(bytes, 38));
     let (flags, method, crc) = (u16_at(bytes, 8), u16_at(bytes, 10), u32_at(bytes, 16));
@@ -160,14 +161,14 @@ impl Long<'_> {
 pub(super) fn refuse_kind(header: &Central, name: &str) -> Result<()> {
     let shown = crate::update::bundle::encoding::shown(name);
     if header.flags & (ENCRYPTED | STRONG | MASKED) != 0 || header.extra.is_strong {
-        return Err(refused("encrypted", name, format!("{shown} is encrypted")));
+        return Err(refused(Code::Encrypted, name, format!("{shown} is encrypted")));
     }
     if header.flags & PATCH != 0 {
-        return Err(refused("bad-method", name, format!("{shown} is a patch of another file")));
+        return Err(refused(Code::BadMethod, name, format!("{shown} is a patch of another file")));
     }
     if header.method != STORED && header.method != DEFLATED {
         let message = format!("{shown} is packed by method {}; only stored and deflate are known", header.method);
-        return Err(refused("bad-method", name, message));
+        return Err(refused(Code::BadMethod, name, message));
     }
     Ok(())
 }

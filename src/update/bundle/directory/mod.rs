@@ -10,6 +10,7 @@ mod window;
 
 use super::encoding::{self, Charset};
 use super::{Limits, refused};
+use crate::base::error::Code;
 use crate::system::interrupt;
 use anyhow::Result;
 use end::End;
@@ -70,14 +71,14 @@ pub(super) fn walk(file: &File, size: u64, bundle: &str, limits: &Limits) -> Res
         names = names.saturating_add(name.len());
         if names > MAX_NAMES {
             let message = format!("the names in {bundle} take more than {MAX_NAMES} bytes");
-            return Err(refused("too-many-files", bundle, message));
+            return Err(refused(Code::TooManyFiles, bundle, message));
         }
         records.push(record(&header, name, &end, &mut local)?);
         at = header.next;
     }
     if at != end.end {
         let message = format!("the directory of {bundle} holds more than the {} entries that it tells of", end.count);
-        return Err(refused("bad-zip", bundle, message));
+        return Err(refused(Code::BadZip, bundle, message));
     }
     cover(&records, &end, &mut local, bundle)?;
     Ok(records)
@@ -86,17 +87,17 @@ pub(super) fn walk(file: &File, size: u64, bundle: &str, limits: &Limits) -> Res
 /// What the end record says, held against the limits before anything is kept of the entries.
 fn hold_limits(end: &End, bundle: &str, limits: &Limits) -> Result<()> {
     if end.count == 0 {
-        return Err(refused("empty-bundle", bundle, format!("{bundle} holds nothing")));
+        return Err(refused(Code::EmptyBundle, bundle, format!("{bundle} holds nothing")));
     }
     // As many folders as files.
     if end.count > limits.max_files.saturating_mul(2) {
         let message = format!("{bundle} holds {} entries, more than [bundle] max_files", end.count);
-        return Err(refused("too-many-files", bundle, message));
+        return Err(refused(Code::TooManyFiles, bundle, message));
     }
     let least = end.count.saturating_mul(header::CENTRAL);
     if end.end.saturating_sub(end.start) < least {
         let message = format!("{bundle} tells of {} entries, and its directory is too small for them", end.count);
-        return Err(refused("bad-zip", bundle, message));
+        return Err(refused(Code::BadZip, bundle, message));
     }
     Ok(())
 }
@@ -108,12 +109,12 @@ fn name_of(header: &Central, number: u64) -> Result<String> {
         (false, false) => Charset::Dos,
     };
     encoding::decode(header.name, said, header.extra.unicode_path)
-        .map_err(|reason| refused("bad-name", "", format!("the name of entry {number} cannot be read: {reason}")))
+        .map_err(|reason| refused(Code::BadName, "", format!("the name of entry {number} cannot be read: {reason}")))
 }
 
 /// Holds the local header and what follows the contents against the directory.
 fn record(header: &Central, name: String, end: &End, local: &mut Window) -> Result<Record> {
-    let bad = |what: &str| refused("bad-zip", &name, format!("{} {what}", encoding::shown(&name)));
+    let bad = |what: &str| refused(Code::BadZip, &name, format!("{} {what}", encoding::shown(&name)));
     header::refuse_kind(header, &name)?;
     let start = header.offset.checked_add(end.prefix).ok_or_else(|| bad("lies outside of the zip"))?;
     let at = header::agree(header, local, start, end.start).map_err(|what| bad(&what))?;
@@ -149,7 +150,7 @@ fn cover(records: &[Record], end: &End, file: &mut Window, bundle: &str) -> Resu
             true => format!("{name} and what follows it in the zip overlap"),
             false => format!("behind {name} the zip holds bytes that belong to no entry"),
         };
-        return Err(refused("bad-zip", &record.name, message));
+        return Err(refused(Code::BadZip, &record.name, message));
     }
     Ok(())
 }
@@ -163,5 +164,5 @@ fn prefix(first: u64, end: &End, file: &mut Window, bundle: &str) -> Result<()> 
         return Ok(());
     }
     let message = format!("before its first entry {bundle} holds bytes that belong to no entry and are no program");
-    Err(refused("bad-zip", bundle, message))
+    Err(refused(Code::BadZip, bundle, message))
 }

@@ -12,7 +12,7 @@ mod pip;
 mod requirements;
 
 use super::{Due, When};
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 const ENVIRONMENTS: [&str; 3] = [".venv", "env", "venv"];
 
 /// They cannot be brought.
-pub(super) const NOT_FETCHED: &str = "packages-not-fetched";
+pub(super) const NOT_FETCHED: Code = Code::PackagesNotFetched;
 
 /// What names the packages that a version needs.
 const REQUIREMENTS: &str = "requirements.txt";
@@ -70,7 +70,7 @@ pub(super) enum Need {
     /// Something is to be installed.
     Unmet(Packages),
     /// They are left alone, which is said: code and words.
-    LeftAlone(&'static str, String),
+    LeftAlone(Code, String),
 }
 
 /// Finds out whether the environment of the server satisfies the new version. Without network; writes to `scratch`.
@@ -89,14 +89,14 @@ pub(super) fn need(install: &Install, run: &Run, bundle: &mut Bundle, plan: &Pla
                 "{REQUIREMENTS} changes, and the server runs from no environment of the install: its packages are left \
                  as they are"
             );
-            return Ok(Need::LeftAlone("packages-outside", text));
+            return Ok(Need::LeftAlone(Code::PackagesOutside, text));
         }
     };
     authority::may_use(install, &environment, &python)?;
     let pip = Pip { install, run, python: &python, env, folder: scratch };
     let Some(version) = pip.version()? else {
         let text = format!("{REQUIREMENTS} changes, and {environment} has no pip: its packages are left as they are");
-        return Ok(Need::LeftAlone("packages-no-pip", text));
+        return Ok(Need::LeftAlone(Code::PackagesNoPip, text));
     };
     let packages = Packages { python: python.clone(), environment, files, can_ask: version >= (22, 2) };
     packages.write(scratch, &[install.root.path().to_path_buf()])?;

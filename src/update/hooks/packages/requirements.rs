@@ -10,7 +10,7 @@
 )]
 
 use super::REQUIREMENTS;
-use crate::base::error::Failure;
+use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
@@ -137,7 +137,7 @@ fn new_file(
             let bytes = fsx::read_at_most(&root.join(path), most)?;
             let message = || format!("{path} and what includes it have more than {MAX_SIZE} bytes");
             Ok(Some(bytes.ok_or_else(|| {
-                Failure::failed("too-large", message())
+                Failure::failed(Code::TooLarge, message())
                     .at(path)
                     .remedy("make it smaller, or set [hooks] defaults = false in updater.toml")
             })?))

@@ -1,6 +1,10 @@
 //! Failure classes, stable codes and exit codes: the one place where an error becomes a number.
 //! Refuses to print anything; `report` does that.
 
+mod codes;
+
+pub use codes::Code;
+
 use serde::{Deserialize, Serialize};
 
 /// What a failure means for the operator. The discriminant is the exit code of the contract.
@@ -25,30 +29,31 @@ pub enum Class {
 #[error("{message}")]
 pub struct Failure {
     pub class: Class,
-    pub code: &'static str,
+    pub code: Code,
     pub message: String,
     pub path: Option<String>,
     pub remedy: Option<String>,
 }
 
 impl Failure {
-    pub fn new(class: Class, code: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(class: Class, code: Code, message: impl Into<String>) -> Self {
+        debug_assert!(code.ends_with(class), "{code} is not listed with {class:?}");
         Self { class, code, message: message.into(), path: None, remedy: None }
     }
     /// Exit 1: nothing was changed.
-    pub fn failed(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn failed(code: Code, message: impl Into<String>) -> Self {
         Self::new(Class::Failed, code, message)
     }
     /// Exit 2: the command line or the settings are wrong.
-    pub fn usage(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn usage(code: Code, message: impl Into<String>) -> Self {
         Self::new(Class::Usage, code, message)
     }
     /// Exit 4: the last lines say what stands and what to type.
-    pub fn operator(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn operator(code: Code, message: impl Into<String>) -> Self {
         Self::new(Class::NeedsOperator, code, message)
     }
     /// Exit 6: the bundle or backup is not acceptable.
-    pub fn refused(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn refused(code: Code, message: impl Into<String>) -> Self {
         Self::new(Class::Refused, code, message)
     }
     pub fn at(mut self, path: impl std::fmt::Display) -> Self {
@@ -79,7 +84,7 @@ pub fn class(error: &anyhow::Error) -> Class {
 pub fn record(error: &anyhow::Error) -> ErrorRecord {
     let failure = error.downcast_ref::<Failure>();
     ErrorRecord {
-        code: failure.map_or("io", |f| f.code).to_string(),
+        code: failure.map_or(Code::Io, |f| f.code).to_string(),
         message: format!("{error:#}"),
         path: failure.and_then(|f| f.path.clone()),
         remedy: failure.and_then(|f| f.remedy.clone()),
@@ -93,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_class_survives_added_context() {
-        let error = Err::<(), _>(Failure::refused("bad-name", "no")).context("reading the bundle").unwrap_err();
+        let error = Err::<(), _>(Failure::refused(Code::BadName, "no")).context("reading the bundle").unwrap_err();
         assert_eq!(class(&error) as i32, 6);
         assert_eq!(record(&error).message, "reading the bundle: no");
         assert_eq!(record(&error).code, "bad-name");
