@@ -16,6 +16,7 @@
 //! | `escape` | what ties this process to another one, and the ways out |
 //! | `interrupt` | whether somebody asked this process to end, for long work |
 //! | `sockets` | who listens on which port |
+//! | `ancestry` | the line of parents above a process |
 //! | `process_table` | all processes at once |
 //! | `remedies` | what an operator types here |
 //! | `programs` | programs known by name on every system |
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 mod contract;
 pub mod interrupt;
+pub mod ancestry;
 pub mod process_table;
 pub mod programs;
 pub mod service;

@@ -3,7 +3,7 @@
 //! Refuses to ask for a password.
 
 use crate::system::service::{Job, ServiceManager, ServiceRequest};
-use crate::system::{ProcessId, Unit, interrupt};
+use crate::system::{ProcessId, Unit, ancestry, interrupt};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -252,13 +252,9 @@ impl Drop for Client {
 }
 
 fn descends(pid: u32, ancestor: u32) -> io::Result<bool> {
-    let mut at = pid;
-    // A circle can only come from a reused pid; no real tree is this deep.
-    for _ in 0..64 {
-        match super::processes::parent(at)? {
-            Some(parent) if parent == ancestor => return Ok(true),
-            Some(parent) => at = parent,
-            None => return Ok(false),
+    for above in ancestry::ancestors(pid) {
+        if above? == ancestor {
+            return Ok(true);
         }
     }
     Ok(false)

@@ -1,8 +1,7 @@
 //! What ties this process to the servers: whether ending them would end us as well.
 //! Refuses to move out: on this system an updater that is tied says so and changes nothing.
 
-use super::processes;
-use crate::system::{Errand, ProcessId, Said, Tie, Way, service};
+use crate::system::{Errand, ProcessId, Said, Tie, Way, ancestry, service};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
@@ -12,21 +11,9 @@ use std::time::Duration;
 /// Why ending these processes would end us. None: it would not.
 pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
     let own = std::process::id();
-    let mut at = Some(own);
-    let mut seen = Vec::new();
-    while let Some(pid) = at {
-        // A pid that is reused while we walk could make a circle.
-        if seen.contains(&pid) {
-            break;
-        }
-        seen.push(pid);
-        if let Some(id) = processes::identity(pid)?
-            && servers.contains(&id)
-        {
-            // Ending a parent alone ends no child here, but the tree is ended as one, and so is a job.
-            return Ok(Some(Tie::Tree));
-        }
-        at = processes::parent(pid)?;
+    // Ending a parent alone ends no child here, but the tree is ended as one, and so is a job.
+    if ancestry::is_below(own, servers)? {
+        return Ok(Some(Tie::Tree));
     }
     let Some(unit) = service::manager().unit_of(own)? else { return Ok(None) };
     for server in servers {

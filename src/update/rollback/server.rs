@@ -6,7 +6,7 @@ use super::undecided;
 use crate::base::error::{Code, Failure};
 use crate::state::baseline::HealthBaseline;
 use crate::state::journal::{Journal, Record};
-use crate::system::{ProcessId, processes, starts};
+use crate::system::{ProcessId, ancestry, processes, starts};
 use crate::update::health;
 use crate::update::install::Install;
 use crate::update::server::{self, Launched};
@@ -44,13 +44,7 @@ pub fn refuse_outsiders(install: &Install, journal: &Journal) -> Result<()> {
 
 /// The processes above this one, the nearest first.
 fn ancestors(pid: u32) -> Result<Vec<u32>> {
-    let mut all = Vec::new();
-    let mut at = pid;
-    while let Some(parent) = processes::parent(at).context("looking at the processes")?.filter(|p| !all.contains(p)) {
-        all.push(parent);
-        at = parent;
-    }
-    Ok(all)
+    ancestry::ancestors(pid).collect::<Result<_, _>>().context("looking at the processes")
 }
 
 /// Stops every process of the new version, whether this update started it or, once its hooks had run, somebody else.

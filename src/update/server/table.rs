@@ -6,10 +6,11 @@ use crate::ports::Listener;
 use crate::state::root::InstallRoot;
 use crate::system::process_table;
 pub(super) use crate::system::process_table::Entry;
-use crate::system::{ProcessId, files, processes, programs};
+use crate::system::{ProcessId, ancestry, files, processes, programs};
 use anyhow::Context;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::path::{Component, Path, PathBuf};
 
 /// Programs whose first plain argument is the program that really runs.
@@ -104,13 +105,8 @@ impl Table {
 
     /// The pids above `pid`, nearest first.
     pub(super) fn ancestors(&self, pid: u32) -> Vec<u32> {
-        let mut above = Vec::new();
-        let mut at = self.all.get(&pid).and_then(|entry| entry.parent);
-        while let Some(next) = at.filter(|next| *next != pid && !above.contains(next)) {
-            above.push(next);
-            at = self.all.get(&next).and_then(|entry| entry.parent);
-        }
-        above
+        let parent = |pid: u32| Ok::<_, Infallible>(self.parent(pid));
+        ancestry::above(pid, parent).filter_map(Result::ok).collect()
     }
 
     /// True when `pid` is `top` or lies below it.

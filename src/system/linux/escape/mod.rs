@@ -10,7 +10,7 @@ pub use line::{Line, Moved, arrive, depart, send};
 use super::monitor::{self, Answer, Ask};
 use super::{boot, processes, systemd};
 use crate::system::service;
-use crate::system::{ProcessId, Tie, Way};
+use crate::system::{ProcessId, Tie, Way, ancestry};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -34,20 +34,8 @@ fn tied(own: u32, servers: &[ProcessId]) -> io::Result<Option<Tie>> {
             }
         }
     }
-    let mut at = Some(own);
-    let mut seen = Vec::new();
-    while let Some(pid) = at {
-        // A pid that is reused while we walk could make a circle.
-        if seen.contains(&pid) {
-            break;
-        }
-        seen.push(pid);
-        if let Some(id) = processes::identity(pid)?
-            && servers.contains(&id)
-        {
-            return Ok(Some(Tie::Tree));
-        }
-        at = processes::parent(pid)?;
+    if ancestry::is_below(own, servers)? {
+        return Ok(Some(Tie::Tree));
     }
     let leader = processes::session(own)?;
     let leads = |server: &&ProcessId| leader == Some(server.pid);
