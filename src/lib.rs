@@ -4,6 +4,16 @@
 //! (`tests/house.rs` keeps this true). `update/mod.rs` says where `backup`, `ports` and `verify` stand.
 //! Refuses to be a library for others: it exists so that the tests can reach the rooms.
 
+#![deny(
+    clippy::too_many_arguments,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 pub mod roles;
 pub mod system;
 pub mod base;

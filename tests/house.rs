@@ -231,19 +231,6 @@ fn the_sources_are_ascii() {
     }
 }
 
-#[test]
-fn nothing_unwraps_outside_of_tests() {
-    let mut wrong = Vec::new();
-    for source in sources() {
-        for (number, line) in source.code() {
-            if line.contains(".unwrap()") {
-                wrong.push(format!("{}:{number}: {}", source.path.display(), line.trim()));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
 /// Each threat of `docs/security.md` is shown by a test or a script that is there.
 #[test]
 fn the_tests_that_security_names_exist() {

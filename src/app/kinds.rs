@@ -1,12 +1,5 @@
 //! Kinds of files: which names make a file a part of a program.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic
-)]
+#![deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)]
 
 /// Endings of program files, in lower case, by kind.
 const ENDINGS: [&[&str]; 6] = [

@@ -1,13 +1,6 @@
 //! The record of a backup: what it holds, and whether it still holds it.
 //! Refuses to change anything but its own file.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic
-)]
+#![deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)]
 
 use crate::app::ENVIRONMENT_MARK;
 use crate::base::error::{Code, Failure};

@@ -1,12 +1,5 @@
 //! What the first bytes of a file say of it.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic
-)]
+#![deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)]
 
 /// How the contents of a file begin, as far as that matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,13 +1,6 @@
 //! `RelPath`: every name that comes from outside passes here before it can reach the disk.
 //! Refuses to touch the disk.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic
-)]
+#![deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)]
 
 use crate::system;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -213,13 +206,7 @@ impl<'de> Deserialize<'de> for RelPath {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::panic
-)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -118,7 +118,7 @@ impl World {
             if path == b"run.py" {
                 continue;
             } else if was.kind == Kind::Folder {
-                self.judge_folder(&mut wrong, path, was, is, &crossed);
+                self.judge_folder(&mut wrong, (path, was, is), &crossed);
             } else if self.is_known && self.is_releases(path, was) {
                 self.judge_replaced(&mut wrong, path, was, is);
             } else if !is.is_some_and(|is| alike(was, is, As::Copied) && self.is_untouched(was, is)) {
@@ -170,7 +170,12 @@ impl World {
         look::backups(&self.install.root).into_iter().any(saved)
     }
 
-    fn judge_folder(&self, wrong: &mut Wrong, path: &[u8], was: &Seen, is: Option<&Seen>, crossed: &BTreeSet<Vec<u8>>) {
+    fn judge_folder(
+        &self,
+        wrong: &mut Wrong,
+        (path, was, is): (&[u8], &Seen, Option<&Seen>),
+        crossed: &BTreeSet<Vec<u8>>,
+    ) {
         if let Some(is) = is.filter(|is| is.kind == Kind::Folder) {
             return wrong.same(path, was, Some(is), As::Dressed);
         }

@@ -2,14 +2,7 @@
 //! below, one file from anywhere (`transfer`) and addresses (`url`).
 //! Refuses, for the question, proxies, redirects, pooling and any check of the certificate (the server signs its
 //! own; what is asked is whether it answers, never what to trust).
-#![deny(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic
-)]
+#![deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)]
 
 pub mod transfer;
 pub mod url;
@@ -126,13 +119,7 @@ pub fn ask_protocol_at(addr: IpAddr, port: u16, path: &str, timeout: Duration) -
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::panic
-)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use std::io::Write;

@@ -1,13 +1,6 @@
 //! What the journal says: its records, and all that they name.
 //! Refuses to know how they are stored, and what they mean together.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic
-)]
+#![deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)]
 
 use crate::base::path::RelPath;
 use crate::state::baseline::HealthBaseline;

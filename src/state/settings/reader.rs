@@ -1,13 +1,6 @@
 //! Takes the values out of `updater.toml` and collects what is wrong with them.
 //! Refuses to choose between two readings: whatever is not exactly right is a problem, named with its line.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic
-)]
+#![deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)]
 
 use super::{Backup, Bundle, Clean, Hook, Hooks, Preserve, Server, Settings, Source, Tls, Verify, duration, size};
 use crate::base::error::Code;
@@ -357,13 +350,7 @@ fn distance(one: &str, other: &str) -> usize {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::panic
-)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 
