@@ -214,17 +214,7 @@ impl Case {
         let root = InstallRoot::resolve(&site).unwrap();
         let start = RelPath::parse("run.py").unwrap();
         let limits = Limits { max_size: 1 << 20, max_files: 1000 };
-        let expected = Expected {
-            named: None,
-            start_file: &start,
-            must_start: true,
-            is_installed: &|_| true,
-            folds_case: false,
-            merges_forms: false,
-            judge_top: None,
-            live_link: &|_| None,
-        };
-        let mut bundle = Bundle::open(&zip, &expected, &limits).unwrap();
+        let mut bundle = Bundle::open(&zip, &Expected::of_installed(&root, &start, true), &limits).unwrap();
         let mut settings = Settings::default();
         settings.preserve.carry.clear();
         let rules = Rc::new(Rules::of(&root, &settings).unwrap());

@@ -10,7 +10,7 @@ use crate::base::path::RelPath;
 use crate::state::history;
 use crate::state::receipt::{self, Line, Receipt};
 use crate::system::{Kind, files};
-use crate::update::bundle::{self, Bundle, Entry, Expected, Limits};
+use crate::update::bundle::{Bundle, Entry, Expected, Limits};
 use crate::update::install::Install;
 use crate::update::ownership::Ownership;
 use crate::update::recover::{self, Choice};
@@ -93,16 +93,7 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
 
 fn open(install: &Install, bundle: &Path, start_file: &RelPath) -> Result<Bundle> {
     let limits = Limits { max_size: install.settings.bundle.max_size, max_files: install.settings.bundle.max_files };
-    let expected = Expected {
-        named: None,
-        start_file,
-        must_start: false,
-        is_installed: &|name| install.root.join(name).exists(),
-        folds_case: fsx::folds_case(install.root.path())?,
-        merges_forms: fsx::merges_forms(install.root.path())?,
-        judge_top: None,
-        live_link: &|path| bundle::live_link(&install.root, path),
-    };
+    let expected = Expected::of_install(&install.root, start_file, false)?;
     Bundle::open(bundle, &expected, &limits)
 }
 

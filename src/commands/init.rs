@@ -107,7 +107,7 @@ fn may_install(part: SystemPart, more: &str) -> Result<()> {
 /// The unit of the settings, else the one that the running server belongs to.
 fn server_unit(install: &Install) -> Result<Option<Unit>> {
     if let Some(name) = &install.settings.server.service {
-        let unit = service::named(name);
+        let unit = service::manager().named(name);
         if let Some(owner) = authority::other_than_root(&install.root)? {
             may_be_bound(&unit, owner)
                 .map_err(|failure| failure.at(install.root.path().join("updater.toml").display()))?;
@@ -119,7 +119,7 @@ fn server_unit(install: &Install) -> Result<Option<Unit>> {
 
 /// Settings of another user tie nothing to a unit that is not his: a recovery that fails would keep it from starting.
 fn may_be_bound(unit: &Unit, owner: Owner) -> Result<(), Failure> {
-    let judged = service::runs_as(unit, owner.uid);
+    let judged = service::manager().runs_as(unit, owner.uid);
     let judged = judged.map_err(|e| Failure::failed(Code::NoUnit, format!("asking for {unit}: {e}")))?;
     let Err(user) = judged else { return Ok(()) };
     let message =

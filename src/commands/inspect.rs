@@ -328,17 +328,9 @@ fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart:
         max_size: install.settings.bundle.max_size,
         max_files: install.settings.bundle.max_files,
     };
-    let expected = crate::update::bundle::Expected {
-        named: None,
-        start_file: &receipt.start_file,
-        must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
-        is_installed: &|name| install.root.join(name).exists(),
-        // The run itself judges it for this install.
-        folds_case: false,
-        merges_forms: false,
-        judge_top: None,
-        live_link: &|_| None,
-    };
+    // The run itself judges it for this install.
+    let must_start = receipt.files.iter().any(|line| line.path == receipt.start_file);
+    let expected = crate::update::bundle::Expected::of_installed(&install.root, &receipt.start_file, must_start);
     let opened = crate::update::bundle::Bundle::open(&bundle, &expected, &limits);
     let opened = match from {
         Some(_) => opened.context("opening the bundle to heal from")?,

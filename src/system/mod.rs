@@ -2,11 +2,15 @@
 //! Linux and Windows stands below this folder; no other module asks which system it is on.
 //! Refuses policy: these are primitives, and the pipeline decides.
 //!
+//! `contract` names what both folders give, with its type, so that a build of either system finds what the other has
+//! alone.
+//!
 //! | room | what it gives |
 //! | --- | --- |
 //! | `files` | facts of a file, names as bytes, owner, mode and time, flushes, reflinks, free space |
-//! | `processes` | identity, held handles, signals, credentials, held start of a server |
-//! | `service` | which service manager unit a process belongs to, its stop and start |
+//! | `processes` | identity, held handles, signals, credentials |
+//! | `starts` | the suspended start of a server (a trait: by this process, or by root's half) |
+//! | `service` | service managers: a unit's stop and start (a trait: systemd, Windows services, root's half around one) |
 //! | `boot` | the units that mend an install at boot and prove its health after |
 //! | `monitor` | root's half, where root works for the install of another user |
 //! | `escape` | what ties this process to another one, and the ways out |
@@ -20,11 +24,14 @@
 
 use serde::{Deserialize, Serialize};
 
+mod contract;
 pub mod interrupt;
 pub mod ancestry;
 pub mod process_table;
 pub mod programs;
+pub mod service;
 pub mod sockets;
+pub mod starts;
 
 #[cfg(unix)]
 mod linux;
@@ -32,9 +39,13 @@ mod linux;
 mod windows;
 
 #[cfg(unix)]
-pub use linux::{boot, escape, files, monitor, processes, remedies, service, trust};
+use linux as platform;
+#[cfg(unix)]
+pub use linux::{boot, escape, files, monitor, processes, remedies, trust};
 #[cfg(windows)]
-pub use windows::{boot, escape, files, monitor, processes, remedies, service, trust};
+use windows as platform;
+#[cfg(windows)]
+pub use windows::{boot, escape, files, monitor, processes, remedies, trust};
 
 /// What a directory entry is; links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -89,7 +89,13 @@ pub fn detect(install: &Install, options: &ServerOptions, set: &[(String, String
     };
     let service = match &server {
         Some(running) => running.managed_by.clone(),
-        None => install.settings.server.service.as_deref().filter(|_| launch.is_some()).map(system::service::named),
+        None => install
+            .settings
+            .server
+            .service
+            .as_deref()
+            .filter(|_| launch.is_some())
+            .map(|name| system::service::manager().named(name)),
     };
     let (new_launch, expected) = with_set(launch.clone(), &before, set)?;
     Ok(Detection {

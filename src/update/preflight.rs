@@ -13,7 +13,7 @@ use crate::base::version;
 use crate::state::journal::Annex;
 use crate::state::receipt::Receipt;
 use crate::system::{files, processes};
-use crate::update::bundle::{self, Bundle, Expected, Limits, TopFolder};
+use crate::update::bundle::{Bundle, Expected, Identity, Limits, TopFolder};
 use crate::update::hooks::{self, Hooks};
 use crate::update::install::Install;
 use crate::update::ownership::{Census, Ownership};
@@ -380,7 +380,6 @@ fn open_bundle(install: &Install, request: &Request, zip: &Zip, detection: &Dete
                 .into());
         }
     }
-    let is_installed = |name: &RelPath| install.root.join(name).exists();
     let named = zip.shown();
     let rules = &install.rules;
     let judge_top = |folder: &RelPath| match rules.is_own(folder) || rules.is_data(folder, true) {
@@ -388,19 +387,13 @@ fn open_bundle(install: &Install, request: &Request, zip: &Zip, detection: &Dete
         false if install.root.join(folder).is_dir() => TopFolder::Shared,
         false => TopFolder::Strange,
     };
-    let expected = Expected {
-        named: Some(&named),
-        start_file: &detection.start_file,
-        must_start: must_start(detection),
-        is_installed: &is_installed,
-        folds_case: fsx::folds_case(install.root.path())?,
-        merges_forms: fsx::merges_forms(install.root.path())?,
-        judge_top: (!request.accept.partial && !request.is_repair()).then_some(&judge_top),
-        live_link: &|path| bundle::live_link(&install.root, path),
-    };
-    let bundle = Bundle::open(&path, &expected, &limits)?;
-    judge_origin(install, request, zip, detection, &bundle)?;
-    Ok(bundle)
+    let mut expected = Expected::of_install(&install.root, &detection.start_file, must_start(detection))?;
+    expected.named = Some(&named);
+    expected.judge_identity = Some(Box::new(|is| judge_identity(install, request, zip, detection, is)));
+    if !request.accept.partial && !request.is_repair() {
+        expected.judge_top = Some(Box::new(judge_top));
+    }
+    Bundle::open(&path, &expected, &limits)
 }
 
 /// A bundle must hold the start file if the version before shipped it; before the first receipt nobody knows.
@@ -421,8 +414,14 @@ fn open_saved(saved: &Saved, detection: &Detection) -> Result<Bundle> {
 }
 
 /// Whether the bundle is for this program, and no older than what is installed.
-fn judge_origin(install: &Install, request: &Request, zip: &Zip, detection: &Detection, bundle: &Bundle) -> Result<()> {
-    if let (Some(wanted), Some(is)) = (&install.settings.bundle.app, &bundle.app)
+fn judge_identity(
+    install: &Install,
+    request: &Request,
+    zip: &Zip,
+    detection: &Detection,
+    identity: &Identity,
+) -> Result<()> {
+    if let (Some(wanted), Some(is)) = (&install.settings.bundle.app, &identity.app)
         && wanted != is
     {
         return Err(Failure::refused(
@@ -434,10 +433,10 @@ fn judge_origin(install: &Install, request: &Request, zip: &Zip, detection: &Det
         .into());
     }
     let from = detection.receipt.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
-    if !request.accept.downgrade && version::is_downgrade(from, &bundle.version) {
+    if !request.accept.downgrade && version::is_downgrade(from, &identity.version) {
         return Err(Failure::refused(
             Code::Downgrade,
-            format!("the bundle is version {}, and {from} is installed", bundle.version),
+            format!("the bundle is version {}, and {from} is installed", identity.version),
         )
         .at(zip.shown())
         .remedy("to go back on purpose, add --allow-downgrade")
@@ -472,17 +471,8 @@ pub(super) fn is_whole(install: &Install, detection: &Detection) -> Result<bool>
 pub fn kept_bundle(install: &Install, receipt: &Receipt) -> Result<Option<Bundle>> {
     let path = install.state().bundle();
     let limits = Limits { max_size: u64::MAX, max_files: u64::MAX };
-    let expected = Expected {
-        named: None,
-        start_file: &receipt.start_file,
-        must_start: receipt.files.iter().any(|line| line.path == receipt.start_file),
-        is_installed: &|name| install.root.join(name).exists(),
-        // It was judged for this install when it was applied.
-        folds_case: false,
-        merges_forms: false,
-        judge_top: None,
-        live_link: &|_| None,
-    };
+    let must_start = receipt.files.iter().any(|line| line.path == receipt.start_file);
+    let expected = Expected::of_installed(&install.root, &receipt.start_file, must_start);
     Ok(Bundle::open(&path, &expected, &limits).ok().filter(|b| b.content_id == receipt.content_id))
 }
 

@@ -205,7 +205,7 @@ fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: C
         decided => decided?,
     };
     // Going down, the system starts nothing any more; the next boot does.
-    if choice.boot || direction == "old" && service::is_shutting_down() {
+    if choice.boot || direction == "old" && service::manager().is_shutting_down() {
         return boot(install, journal);
     }
     let mut settled = settled(install, &journal, direction);

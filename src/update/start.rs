@@ -7,7 +7,7 @@ use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::report::Stage;
 use crate::state::journal::{Journal, Record};
-use crate::system::{LaunchSpec, ProcessId, Unit, processes};
+use crate::system::{LaunchSpec, ProcessId, Unit, processes, starts};
 use crate::update::health;
 use crate::update::install::Install;
 use crate::update::rollback::{Attempt, Interrupted};
@@ -85,7 +85,7 @@ fn launch_journaled(
         }
         return Ok(running);
     }
-    let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+    let held = starts::hold(launch).map_err(|e| cannot_start(launch, &e))?;
     journal.append(Record::Starting { boot, process: Some(held.id()) })?;
     Ok(Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?)))
 }
@@ -139,7 +139,7 @@ pub(super) fn start_stopped(install: &Install, run: &mut Run, prepared: &Prepare
     let mut running = match &prepared.detection.service {
         Some(unit) => start_unit(install, run, prepared, unit)?,
         None => {
-            let held = processes::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+            let held = starts::hold(launch).map_err(|e| cannot_start(launch, &e))?;
             Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?))
         }
     };
@@ -190,7 +190,7 @@ pub(super) fn try_start(prepared: &Prepared) -> Result<()> {
     let detection = prepared.detection;
     let launch = detection.new_launch.as_ref().filter(|_| detection.server.is_some() && detection.service.is_none());
     if let Some(launch) = launch.filter(|_| !prepared.plan.is_empty()) {
-        drop(processes::hold(launch).map_err(|e| cannot_start(launch, &e))?);
+        drop(starts::hold(launch).map_err(|e| cannot_start(launch, &e))?);
     }
     Ok(())
 }

@@ -15,16 +15,7 @@ use updater::update::bundle::{Bundle, Expected, Limits};
 /// Opens a bundle as an install would that folds nothing and has no links.
 pub fn open(path: &Path) -> anyhow::Result<Bundle> {
     let start_file = RelPath::parse("run.py").unwrap();
-    let expected = Expected {
-        named: None,
-        start_file: &start_file,
-        must_start: true,
-        is_installed: &|_| false,
-        folds_case: false,
-        merges_forms: false,
-        judge_top: None,
-        live_link: &|_| None,
-    };
+    let expected = Expected::anywhere(&start_file, true);
     Bundle::open(path, &expected, &Limits { max_size: 1 << 20, max_files: 100 })
 }
 

@@ -525,6 +525,35 @@ fn limits_are_asked_before_memory_is_taken() {
     check(&install(), limits());
 }
 
+/// A bundle for another program, or an old one, is refused by what it says that it is: what lies behind that is not even
+/// unpacked, so that here nobody notices that it is damaged.
+#[test]
+fn what_a_bundle_is_of_is_judged_before_it_is_unpacked() {
+    let install = Install::new();
+    install.write("updater.toml", "[bundle]\napp = \"scout\"\n");
+    let of = |name: &str, text: &str| {
+        let damaged = Part::new("app/damaged", "contents\n").both(local::CRC, central::CRC, &[0; 4]);
+        (with([Part::new(name, text)]), with([Part::new(name, text), damaged]))
+    };
+    let path = install.scratch().join("row.zip");
+    let write = |zip: &Zip| fs::write(&path, zip.bytes()).unwrap();
+    let apply = || install.updater(&["apply", path.to_str().unwrap(), "--no-start", "--json"]);
+    write(&of("updater-manifest.json", "{\"app\": \"scout\", \"version\": \"2.1.0\"}").0);
+    apply().expect(0);
+    for (name, text, code) in [
+        ("updater-manifest.json", "{\"app\": \"other\", \"version\": \"3.0.0\"}", "other-app"),
+        ("updater-manifest.json", "{\"app\": \"scout\", \"version\": \"2.0.0\"}", "downgrade"),
+        ("updater-manifest.json", "{\"version\": ", "bad-manifest"),
+        ("VERSION", "2.0.0\n", "downgrade"),
+        ("updater-manifest.json", "{\"app\": \"scout\", \"version\": \"3.0.0\"}", "bad-zip"),
+    ] {
+        write(&of(name, text).1);
+        assert_eq!(apply().expect(6).error_code(), code, "{text}");
+        let plan = install.updater(&["plan", path.to_str().unwrap(), "--no-start", "--json"]).expect(6);
+        assert_eq!(plan.object()["problems"][0]["code"], code, "{text}");
+    }
+}
+
 /// What is no zip at all, or less than one.
 #[test]
 fn a_bundle_is_a_whole_zip() {

@@ -3,7 +3,7 @@
 //! after. For an updater whose user may not leave the server's unit: a path that starts the helper.
 //! Refuses to write them itself (`fsx` does), and to stop a unit of recovery: a stop would spread to the server.
 
-use super::service;
+use super::systemd;
 use crate::roles::HELPER;
 use crate::system::{BootPlan, SystemPart};
 use std::io;
@@ -30,7 +30,7 @@ pub fn places(part: SystemPart, name: &str) -> [PathBuf; 2] {
 pub fn helper_answers(name: &str) -> bool {
     let [path, _] = places(SystemPart::Helper, name);
     let unit = path.file_name().map(|unit| unit.to_string_lossy().into_owned()).unwrap_or_default();
-    path.exists() && service::manage(&["is-active", "--quiet", &unit]).is_ok_and(|active| active.is_ok())
+    path.exists() && systemd::manage(&["is-active", "--quiet", &unit]).is_ok_and(|active| active.is_ok())
 }
 
 /// The text of each unit, in the order of `places`. Errors: a path that a unit cannot hold.
@@ -151,7 +151,7 @@ fn enabled_units(part: SystemPart, name: &str) -> Vec<String> {
 
 fn manage(verb: &[&str], units: &[String]) -> io::Result<()> {
     let words: Vec<&str> = verb.iter().copied().chain(units.iter().map(String::as_str)).collect();
-    service::manage(&words)?.map_err(|said| io::Error::other(format!("systemctl {}: {said}", words.join(" "))))
+    systemd::manage(&words)?.map_err(|said| io::Error::other(format!("systemctl {}: {said}", words.join(" "))))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What ties this process to the servers: whether ending them would end us as well.
 //! Refuses to move out: on this system an updater that is tied says so and changes nothing.
 
-use crate::system::{Errand, ProcessId, Said, Tie, Way, ancestry};
+use crate::system::{Errand, ProcessId, Said, Tie, Way, ancestry, service};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
@@ -15,9 +15,9 @@ pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
     if ancestry::is_below(own, servers)? {
         return Ok(Some(Tie::Tree));
     }
-    let Some(unit) = super::service::unit_of(own)? else { return Ok(None) };
+    let Some(unit) = service::manager().unit_of(own)? else { return Ok(None) };
     for server in servers {
-        if super::service::unit_of(server.pid)?.as_ref() == Some(&unit) {
+        if service::manager().unit_of(server.pid)?.as_ref() == Some(&unit) {
             return Ok(Some(Tie::Unit(unit)));
         }
     }

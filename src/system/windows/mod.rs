@@ -5,5 +5,15 @@ pub mod files;
 pub mod monitor;
 pub mod processes;
 pub mod remedies;
-pub mod service;
+mod services;
 pub mod trust;
+
+/// The service manager that Windows has.
+pub(super) fn service_manager() -> &'static dyn super::service::ServiceManager {
+    &services::WindowsServices
+}
+
+/// Starts by this process.
+pub(super) fn starter() -> &'static dyn super::starts::Starter {
+    &processes::OwnChildren
+}

@@ -6,6 +6,7 @@
 //! closes (our death); the release clears that limit and lets it run.
 
 use super::files::{check, is_one_of, wide};
+use crate::system::starts::{Held, Running, StartedProcess, Starter, SuspendedStart};
 use crate::system::{CommandLine, Credentials, Facts, LaunchSpec, Owner, ProcessId};
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -332,9 +333,20 @@ pub fn boot_id() -> io::Result<String> {
     Ok(format!("{:x}", info.boot_time.wrapping_sub(info.boot_time_bias as i64)))
 }
 
+/// Starts that this process makes.
+#[derive(Debug)]
+pub struct OwnChildren;
+
+impl Starter for OwnChildren {
+    /// Errors, too: another user is asked for.
+    fn hold(&self, spec: &LaunchSpec) -> io::Result<Held> {
+        Ok(Box::new(suspended(spec)?))
+    }
+}
+
 /// A server that is created and does not run yet. Dropped, or when we die, it ends.
 #[derive(Debug)]
-pub struct Held {
+struct Suspended {
     id: ProcessId,
     process: OwnedHandle,
     thread: OwnedHandle,
@@ -380,7 +392,7 @@ fn limit_job(job: &OwnedHandle, flags: u32) -> io::Result<()> {
 }
 
 /// Prepares a server up to the last step. Errors: no such program, folder or output file; another user.
-pub fn hold(spec: &LaunchSpec) -> io::Result<Held> {
+fn suspended(spec: &LaunchSpec) -> io::Result<Suspended> {
     let Some(name) = spec.argv.first() else { return Err(io::Error::other("the command is empty")) };
     if let Some(wanted) = &spec.credentials
         && !wanted.user.is_empty()
@@ -436,7 +448,7 @@ pub fn hold(spec: &LaunchSpec) -> io::Result<Held> {
     })?;
     let (process, thread) = (owned(made.hProcess)?, owned(made.hThread)?);
     let id = ProcessId { pid: made.dwProcessId, start: created(process.as_raw_handle())? };
-    Ok(Held { id, process, thread, job })
+    Ok(Suspended { id, process, thread, job })
 }
 
 /// The file of the program: a name with a separator is a path (from the working folder), another is looked up in
@@ -491,14 +503,12 @@ fn environment(pairs: &[(String, String)]) -> io::Result<Vec<u16>> {
     Ok(block)
 }
 
-impl Held {
-    /// Who the server will be.
-    pub fn id(&self) -> ProcessId {
+impl SuspendedStart for Suspended {
+    fn id(&self) -> ProcessId {
         self.id
     }
 
-    /// Lets it run. Errors: it could not be resumed; nothing runs then.
-    pub fn release(self) -> io::Result<Running> {
+    fn release(self: Box<Self>) -> io::Result<Running> {
         limit_job(&self.job, 0)?;
         // SAFETY: the handle of the first thread is open.
         if unsafe { ResumeThread(self.thread.as_raw_handle()) } == u32::MAX {
@@ -506,25 +516,23 @@ impl Held {
             limit_job(&self.job, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE)?;
             return Err(error);
         }
-        Ok(Running { id: self.id, process: self.process })
+        Ok(Box::new(Started { id: self.id, process: self.process }))
     }
 }
 
 /// A server that we started. Dropping this leaves it running.
 #[derive(Debug)]
-pub struct Running {
+struct Started {
     id: ProcessId,
     process: OwnedHandle,
 }
 
-impl Running {
-    /// Who it is.
-    pub fn id(&self) -> ProcessId {
+impl StartedProcess for Started {
+    fn id(&self) -> ProcessId {
         self.id
     }
 
-    /// How it ended (`exit code 1`); None while it runs.
-    pub fn exited(&mut self) -> io::Result<Option<String>> {
+    fn exited(&mut self) -> io::Result<Option<String>> {
         if !has_ended(&self.process, 0)? {
             return Ok(None);
         }
@@ -540,11 +548,13 @@ impl Running {
 pub fn run_held() -> io::Result<Infallible> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
-    let running = hold(&serde_json::from_str(&line)?)?.release()?;
-    has_ended(&running.process, u32::MAX)?;
+    let suspended = suspended(&serde_json::from_str(&line)?)?;
+    let process = suspended.process.try_clone()?;
+    Box::new(suspended).release()?;
+    has_ended(&process, u32::MAX)?;
     let mut code = 0;
     // SAFETY: the handle is open; the pointer is to a local.
-    check(unsafe { GetExitCodeProcess(running.process.as_raw_handle(), &mut code) })?;
+    check(unsafe { GetExitCodeProcess(process.as_raw_handle(), &mut code) })?;
     std::process::exit(code as i32)
 }
 

@@ -5,7 +5,9 @@ use super::contents::{Broken, Contents};
 use super::directory::{self, Stored};
 use super::links::{self, MAX_TARGET};
 use super::names::{self, Named};
-use super::{Entry, Expected, Limits, TopFolder, refused};
+use super::{
+    Entry, Expected, Identity, Limits, MANIFEST, MAX_MANIFEST, MAX_VERSION, TopFolder, VERSION, refused, too_large,
+};
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::{HEAD_BYTES, Head};
@@ -38,6 +40,15 @@ pub(super) struct Archive {
     file: File,
 }
 
+/// A zip that was judged.
+pub(super) struct Opened {
+    pub archive: Archive,
+    pub entries: Vec<Entry>,
+    /// How many files were passed over.
+    pub skipped: usize,
+    pub identity: Identity,
+}
+
 /// What the contents of an entry turned out to be.
 struct Judged {
     head: Head,
@@ -45,8 +56,8 @@ struct Judged {
 }
 
 impl Archive {
-    /// Opens a zip and reads all of it once. Returns its entries, and how many files were passed over.
-    pub(super) fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<(Self, Vec<Entry>, usize)> {
+    /// Opens a zip and reads all of it once, what it says that it is before all else.
+    pub(super) fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<Opened> {
         let bundle = expected.named.map_or_else(|| path.display().to_string(), str::to_string);
         let file = files::open_to_read(path).map_err(|e| {
             Failure::failed(Code::NoBundle, format!("the bundle cannot be opened: {e}"))
@@ -60,13 +71,38 @@ impl Archive {
         names::check_conflicts(&kept, expected, limits)?;
         hold_limits(&kept, size, limits)?;
         same_program(&kept, expected, &bundle)?;
+        let identity = this.identity(&kept)?;
+        if let Some(judge) = &expected.judge_identity {
+            judge(&identity)?;
+        }
         let entries = this.read_all(kept, expected)?;
-        Ok((this, entries, skipped))
+        Ok(Opened { archive: this, entries, skipped, identity })
     }
 
     /// The contents of an entry.
     pub(super) fn open_entry(&self, entry: &Entry) -> impl Read + '_ {
         Contents::new(&self.file, &entry.stored)
+    }
+
+    /// What the bundle says that it is.
+    fn identity(&self, kept: &[Named]) -> Result<Identity> {
+        let mut buffer = vec![0; BUFFER];
+        let find = |name: &str| kept.iter().find(|one| !one.is_folder && one.path.as_bytes() == name.as_bytes());
+        if let Some(manifest) = find(MANIFEST) {
+            if manifest.stored.size > MAX_MANIFEST {
+                return Err(too_large(&manifest.path, manifest.stored.size, MAX_MANIFEST));
+            }
+            // Twice, so that it need not be held: first whether it is whole.
+            self.read_one(manifest, &mut buffer)?;
+            return Identity::of_manifest(Contents::new(&self.file, &manifest.stored))?.checked(MANIFEST);
+        }
+        let Some(version) = find(VERSION).filter(|one| one.stored.size <= MAX_VERSION) else {
+            return Ok(Identity::default());
+        };
+        self.read_one(version, &mut buffer)?;
+        let mut bytes = Vec::new();
+        Contents::new(&self.file, &version.stored).read_to_end(&mut bytes).context("reading VERSION")?;
+        Identity::of_version_file(&bytes).checked(VERSION)
     }
 
     /// Unpacks everything once. Only when all is judged are the entries made, so that a refusal has cost no memory.
@@ -139,7 +175,7 @@ fn code(broken: &Broken) -> Code {
 
 /// The bundle of another program shares no folder with the installed one. Asked before anything is unpacked.
 fn same_program(kept: &[Named], expected: &Expected, bundle: &str) -> Result<()> {
-    let Some(judge_top) = expected.judge_top else { return Ok(()) };
+    let Some(judge_top) = &expected.judge_top else { return Ok(()) };
     let (mut last, mut is_strange) = (None, false);
     for named in kept.iter().filter(|named| !named.is_folder && named.path.parent().is_some()) {
         let top = named.path.top();

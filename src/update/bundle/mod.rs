@@ -19,10 +19,12 @@ mod archive;
 mod contents;
 mod directory;
 mod encoding;
+mod expected;
 mod links;
 mod names;
 mod saved;
 
+pub use expected::{Expected, Identity, TopFolder};
 pub use links::{Target, live_link};
 pub use saved::Saved;
 
@@ -81,35 +83,6 @@ impl Entry {
     }
 }
 
-/// What a folder at the top of a bundle is to the installed program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TopFolder {
-    /// It is no program's: the updater's own, or data.
-    NoProgram,
-    /// The installed program has it, too.
-    Shared,
-    Strange,
-}
-
-/// What a zip is held against before it is taken for a bundle of this install.
-pub struct Expected<'a> {
-    /// What the bundle is called in errors; None: by its path.
-    pub named: Option<&'a str>,
-    pub start_file: &'a RelPath,
-    /// Without the start file it is none.
-    pub must_start: bool,
-    /// Whether something of this name is installed.
-    pub is_installed: &'a dyn Fn(&RelPath) -> bool,
-    /// The volume takes names that differ in case alone for one.
-    pub folds_case: bool,
-    /// It takes composed and decomposed characters for one.
-    pub merges_forms: bool,
-    /// What a folder at the top is to the installed program, where a bundle of another one is refused.
-    pub judge_top: Option<&'a dyn Fn(&RelPath) -> TopFolder>,
-    /// The link that lies at a path of the install, if one does.
-    pub live_link: &'a dyn Fn(&RelPath) -> Option<Target>,
-}
-
 pub struct Bundle {
     contents: Contents,
     /// Sorted by path.
@@ -136,10 +109,35 @@ struct Manifest {
 }
 
 const MANIFEST: &str = "updater-manifest.json";
-/// The largest manifest, in bytes: it is read whole. One line for each of 100,000 files has about 160.
+/// The largest manifest, in bytes. One line for each of 100,000 files has about 160.
 const MAX_MANIFEST: u64 = 16 << 20;
+/// The file whose first line is the version, where there is no manifest, and the bytes of the largest that is one.
+const VERSION: &str = "VERSION";
+const MAX_VERSION: u64 = 255;
 /// The longest version and name of a program, in characters: both are printed, recorded and compared.
 const MAX_WORD: usize = 64;
+
+impl Identity {
+    /// What a manifest says.
+    fn of_manifest(from: impl Read) -> Result<Identity> {
+        let manifest: Manifest = serde_json::from_reader(std::io::BufReader::new(from))
+            .map_err(|e| refused(Code::BadManifest, MANIFEST, format!("the manifest cannot be read: {e}")))?;
+        Ok(Identity { version: manifest.version.unwrap_or_default(), app: manifest.app })
+    }
+
+    /// What the text of a `VERSION` file says.
+    fn of_version_file(bytes: &[u8]) -> Identity {
+        let text = String::from_utf8_lossy(bytes);
+        Identity { version: text.lines().next().unwrap_or_default().trim().to_string(), app: None }
+    }
+
+    /// Refuses what is no version or name of a program.
+    fn checked(self, place: &str) -> Result<Identity> {
+        word("version", &self.version, place)?;
+        word("app", self.app.as_deref().unwrap_or_default(), place)?;
+        Ok(self)
+    }
+}
 
 fn refused(code: Code, name: &str, message: impl Into<String>) -> anyhow::Error {
     Failure::refused(code, message).at(name).remedy("get the bundle again from its source, or make it again").into()
@@ -148,8 +146,8 @@ fn refused(code: Code, name: &str, message: impl Into<String>) -> anyhow::Error 
 impl Bundle {
     /// Opens a zip and reads all of it once. Errors: it cannot be opened (exit 1), or it is refused (exit 6).
     pub fn open(path: &Path, expected: &Expected, limits: &Limits) -> Result<Self> {
-        let (archive, entries, skipped) = archive::Archive::open(path, expected, limits)?;
-        Self::of(Contents::Zip(archive), entries, skipped)
+        let archive::Opened { archive, entries, skipped, identity } = archive::Archive::open(path, expected, limits)?;
+        Ok(Self::of(Contents::Zip(archive), entries, skipped, identity))
     }
 
     /// The version that lies in the backup folder `dir`, consisting of `entries`. What is `wanted` is hashed.
@@ -164,46 +162,19 @@ impl Bundle {
             return Err(names::no_start_file(start_file, &dir.display().to_string()));
         }
         saved::check(dir, entries.iter().filter(|e| wanted(&e.path)))?;
-        Self::of(Contents::Folder(dir.to_path_buf()), entries, 0)
+        let identity = saved::identity(dir, &entries)?;
+        Ok(Self::of(Contents::Folder(dir.to_path_buf()), entries, 0, identity))
     }
 
-    fn of(contents: Contents, mut entries: Vec<Entry>, skipped: usize) -> Result<Self> {
+    fn of(contents: Contents, mut entries: Vec<Entry>, skipped: usize, identity: Identity) -> Self {
+        entries.retain(|e| e.path.as_bytes() != MANIFEST.as_bytes());
         entries.sort_by(|a, b| a.path.cmp(&b.path));
-        let (content_id, version) = (String::new(), String::new());
-        let mut bundle = Self { contents, entries, content_id, version, app: None, skipped };
-        bundle.version = bundle.version_of()?;
-        bundle.entries.retain(|e| e.path.as_bytes() != MANIFEST.as_bytes());
-        bundle.content_id = content_id_of(&bundle.entries);
-        if bundle.version.is_empty() {
-            bundle.version = bundle.content_id.chars().take(12).collect();
+        let content_id = content_id_of(&entries);
+        let Identity { mut version, app } = identity;
+        if version.is_empty() {
+            version = content_id.chars().take(12).collect();
         }
-        Ok(bundle)
-    }
-
-    fn version_of(&mut self) -> Result<String> {
-        let find = |name: &str| self.entries.iter().position(|e| e.path.as_bytes() == name.as_bytes());
-        let is_zip = matches!(self.contents, Contents::Zip(_));
-        if let Some(at) = find(MANIFEST) {
-            let bytes = self.read_entry(at, MAX_MANIFEST)?;
-            let manifest: Manifest = serde_json::from_slice(&bytes)
-                .map_err(|e| refused(Code::BadManifest, MANIFEST, format!("the manifest cannot be read: {e}")))?;
-            let version = manifest.version.unwrap_or_default();
-            if is_zip {
-                word("version", &version, MANIFEST)?;
-                word("app", manifest.app.as_deref().unwrap_or_default(), MANIFEST)?;
-            }
-            self.app = manifest.app;
-            return Ok(version);
-        }
-        if let Some(at) = find("VERSION").filter(|at| self.entries.get(*at).is_some_and(|e| e.size < 256)) {
-            let text = String::from_utf8_lossy(&self.read_entry(at, 256)?).into_owned();
-            let version = text.lines().next().unwrap_or_default().trim();
-            if is_zip {
-                word("version", version, "VERSION")?;
-            }
-            return Ok(version.to_string());
-        }
-        Ok(String::new())
+        Self { contents, entries, content_id, version, app, skipped }
     }
 
     /// Writes the bytes of the entry at `position` of `entries`; they are hashed again on the way.
@@ -247,8 +218,7 @@ impl Bundle {
     pub fn read_entry(&mut self, position: usize, most: u64) -> Result<Vec<u8>> {
         let entry = self.entries.get(position).context("an entry of this bundle")?;
         if entry.size > most {
-            let message = format!("{} has {} bytes, more than the {most} that are read of it", entry.path, entry.size);
-            return Err(refused(Code::TooLarge, &entry.path.to_string(), message));
+            return Err(too_large(&entry.path, entry.size, most));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or_default());
         self.copy_entry(position, &mut bytes)?;
@@ -270,6 +240,11 @@ impl Bundle {
             Contents::Folder(dir) => saved::write_zip(dir, &self.entries, &self.version, out),
         }
     }
+}
+
+fn too_large(path: &RelPath, size: u64, most: u64) -> anyhow::Error {
+    let message = format!("{path} has {size} bytes, more than the {most} that are read of it");
+    refused(Code::TooLarge, &path.to_string(), message)
 }
 
 /// Refuses what is no version or name of a program: it is printed and recorded wherever this one is named.
@@ -313,16 +288,11 @@ mod tests {
         let path = folder.path().join("b.zip");
         std::fs::write(&path, bytes).unwrap();
         let start_file = RelPath::parse("run.py").unwrap();
-        let is_installed = |path: &RelPath| path.as_bytes() == b"installed";
         let expected = Expected {
-            named: None,
-            start_file: &start_file,
-            must_start: true,
-            is_installed: &is_installed,
+            is_installed: Box::new(|path| path.as_bytes() == b"installed"),
             folds_case: true,
             merges_forms: true,
-            judge_top: None,
-            live_link: &|_| None,
+            ..Expected::anywhere(&start_file, true)
         };
         Bundle::open(&path, &expected, &LIMITS)
     }

@@ -1,7 +1,7 @@
 //! A saved version as a bundle: its files lie under their own names in the folder of a backup.
 //! Refuses a file that is not what the record says.
 
-use super::{Entry, MANIFEST, Manifest};
+use super::{Entry, Identity, MANIFEST, MAX_MANIFEST, MAX_VERSION, Manifest, VERSION, too_large};
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
@@ -9,7 +9,7 @@ use crate::base::path::RelPath;
 use crate::system::{Facts, Kind};
 use anyhow::{Context, Result};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// A file as the record of a backup tells of it.
@@ -74,6 +74,21 @@ pub(super) fn check<'a>(dir: &Path, entries: impl Iterator<Item = &'a Entry>) ->
             .into());
     }
     Ok(())
+}
+
+/// What the saved version says that it is.
+pub(super) fn identity(dir: &Path, entries: &[Entry]) -> Result<Identity> {
+    let find = |name: &str| entries.iter().find(|entry| entry.path.as_bytes() == name.as_bytes());
+    if let Some(entry) = find(MANIFEST) {
+        if entry.size > MAX_MANIFEST {
+            return Err(too_large(&entry.path, entry.size, MAX_MANIFEST));
+        }
+        return Identity::of_manifest(fsx::open(&entry.saved_in(dir))?.take(MAX_MANIFEST));
+    }
+    let Some(entry) = find(VERSION).filter(|entry| entry.size <= MAX_VERSION) else { return Ok(Identity::default()) };
+    let mut bytes = Vec::new();
+    fsx::open(&entry.saved_in(dir))?.take(MAX_VERSION).read_to_end(&mut bytes)?;
+    Ok(Identity::of_version_file(&bytes))
 }
 
 /// Makes a zip of a saved version, data left out.

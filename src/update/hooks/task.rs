@@ -2,7 +2,7 @@
 //! Refuses to wait for ever, to wait for who merely holds its output open, and to leave anything of it running.
 
 use crate::base::fsx;
-use crate::system::{LaunchSpec, processes};
+use crate::system::{LaunchSpec, processes, starts};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) ->
         stderr: task.output.to_path_buf(),
         credentials: None,
     };
-    let started = processes::hold(&spec).and_then(processes::Held::release);
+    let started = starts::hold(&spec).and_then(|held| held.release());
     let mut running = started.with_context(|| format!("starting {}", task.argv.join(" ")))?;
     let mut output = fsx::Growing::open(task.output)?;
     let begun = Instant::now();

@@ -62,7 +62,7 @@ pub fn roll_back(install: &Install, run: &mut Run, interrupted: Interrupted) -> 
         }
     };
     tell_altered(run, &altered);
-    if service::is_shutting_down() {
+    if service::manager().is_shutting_down() {
         return at_shutdown(install, run, &journal, &cause, &record);
     }
     // Where the old server does not come back, the journal stays open, and `recover` goes on from here.
@@ -140,7 +140,10 @@ const TAIL: usize = 20;
 fn show_log(run: &mut Run, journal: &Journal, new: &Attempt) {
     let mut all: Vec<(String, Vec<String>)> = Vec::new();
     if let (Some(unit), Some(since)) = (&journal.begin.service, new.since) {
-        all.push((format!("journal of {unit}"), service::said_since(unit, since, TAIL).unwrap_or_default()));
+        all.push((
+            format!("journal of {unit}"),
+            service::manager().recent_output(unit, since, TAIL).unwrap_or_default(),
+        ));
     }
     for (file, from) in &new.logs {
         all.push((format!("log {}", file.display()), health::tail(file, *from, TAIL).unwrap_or_default()));

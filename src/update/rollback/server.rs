@@ -6,7 +6,7 @@ use super::undecided;
 use crate::base::error::{Code, Failure};
 use crate::state::baseline::HealthBaseline;
 use crate::state::journal::{Journal, Record};
-use crate::system::{ProcessId, ancestry, processes};
+use crate::system::{ProcessId, ancestry, processes, starts};
 use crate::update::health;
 use crate::update::install::Install;
 use crate::update::server::{self, Launched};
@@ -106,7 +106,7 @@ fn launch_old(install: &Install, journal: &mut Journal) -> Result<Option<Launche
     if is_starting(journal)? || server::find(&install.root)?.is_some() {
         return Ok(None);
     }
-    let held = processes::hold(&launch)?;
+    let held = starts::hold(&launch)?;
     let boot = processes::boot_id().context("reading the boot id")?;
     // The journal knows of it before it runs.
     journal.append(Record::StartingOld { boot, process: held.id() })?;
@@ -119,7 +119,7 @@ pub fn start_new(install: &Install, journal: &Journal) -> Result<health::Healthy
     let started = match (&journal.begin.service, journal.begin.new_launch()) {
         (Some(_), _) => start_unit(install, journal)?,
         (None, Some(launch)) if server::find(&install.root)?.is_none() => {
-            Some(Launched::Child(processes::hold(launch)?.release()?))
+            Some(Launched::Child(starts::hold(launch)?.release()?))
         }
         _ => None,
     };

@@ -93,7 +93,7 @@ fn gather(table: &Table, listeners: Vec<Listener>, top: u32, root: &InstallRoot)
         listeners.into_iter().filter(|l| l.pids.iter().any(|pid| members.contains(pid))).collect();
     let ports: BTreeSet<u16> = of_tree.iter().map(|l| l.port).collect();
     let launch = captured_launch(table, top, root)?;
-    let managed_by = service::unit_of(top).with_context(|| format!("finding the unit of process {top}"))?;
+    let managed_by = service::manager().unit_of(top).with_context(|| format!("finding the unit of process {top}"))?;
     let ports = ports.into_iter().collect();
     Ok(Some(Running { processes: found, ports, listeners: of_tree, launch, managed_by, handles }))
 }

@@ -7,7 +7,7 @@ use super::table::{Table, belongs};
 use crate::base::error::{Code, Failure};
 use crate::state::root::InstallRoot;
 use crate::system::service::{self, Job};
-use crate::system::{ProcessId, Unit, processes, remedies};
+use crate::system::{ProcessId, Unit, processes, remedies, starts};
 use anyhow::Context;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ const MAIN: Duration = Duration::from_secs(1);
 /// A server that was started: by us, or by its unit.
 #[derive(Debug)]
 pub enum Launched {
-    Child(processes::Running),
+    Child(starts::Running),
     Managed { unit: Unit, id: ProcessId },
 }
 
@@ -52,7 +52,7 @@ impl Launched {
 /// that runs something else, too. A server of no unit is fine.
 pub fn may_control(running: &Running, root: &InstallRoot) -> anyhow::Result<()> {
     let Some(unit) = &running.managed_by else { return Ok(()) };
-    if let Some(why) = service::refusal(unit).with_context(|| format!("asking for the service {unit}"))? {
+    if let Some(why) = service::manager().refusal(unit).with_context(|| format!("asking for the service {unit}"))? {
         let message = format!("the server belongs to the service {unit}, which we may not stop and start: {why}");
         return Err(Failure::failed(Code::Managed, message)
             .remedy(format!(
@@ -64,7 +64,7 @@ pub fn may_control(running: &Running, root: &InstallRoot) -> anyhow::Result<()> 
     let Some(top) = running.processes.first().map(|p| p.id.pid) else { return Ok(()) };
     let table = Table::read(&running.listeners)?;
     let above = table.ancestors(top);
-    let members = service::members_of(top).with_context(|| format!("reading the processes of {unit}"))?;
+    let members = service::manager().members_of(top).with_context(|| format!("reading the processes of {unit}"))?;
     let ours = |pid: &u32| table.descends(*pid, top) || above.contains(pid) || belongs(&table, *pid, root);
     match members.iter().find(|pid| table.holds(**pid) && !ours(pid)) {
         None => Ok(()),
@@ -82,7 +82,7 @@ pub fn may_control(running: &Running, root: &InstallRoot) -> anyhow::Result<()> 
 pub fn stop_unit(unit: &Unit, timeout: Duration, tick: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let failed =
         |said: &str| Failure::failed(Code::StopFailed, format!("the service {unit} cannot be stopped: {said}"));
-    let mut job = service::stop(unit).map_err(|e| failed(&e.to_string()))?;
+    let mut job = service::manager().stop(unit).map_err(|e| failed(&e.to_string()))?;
     let begun = Instant::now();
     let mut kill: Option<Job> = None;
     loop {
@@ -93,7 +93,7 @@ pub fn stop_unit(unit: &Unit, timeout: Duration, tick: &mut dyn FnMut() -> anyho
             None => {}
         }
         if begun.elapsed() >= timeout && kill.is_none() {
-            kill = Some(service::kill(unit).map_err(|e| failed(&e.to_string()))?);
+            kill = Some(service::manager().kill(unit).map_err(|e| failed(&e.to_string()))?);
         }
         if begun.elapsed() >= timeout + KILLED {
             return Err(failed("it does not end, not even when killed").into());
@@ -113,7 +113,7 @@ pub fn start_unit(
         Failure::failed(Code::CannotStart, format!("the service {unit} cannot be started: {said}"))
             .remedy(format!("see what the service manager says: {}", remedies::ask_about(Some(unit))))
     };
-    let mut job = service::start(unit).map_err(|e| failed(&e.to_string()))?;
+    let mut job = service::manager().start(unit).map_err(|e| failed(&e.to_string()))?;
     let begun = Instant::now();
     loop {
         tick()?;
@@ -128,11 +128,11 @@ pub fn start_unit(
     }
     let begun = Instant::now();
     loop {
-        let main = service::main_process(unit).map_err(|e| failed(&e.to_string()))?;
+        let main = service::manager().main_process(unit).map_err(|e| failed(&e.to_string()))?;
         if let Some(id) = main {
             return Ok(Some(Launched::Managed { unit: unit.clone(), id }));
         }
-        if service::has_failed(unit).map_err(|e| failed(&e.to_string()))? {
+        if service::manager().has_failed(unit).map_err(|e| failed(&e.to_string()))? {
             let message = format!("the new server ended at once, and its service {unit} has given up");
             return Err(Failure::failed(Code::HealthExited, message).into());
         }

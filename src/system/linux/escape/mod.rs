@@ -8,7 +8,8 @@ mod line;
 pub use line::{Line, Moved, arrive, depart, send};
 
 use super::monitor::{self, Answer, Ask};
-use super::{boot, processes, service};
+use super::{boot, processes, systemd};
+use crate::system::service;
 use crate::system::{ProcessId, Tie, Way, ancestry};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,9 +27,9 @@ pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
 
 fn tied(own: u32, servers: &[ProcessId]) -> io::Result<Option<Tie>> {
     // The strongest first: who leaves the unit leaves the tree, too.
-    if let Some(unit) = service::unit_of(own)? {
+    if let Some(unit) = service::manager().unit_of(own)? {
         for server in servers {
-            if is(*server)? && service::unit_of(server.pid)?.as_ref() == Some(&unit) {
+            if is(*server)? && service::manager().unit_of(server.pid)?.as_ref() == Some(&unit) {
                 return Ok(Some(Tie::Unit(unit)));
             }
         }
@@ -60,13 +61,13 @@ pub fn way_out(tie: Option<&Tie>, helper: &str) -> io::Result<Result<Way, String
                 return Ok(Ok(Way::Helper));
             }
             // Who may control the unit may usually start another one.
-            Ok(match service::refusal(unit)? {
+            Ok(match service::manager().refusal(unit)? {
                 None => Ok(Way::Transient { of_user: false }),
                 Some(why) => Err(format!("a unit of our own outside of {unit} cannot be started by us: {why}")),
             })
         }
         // A session of a terminal or a job of cron ends by itself; a unit of root's own outlives both.
-        None if own.is_root() && service::is_there() => Ok(Ok(Way::Transient { of_user: false })),
+        None if own.is_root() && systemd::is_there() => Ok(Ok(Way::Transient { of_user: false })),
         Some(Tie::Tree | Tie::Session) | None => Ok(Ok(Way::Session)),
     }
 }

@@ -8,8 +8,10 @@
 //! `Role::Monitored`; both are told the number of the socket to root and that of a bundle that root opened (`roles`
 //! draws it).
 
+mod forward;
 mod root;
 
+pub(super) use forward::Monitored;
 pub use root::run;
 
 use crate::roles::{Given, Role};

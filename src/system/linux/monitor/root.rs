@@ -3,7 +3,9 @@
 
 use super::{Answer, Ask, Verb};
 use crate::roles::{Given, Role};
-use crate::system::linux::{accounts, escape, ourselves, processes, service};
+use crate::system::linux::{accounts, escape, ourselves, processes, systemd::Systemd};
+use crate::system::service::{Job, ServiceManager as _};
+use crate::system::starts::{Held, Running, Starter as _};
 use crate::system::{Credentials, LaunchSpec, Owner, Unit, interrupt, is_passed_on};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
@@ -127,9 +129,9 @@ struct Office {
     allowed: BTreeSet<u32>,
     bound: Option<String>,
     next: u32,
-    held: BTreeMap<u32, processes::Held>,
-    running: BTreeMap<u32, processes::Running>,
-    jobs: BTreeMap<u32, service::Job>,
+    held: BTreeMap<u32, Held>,
+    running: BTreeMap<u32, Running>,
+    jobs: BTreeMap<u32, Job>,
 }
 
 impl Office {
@@ -202,7 +204,7 @@ impl Office {
                 if self.held.len() >= MOST_HELD || self.running.len() >= MOST_STARTED {
                     return Err(io::Error::other("root's half starts no more programs for this update"));
                 }
-                let held = processes::hold(&self.checked(*spec)?)?;
+                let held = processes::OwnChildren.hold(&self.checked(*spec)?)?;
                 let (number, id) = (self.number(), held.id());
                 self.held.insert(number, held);
                 Answer::Held(number, id)
@@ -224,7 +226,7 @@ impl Office {
             // Asked before the stop alone.
             Ask::Refusal(unit) => interrupt::during(|| {
                 Ok::<_, io::Error>(match self.unit(&unit)? {
-                    Ok(unit) => Answer::Refusal(service::refusal(&unit)?),
+                    Ok(unit) => Answer::Refusal(Systemd.refusal(&unit)?),
                     Err(why) => Answer::Refusal(Some(why)),
                 })
             })?,
@@ -234,9 +236,9 @@ impl Office {
                 }
                 let unit = self.unit(&unit)?.map_err(io::Error::other)?;
                 let job = match verb {
-                    Verb::Stop => service::stop(&unit)?,
-                    Verb::Start => service::start(&unit)?,
-                    Verb::Kill => service::kill(&unit)?,
+                    Verb::Stop => Systemd.stop(&unit)?,
+                    Verb::Start => Systemd.start(&unit)?,
+                    Verb::Kill => Systemd.kill(&unit)?,
                 };
                 let number = self.number();
                 self.jobs.insert(number, job);
@@ -244,9 +246,9 @@ impl Office {
             }
             Ask::Said(unit, since, count) => {
                 let unit = self.unit(&unit)?.map_err(io::Error::other)?;
-                Answer::Said(service::said_since(&unit, since, count.min(MOST_LINES))?)
+                Answer::Said(Systemd.recent_output(&unit, since, count.min(MOST_LINES))?)
             }
-            Ask::IsShuttingDown => Answer::IsShuttingDown(service::is_shutting_down()),
+            Ask::IsShuttingDown => Answer::IsShuttingDown(Systemd.is_shutting_down()),
             Ask::Ended(number) => {
                 let ended = self.jobs.get_mut(&number).ok_or_else(unknown)?.ended()?;
                 if ended.is_some() {
@@ -288,7 +290,7 @@ impl Office {
             return Ok(Err(format!("this helper is bound to {bound}")));
         }
         let unit = Unit::system(name);
-        let judged = service::runs_as(&unit, self.who.uid)?;
+        let judged = Systemd.runs_as(&unit, self.who.uid)?;
         Ok(judged
             .map(|()| unit)
             .map_err(|user| format!("it runs as {user}, and the install belongs to {}", self.who.user)))
@@ -299,6 +301,19 @@ impl Office {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    /// A number in the count of suspended starts: nothing of it is asked for.
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl crate::system::starts::SuspendedStart for Nobody {
+        fn id(&self) -> crate::system::ProcessId {
+            unreachable!("nobody asks who it is")
+        }
+        fn release(self: Box<Self>) -> io::Result<Running> {
+            unreachable!("nobody releases it")
+        }
+    }
 
     fn office() -> Office {
         let who = Credentials { uid: 4711, gid: 4712, groups: vec![4712], umask: 0o022, user: "scout".into() };
@@ -369,7 +384,7 @@ mod tests {
         for _ in 0..MOST_HELD {
             // What is held needs root to become the user: only the count matters here.
             let number = office.number();
-            office.held.insert(number, processes::Held::nobody());
+            office.held.insert(number, Box::new(Nobody));
         }
         let refused = office.answer(Ask::Hold(Box::new(spec(4711, 4712, &[4713])))).unwrap_err();
         assert!(refused.to_string().contains("no more programs"), "{refused}");

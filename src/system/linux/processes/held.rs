@@ -6,8 +6,8 @@
 
 use super::{identity, own_ids};
 use crate::roles::Role;
-use crate::system::linux::monitor::{self, Answer, Ask};
 use crate::system::linux::ourselves;
+use crate::system::starts::{Held, Running, StartedProcess, Starter, SuspendedStart};
 use crate::system::{Credentials, LaunchSpec, ProcessId};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
@@ -22,41 +22,32 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// A server that is ready to start and waits for its release. Dropped, or when we die, it ends.
+/// Starts that this process makes by itself, as the parent of what it starts.
 #[derive(Debug)]
-pub struct Held {
+pub struct OwnChildren;
+
+impl Starter for OwnChildren {
+    fn hold(&self, spec: &LaunchSpec) -> io::Result<Held> {
+        Ok(Box::new(hold_with(ourselves(&Role::ExecServer), spec)?))
+    }
+}
+
+/// A child that waits for its release. Dropped, or when we die, it ends.
+#[derive(Debug)]
+struct Suspended {
     id: ProcessId,
     /// None once it was handed on.
     parts: Option<Parts>,
 }
 
 #[derive(Debug)]
-enum Parts {
-    Own {
-        child: Child,
-        go: ChildStdin,
-        status: BufReader<ChildStdout>,
-    },
-    /// Root holds it for us, under this number.
-    Roots(u32),
+struct Parts {
+    child: Child,
+    go: ChildStdin,
+    status: BufReader<ChildStdout>,
 }
 
-/// Prepares a server up to the last step. Errors: what the preparation says, or no such program.
-pub fn hold(spec: &LaunchSpec) -> io::Result<Held> {
-    match monitor::ask(&Ask::Hold(Box::new(spec.clone()))) {
-        Ok(Some(Answer::Held(number, id))) => return Ok(Held { id, parts: Some(Parts::Roots(number)) }),
-        // A server that lacks a group is better than none.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            let spec = LaunchSpec { credentials: None, ..spec.clone() };
-            return hold_with(ourselves(&Role::ExecServer), &spec);
-        }
-        Err(error) => return Err(error),
-        Ok(_) => {}
-    }
-    hold_with(ourselves(&Role::ExecServer), spec)
-}
-
-fn hold_with(mut command: Command, spec: &LaunchSpec) -> io::Result<Held> {
+fn hold_with(mut command: Command, spec: &LaunchSpec) -> io::Result<Suspended> {
     let mut line = serde_json::to_vec(spec)?;
     line.push(b'\n');
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -65,10 +56,10 @@ fn hold_with(mut command: Command, spec: &LaunchSpec) -> io::Result<Held> {
         return Err(io::Error::other("the held process has no pipes"));
     };
     let pid = child.id();
-    let parts = Parts::Own { child, go, status: BufReader::new(status) };
+    let parts = Parts { child, go, status: BufReader::new(status) };
     // From here on an early return drops `held`, and with it the child.
-    let mut held = Held { id: ProcessId { pid, start: 0 }, parts: Some(parts) };
-    let Some(Parts::Own { go, status, .. }) = held.parts.as_mut() else {
+    let mut held = Suspended { id: ProcessId { pid, start: 0 }, parts: Some(parts) };
+    let Some(Parts { go, status, .. }) = held.parts.as_mut() else {
         return Err(io::Error::other("the held process is lost"));
     };
     // A child that ended already has said why; a broken pipe would only hide that.
@@ -118,27 +109,14 @@ fn launch_error(answer: &str) -> io::Error {
     io::Error::other(format!("the server could not be started: {text}"))
 }
 
-impl Held {
-    /// Nothing that is held, for tests of who holds it.
-    #[cfg(test)]
-    pub(in crate::system::linux) fn nobody() -> Held {
-        Held { id: ProcessId { pid: 0, start: 0 }, parts: None }
-    }
-
-    /// Who the server will be: pid and start time stay when it is released.
-    pub fn id(&self) -> ProcessId {
+impl SuspendedStart for Suspended {
+    fn id(&self) -> ProcessId {
         self.id
     }
 
-    /// Lets it become the server. Errors: the program could not be executed; nothing runs then.
-    pub fn release(mut self) -> io::Result<Running> {
-        let (mut child, mut go, mut status) = match self.parts.take() {
-            Some(Parts::Own { child, go, status }) => (child, go, status),
-            Some(Parts::Roots(number)) => {
-                monitor::ask(&Ask::Release(number))?;
-                return Ok(Running { id: self.id, watch: Watch::Roots(number) });
-            }
-            None => return Err(io::Error::other("the held process is lost")),
+    fn release(mut self: Box<Self>) -> io::Result<Running> {
+        let Some(Parts { mut child, mut go, mut status }) = self.parts.take() else {
+            return Err(io::Error::other("the held process is lost"));
         };
         let released = go.write_all(b"g");
         drop(go);
@@ -146,7 +124,7 @@ impl Held {
         // Ends with the exec, which closes the pipe, or with the process.
         let read = status.read_to_string(&mut answer);
         if answer.is_empty() && released.is_ok() && read.is_ok() {
-            return Ok(Running { id: self.id, watch: Watch::Own(child) });
+            return Ok(Box::new(Started { id: self.id, child }));
         }
         child.kill()?;
         child.wait()?;
@@ -156,54 +134,30 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Suspended {
     fn drop(&mut self) {
-        // Nothing to report to from here; the end of its stdin ends it in any case.
-        match self.parts.take() {
-            Some(Parts::Own { mut child, .. }) => {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
-            Some(Parts::Roots(number)) => {
-                let _ = monitor::ask(&Ask::Drop(number));
-            }
-            None => {}
+        if let Some(mut parts) = self.parts.take() {
+            // Nothing to report to from here; the end of its stdin ends it in any case.
+            let _ = parts.child.kill();
+            let _ = parts.child.wait();
         }
     }
 }
 
-/// A server that we started. Dropping this leaves it running.
+/// A child that was released. Dropping this leaves it running.
 #[derive(Debug)]
-pub struct Running {
+struct Started {
     id: ProcessId,
-    watch: Watch,
+    child: Child,
 }
 
-#[derive(Debug)]
-enum Watch {
-    Own(Child),
-    /// Root is its parent.
-    Roots(u32),
-}
-
-impl Running {
-    /// Who it is.
-    pub fn id(&self) -> ProcessId {
+impl StartedProcess for Started {
+    fn id(&self) -> ProcessId {
         self.id
     }
 
-    /// How it ended (`exit code 1`, `signal 9`); None while it runs.
-    pub fn exited(&mut self) -> io::Result<Option<String>> {
-        let child = match &mut self.watch {
-            Watch::Own(child) => child,
-            Watch::Roots(number) => {
-                return match monitor::ask(&Ask::Exited(*number))? {
-                    Some(Answer::Exited(how)) => Ok(how),
-                    _ => Err(io::Error::other("root's half gave no answer")),
-                };
-            }
-        };
-        Ok(child.try_wait()?.map(|status| match (status.code(), status.signal()) {
+    fn exited(&mut self) -> io::Result<Option<String>> {
+        Ok(self.child.try_wait()?.map(|status| match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit code {code}"),
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => status.to_string(),
@@ -360,7 +314,7 @@ mod tests {
         panic!("{error}");
     }
 
-    fn held(spec: &LaunchSpec) -> io::Result<Held> {
+    fn held(spec: &LaunchSpec) -> io::Result<Box<Suspended>> {
         let name = "system::linux::processes::held::tests::held_child";
         let own = std::env::current_exe().unwrap();
         // With SIGHUP and SIGINT ignored, as under nohup.
@@ -371,7 +325,7 @@ mod tests {
         );
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &script]);
-        hold_with(command, spec)
+        hold_with(command, spec).map(Box::new)
     }
 
     fn spec(dir: &Path, argv: &[&str]) -> LaunchSpec {
@@ -447,7 +401,7 @@ mod tests {
     fn the_end_of_its_orders_ends_it_without_a_kill() {
         let dir = tempfile::tempdir().unwrap();
         let mut held = held(&spec(dir.path(), &["touch", "ran"])).unwrap();
-        let Some(Parts::Own { mut child, go, status }) = held.parts.take() else { panic!("not ours") };
+        let Some(Parts { mut child, go, status }) = held.parts.take() else { panic!("not ours") };
         // What our death does: the system closes our ends.
         drop((go, status));
         assert_eq!(child.wait().unwrap().code(), Some(1));

@@ -6,7 +6,7 @@ mod network;
 mod stat;
 
 pub(super) use held::become_user;
-pub use held::{Held, Running, hold, run_held};
+pub use held::{OwnChildren, run_held};
 pub use network::{ports_elsewhere, stands_in, users_listening};
 pub(super) use stat::not_shown;
 pub use stat::{identity, list_is_readable, parent, session};
@@ -171,7 +171,9 @@ pub(super) fn credentials_if_wholly(pid: u32, uid: u32) -> io::Result<Option<Cre
 pub fn is_strangers(pid: u32, owner: Owner) -> bool {
     let Ok(is) = ids(pid) else { return false };
     let is_known = is.uid == owner.uid || is.uid == rustix::process::geteuid().as_raw();
-    let of_the_system = || super::service::unit_of(pid).is_ok_and(|unit| unit.is_some_and(|unit| unit.user.is_none()));
+    let of_the_system = || {
+        crate::system::service::manager().unit_of(pid).is_ok_and(|unit| unit.is_some_and(|unit| unit.user.is_none()))
+    };
     !is_known && !of_the_system()
 }
 

@@ -2,6 +2,7 @@
 //! Refuses to change any service: their stop and start is not built yet, and `refusal` says so before an update.
 
 use super::files::check;
+use crate::system::service::{Job, ServiceManager};
 use crate::system::{ProcessId, Unit};
 use std::io;
 use windows_sys::Win32::Foundation::ERROR_MORE_DATA;
@@ -10,86 +11,82 @@ use windows_sys::Win32::System::Services::{
     SC_MANAGER_CONNECT, SC_MANAGER_ENUMERATE_SERVICE, SERVICE_ACTIVE, SERVICE_WIN32,
 };
 
-/// The service that runs in this process. None: no service.
-pub fn unit_of(pid: u32) -> io::Result<Option<Unit>> {
-    let rights = SC_MANAGER_CONNECT | SC_MANAGER_ENUMERATE_SERVICE;
-    // SAFETY: null names mean this computer and its active database.
-    let manager = unsafe { OpenSCManagerW(std::ptr::null(), std::ptr::null(), rights) };
-    if manager.is_null() {
-        return Err(io::Error::last_os_error());
-    }
-    let found = search(manager, pid);
-    // SAFETY: opened above and not used after this.
-    unsafe { CloseServiceHandle(manager) };
-    Ok(found?.map(|name| Unit::system(&name)))
-}
-
-/// The service that an operator calls so.
-pub fn named(name: &str) -> Unit {
-    Unit::system(name)
-}
+/// The service control manager.
+#[derive(Debug)]
+pub struct WindowsServices;
 
 const NOT_BUILT: &str = "this program cannot control Windows services yet";
 
-/// Why we may not stop and start this service, in words.
-pub fn refusal(_unit: &Unit) -> io::Result<Option<String>> {
-    Ok(Some(NOT_BUILT.to_string()))
-}
-
-/// Whether the service's programs run as this user: nobody is told apart here.
-pub fn runs_as(_unit: &Unit, _uid: u32) -> io::Result<Result<(), String>> {
-    Ok(Ok(()))
-}
-
-/// Every process of the service that this process belongs to: no others are known here.
-pub fn members_of(_pid: u32) -> io::Result<Vec<u32>> {
-    Ok(Vec::new())
-}
-
-/// A request to the service manager under way: none can be.
-#[derive(Debug)]
-pub enum Job {}
-
-/// Errors: always, `Unsupported`.
-pub fn stop(_unit: &Unit) -> io::Result<Job> {
+fn not_built<T>() -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
 }
 
-/// Errors: always, `Unsupported`.
-pub fn kill(_unit: &Unit) -> io::Result<Job> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
-}
-
-/// Errors: always, `Unsupported`.
-pub fn start(_unit: &Unit) -> io::Result<Job> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
-}
-
-impl Job {
-    /// There is none that could end.
-    pub fn ended(&mut self) -> io::Result<Option<Result<String, String>>> {
-        match *self {}
+impl ServiceManager for WindowsServices {
+    /// The service that runs in this process.
+    fn unit_of(&self, pid: u32) -> io::Result<Option<Unit>> {
+        let rights = SC_MANAGER_CONNECT | SC_MANAGER_ENUMERATE_SERVICE;
+        // SAFETY: null names mean this computer and its active database.
+        let manager = unsafe { OpenSCManagerW(std::ptr::null(), std::ptr::null(), rights) };
+        if manager.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        let found = search(manager, pid);
+        // SAFETY: opened above and not used after this.
+        unsafe { CloseServiceHandle(manager) };
+        Ok(found?.map(|name| Unit::system(&name)))
     }
-}
 
-/// The main process of a service. Errors: always, `Unsupported`.
-pub fn main_process(_unit: &Unit) -> io::Result<Option<ProcessId>> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
-}
+    fn named(&self, name: &str) -> Unit {
+        Unit::system(name)
+    }
 
-/// Whether a service has ended. Errors: always, `Unsupported`.
-pub fn has_failed(_unit: &Unit) -> io::Result<bool> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, NOT_BUILT))
-}
+    /// No others are known here.
+    fn members_of(&self, _pid: u32) -> io::Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
 
-/// What a service wrote since then: there is no such journal here.
-pub fn said_since(_unit: &Unit, _since: i64, _count: usize) -> io::Result<Vec<String>> {
-    Ok(Vec::new())
-}
+    fn obstacle(&self, _unit: &Unit) -> io::Result<Option<String>> {
+        Ok(Some(NOT_BUILT.to_string()))
+    }
 
-/// Whether the system goes down: not asked here.
-pub fn is_shutting_down() -> bool {
-    false
+    fn denial(&self, _unit: &Unit) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Nobody is told apart here.
+    fn runs_as(&self, _unit: &Unit, _uid: u32) -> io::Result<Result<(), String>> {
+        Ok(Ok(()))
+    }
+
+    fn stop(&self, _unit: &Unit) -> io::Result<Job> {
+        not_built()
+    }
+
+    fn kill(&self, _unit: &Unit) -> io::Result<Job> {
+        not_built()
+    }
+
+    fn start(&self, _unit: &Unit) -> io::Result<Job> {
+        not_built()
+    }
+
+    fn main_process(&self, _unit: &Unit) -> io::Result<Option<ProcessId>> {
+        not_built()
+    }
+
+    fn has_failed(&self, _unit: &Unit) -> io::Result<bool> {
+        not_built()
+    }
+
+    /// There is no such journal here.
+    fn recent_output(&self, _unit: &Unit, _since: i64, _count: usize) -> io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Not asked here.
+    fn is_shutting_down(&self) -> bool {
+        false
+    }
 }
 
 fn search(manager: windows_sys::Win32::System::Services::SC_HANDLE, pid: u32) -> io::Result<Option<String>> {
