@@ -17,7 +17,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Folder;
 use crate::state::root::InstallRoot;
-use crate::system::{self, Facts, files, interrupt};
+use crate::system::{self, FileMetadata, files, interrupt};
 use crate::update::ownership::{Census, Class, Item};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,7 @@ pub struct Backup {
     /// The files that are another name of a file in the backup before: they are never written.
     linked: BTreeSet<RelPath>,
     /// Large files that stay in place unsaved.
-    watched: BTreeMap<RelPath, Facts>,
+    watched: BTreeMap<RelPath, FileMetadata>,
     /// Top names of the install that a backup's own names take, and what they are saved as.
     renamed: BTreeMap<RelPath, RelPath>,
     /// When pass 1 ended.
@@ -79,7 +79,7 @@ pub fn seed(
     let dir = root.state().staged_backup();
     fsx::make_folders(dir.parent().context("staging has a folder above it")?)?;
     files::private_folder(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    fsx::adopt(&dir)?;
+    fsx::inherit_owner(&dir)?;
     let mut backup = Backup {
         id,
         dir,
@@ -132,40 +132,40 @@ impl Backup {
         self.dir.join(self.slot(path).to_path())
     }
 
-    fn line(&self, path: &RelPath, facts: &Facts, data: bool, sha256: String) -> Line {
+    fn line(&self, path: &RelPath, metadata: &FileMetadata, data: bool, sha256: String) -> Line {
         let slot = self.slot(path);
         let place = (slot != *path).then_some(slot);
-        Line { path: path.clone(), sha256, data, facts: *facts, base: None, place }
+        Line { path: path.clone(), sha256, data, metadata: *metadata, base: None, place }
     }
 
     /// Saves one file as it was chosen.
     fn take(&mut self, root: &InstallRoot, one: &Selected) -> Result<()> {
         match &one.how {
             How::Watch => {
-                self.watched.insert(one.path.clone(), one.facts);
+                self.watched.insert(one.path.clone(), one.metadata);
                 Ok(())
             }
             How::Link { copy, sha256 } => {
                 if self.link(root, one, copy, sha256)? {
                     return Ok(());
                 }
-                self.save(root, &one.path, &one.facts, one.data)
+                self.save(root, &one.path, &one.metadata, one.data)
             }
-            How::Clone => self.clone_or_watch(root, &one.path, &one.facts),
-            How::Copy => self.save(root, &one.path, &one.facts, one.data),
+            How::Clone => self.clone_or_watch(root, &one.path, &one.metadata),
+            How::Copy => self.save(root, &one.path, &one.metadata, one.data),
         }
     }
 
     /// Makes another name of the copy in the backup before, once that was read and found good. Ok(false): it is not.
     fn link(&mut self, root: &InstallRoot, one: &Selected, copy: &Path, sha256: &str) -> Result<bool> {
         let to = self.place(&one.path);
-        let is_good = fsx::facts(copy)?.is_some_and(|is| {
+        let is_good = fsx::metadata(copy)?.is_some_and(|is| {
             (is.kind, is.size, is.mode, is.owner, is.mtime)
-                == (one.facts.kind, one.facts.size, one.facts.mode, one.facts.owner, one.facts.mtime)
+                == (one.metadata.kind, one.metadata.size, one.metadata.mode, one.metadata.owner, one.metadata.mtime)
         });
         let live = root.join(&one.path);
         let attributes = || files::same_attributes(&live, copy).unwrap_or(false);
-        if !is_good || !attributes() || !fsx::holds(copy, sha256).unwrap_or(false) {
+        if !is_good || !attributes() || !fsx::has_sha256(copy, sha256).unwrap_or(false) {
             return Ok(false);
         }
         if let Some(parent) = to.parent() {
@@ -175,19 +175,19 @@ impl Backup {
             return Ok(false);
         }
         self.linked.insert(one.path.clone());
-        self.lines.insert(one.path.clone(), self.line(&one.path, &one.facts, one.data, sha256.to_string()));
+        self.lines.insert(one.path.clone(), self.line(&one.path, &one.metadata, one.data, sha256.to_string()));
         Ok(true)
     }
 
     /// A large file: saved where that costs no room, else only watched.
-    fn clone_or_watch(&mut self, root: &InstallRoot, path: &RelPath, facts: &Facts) -> Result<()> {
+    fn clone_or_watch(&mut self, root: &InstallRoot, path: &RelPath, metadata: &FileMetadata) -> Result<()> {
         self.forget(path)?;
-        match fsx::clone_file(&root.join(path), &self.place(path), facts) {
+        match fsx::clone_file(&root.join(path), &self.place(path), metadata) {
             Ok(Some(sha256)) => {
-                self.lines.insert(path.clone(), self.line(path, facts, true, sha256));
+                self.lines.insert(path.clone(), self.line(path, metadata, true, sha256));
             }
             Ok(None) => {
-                self.watched.insert(path.clone(), *facts);
+                self.watched.insert(path.clone(), *metadata);
             }
             Err(_) if !fsx::exists(&root.join(path))? => {}
             Err(e) => return Err(unreadable(path, &e)),
@@ -196,12 +196,12 @@ impl Backup {
     }
 
     /// Copies one file; one that vanishes meanwhile is simply not there.
-    fn save(&mut self, root: &InstallRoot, path: &RelPath, facts: &Facts, data: bool) -> Result<()> {
+    fn save(&mut self, root: &InstallRoot, path: &RelPath, metadata: &FileMetadata, data: bool) -> Result<()> {
         self.forget(path)?;
         let to = self.place(path);
-        match fsx::copy(&root.join(path), &to, facts) {
+        match fsx::copy(&root.join(path), &to, metadata) {
             Ok(sha256) => {
-                self.lines.insert(path.clone(), self.line(path, facts, data, sha256));
+                self.lines.insert(path.clone(), self.line(path, metadata, data, sha256));
                 Ok(())
             }
             Err(_) if !fsx::exists(&root.join(path))? => fsx::remove_own_file(&to),
@@ -239,7 +239,11 @@ impl Backup {
             files: self.lines.values().cloned().collect(),
             folders,
             linked,
-            watched: self.watched.iter().map(|(path, facts)| Watched::new(path, *facts, &root.join(path))).collect(),
+            watched: self
+                .watched
+                .iter()
+                .map(|(path, metadata)| Watched::new(path, *metadata, &root.join(path)))
+                .collect(),
             ..record
         };
         record.store(&self.dir)?;
@@ -253,19 +257,19 @@ impl Backup {
     /// always enter it; of a data folder that is a link the target is kept.
     fn folders(&self, root: &InstallRoot, census: &Census) -> Result<(Vec<Linked>, Vec<Folder>)> {
         let (mut linked, mut folders) = (Vec::new(), Vec::new());
-        for (path, facts) in &census.folders {
+        for (path, metadata) in &census.folders {
             interrupt::check()?;
             let (live, to) = (root.join(path), self.place(path));
             fsx::make_folders(&to)?;
-            if facts.kind == system::Kind::Link {
+            if metadata.kind == system::FileType::Link {
                 linked.push(Linked::new(path, &fsx::link_target(&live)?));
                 continue;
             }
             let slot = self.slot(path);
-            folders.push(Folder { place: (slot != *path).then_some(slot), ..Folder::of(path, facts) });
-            let is = files::facts(&to)?;
-            if (is.owner, is.mode) != (facts.owner, facts.mode | 0o700) {
-                fsx::dress_folder(&to, facts.owner, facts.mode | 0o700)?;
+            folders.push(Folder { place: (slot != *path).then_some(slot), ..Folder::of(path, metadata) });
+            let is = files::metadata(&to)?;
+            if (is.owner, is.mode) != (metadata.owner, metadata.mode | 0o700) {
+                fsx::apply_folder_metadata(&to, metadata.owner, metadata.mode | 0o700)?;
             }
             if !files::same_attributes(&live, &to).unwrap_or(true) {
                 files::copy_attributes(&live, &to).with_context(|| format!("setting attributes of {path}"))?;
@@ -276,51 +280,51 @@ impl Backup {
 
     /// Brings what was saved of one file up to date.
     fn again(&mut self, root: &InstallRoot, live: &Live, path: &RelPath, item: &Item) -> Result<()> {
-        let (facts, data) = (&item.facts, item.class == Class::Data);
+        let (metadata, data) = (&item.metadata, item.class == Class::Data);
         let selection = live.selection;
         let is_database = live.census.databases.main_of(path).is_some();
-        if selection.is_watched_only(path, facts, data, is_database) {
+        if selection.is_watched_only(path, metadata, data, is_database) {
             self.forget(path)?;
-            self.watched.insert(path.clone(), *facts);
+            self.watched.insert(path.clone(), *metadata);
             return Ok(());
         }
-        let racy = facts.mtime.max(facts.ctime) > self.seeded_at - RACY_NANOS;
-        let by_content = facts.kind == system::Kind::File && (racy || is_database);
-        let was = self.lines.get(path).map(|line| line.facts).or(self.watched.get(path).copied());
-        let is_same = was.is_some_and(|was| fsx::is_unchanged(&was, facts));
-        let is_large = selection.is_large(facts, data, is_database);
+        let racy = metadata.mtime.max(metadata.ctime) > self.seeded_at - RACY_NANOS;
+        let by_content = metadata.kind == system::FileType::File && (racy || is_database);
+        let was = self.lines.get(path).map(|line| line.metadata).or(self.watched.get(path).copied());
+        let is_same = was.is_some_and(|was| fsx::is_unchanged(&was, metadata));
+        let is_large = selection.is_large(metadata, data, is_database);
         match self.lines.get_mut(path) {
             Some(line) if is_same && !by_content => {
                 line.data = data;
                 Ok(())
             }
             None if is_same && is_large => Ok(()),
-            _ if is_large => self.clone_or_watch(root, path, facts),
-            Some(line) if facts.kind == system::Kind::File && line.facts.kind == system::Kind::File => {
-                self.compare(root, path, facts, data)
+            _ if is_large => self.clone_or_watch(root, path, metadata),
+            Some(line) if metadata.kind == system::FileType::File && line.metadata.kind == system::FileType::File => {
+                self.compare(root, path, metadata, data)
             }
-            _ => self.save(root, path, facts, data),
+            _ => self.save(root, path, metadata, data),
         }
     }
 
     /// Makes the copy of a file that may have changed its equal.
-    fn compare(&mut self, root: &InstallRoot, path: &RelPath, facts: &Facts, data: bool) -> Result<()> {
+    fn compare(&mut self, root: &InstallRoot, path: &RelPath, metadata: &FileMetadata, data: bool) -> Result<()> {
         let (live, to) = (root.join(path), self.place(path));
-        let Some(line) = self.lines.get(path) else { return self.save(root, path, facts, data) };
+        let Some(line) = self.lines.get(path) else { return self.save(root, path, metadata, data) };
         let known = line.sha256.clone();
         if self.linked.contains(path) {
             // The other name of this file is another backup's.
-            let same = fsx::is_unchanged(&line.facts, facts) && fsx::same_bytes(&live, &to);
-            return if same { Ok(()) } else { self.save(root, path, facts, data) };
+            let same = fsx::is_unchanged(&line.metadata, metadata) && fsx::same_bytes(&live, &to);
+            return if same { Ok(()) } else { self.save(root, path, metadata, data) };
         }
-        if files::facts(&to)?.mode & 0o200 == 0 {
+        if files::metadata(&to)?.mode & 0o200 == 0 {
             // The copy of a file that nobody may write; it gets its mode again below.
             files::set_mode(&to, 0o600).with_context(|| format!("opening the copy of {path}"))?;
         }
-        let changed = fsx::update_copy(&live, &to, facts)?;
+        let changed = fsx::update_copy(&live, &to, metadata)?;
         let sha256 = if changed { fsx::sha256_of(&to)? } else { known };
-        fsx::dress_like(&live, &to, facts)?;
-        self.lines.insert(path.clone(), self.line(path, facts, data, sha256));
+        fsx::copy_metadata(&live, &to, metadata)?;
+        self.lines.insert(path.clone(), self.line(path, metadata, data, sha256));
         Ok(())
     }
 }

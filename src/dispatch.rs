@@ -36,7 +36,7 @@ use std::process::ExitCode;
 
 /// The hidden half of a start: becomes the server.
 pub fn launch() -> ExitCode {
-    match processes::run_held() {
+    match processes::exec_when_released() {
         Ok(_) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(127),
     }

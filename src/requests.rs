@@ -4,7 +4,7 @@
 use crate::base::error::{Code, Failure};
 use crate::base::net::{Url, url};
 use crate::cli;
-use crate::restore::Wanted;
+use crate::restore::RestoreOptions;
 use crate::system::{self, monitor};
 use crate::update::fetch;
 use crate::update::recover;
@@ -86,8 +86,8 @@ fn server_options(run: &cli::Run) -> ServerOptions {
 }
 
 /// What `restore` is asked for.
-pub fn restore(args: &cli::Restore) -> Wanted {
-    Wanted {
+pub fn restore(args: &cli::Restore) -> RestoreOptions {
+    RestoreOptions {
         id: args.id.clone(),
         data: args.data,
         code_only: args.code_only,
@@ -101,7 +101,7 @@ pub fn restore(args: &cli::Restore) -> Wanted {
 }
 
 /// What `recover` is asked for. Errors (exit 2): two options exclude one another.
-pub fn recover(args: &cli::Recover) -> Result<recover::Choice> {
+pub fn recover(args: &cli::Recover) -> Result<recover::RecoverOptions> {
     if args.boot && args.data.is_some() {
         return Err(Failure::usage(Code::Usage, "--boot mends files only, so there is no --data to decide with it")
             .remedy("decide it without --boot: updater recover --data keep or --data backup")
@@ -111,5 +111,5 @@ pub fn recover(args: &cli::Recover) -> Result<recover::Choice> {
         cli::Data::Keep => recover::Data::Keep,
         cli::Data::Backup => recover::Data::Backup,
     });
-    Ok(recover::Choice { data, boot: args.boot, by_hand: !args.boot && !args.if_needed })
+    Ok(recover::RecoverOptions { data, boot: args.boot, by_hand: !args.boot && !args.if_needed })
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 /// What `restore` is asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct RestoreOptions {
     /// None: the newest backup of another version.
     pub id: Option<String>,
     /// Data of the users goes back, too.
@@ -41,12 +41,12 @@ pub struct Wanted {
 }
 
 /// Runs the restore. The `Finished` says how it ended, whatever happened.
-pub fn restore(install: &Install, run: &mut Run, wanted: &Wanted) -> Finished {
+pub fn restore(install: &Install, run: &mut Run, wanted: &RestoreOptions) -> Finished {
     let outcome = restore_locked(install, run, wanted);
     update::conclude(install, run, outcome)
 }
 
-fn restore_locked(install: &Install, run: &mut Run, wanted: &Wanted) -> Result<&'static str> {
+fn restore_locked(install: &Install, run: &mut Run, wanted: &RestoreOptions) -> Result<&'static str> {
     let only = paths(&wanted.only)?;
     if wanted.id.is_some() {
         // Before the lock: a mistyped id makes nothing.
@@ -103,7 +103,7 @@ fn paths(names: &[String]) -> Result<Vec<RelPath>> {
 }
 
 /// The backup that is meant. Errors: there is none (exit 1), it has no record or is damaged (exit 6).
-fn choose(install: &Install, wanted: &Wanted) -> Result<(PathBuf, Record)> {
+fn choose(install: &Install, wanted: &RestoreOptions) -> Result<(PathBuf, Record)> {
     let backups = install.backups();
     let Some(id) = &wanted.id else {
         if wanted.legacy {

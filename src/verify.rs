@@ -10,7 +10,7 @@ use crate::base::path::RelPath;
 use crate::state::journal::Moves;
 use crate::state::receipt::{Line, Receipt};
 use crate::state::root::InstallRoot;
-use crate::system::{Kind, interrupt};
+use crate::system::{FileType, interrupt};
 use crate::update::bundle::Bundle;
 use crate::update::ownership::{Class, Databases, Ownership, member};
 use crate::update::staging::{self, StagedFile};
@@ -40,7 +40,7 @@ impl Findings {
 
 /// Where a file of the new version lies after the swap: the start file still waits for the rest to be proven.
 fn place(root: &InstallRoot, path: &RelPath, start_file: &RelPath) -> Result<PathBuf> {
-    let waiting = staging::waiting(root, &[], path);
+    let waiting = staging::staged_path(root, &[], path);
     Ok(if path == start_file && fsx::exists(&waiting)? { waiting } else { root.join(path) })
 }
 
@@ -48,11 +48,12 @@ fn place(root: &InstallRoot, path: &RelPath, start_file: &RelPath) -> Result<Pat
 pub fn altered_arrival(root: &InstallRoot, staged: &[StagedFile], start_file: &RelPath) -> Result<Option<RelPath>> {
     for one in staged {
         let live = place(root, &one.path, start_file)?;
-        let is = fsx::facts(&live)?;
+        let is = fsx::metadata(&live)?;
         let same = is.is_some_and(|f| {
-            (f.inode, f.size, f.mtime, f.kind) == (one.facts.inode, one.facts.size, one.facts.mtime, one.facts.kind)
+            (f.inode, f.size, f.mtime, f.kind)
+                == (one.metadata.inode, one.metadata.size, one.metadata.mtime, one.metadata.kind)
         });
-        if !same && !fsx::holds(&live, &one.sha256)? {
+        if !same && !fsx::has_sha256(&live, &one.sha256)? {
             return Ok(Some(one.path.clone()));
         }
     }
@@ -66,12 +67,12 @@ pub fn altered_data(
     counts: &dyn Fn(&RelPath) -> bool,
 ) -> Result<Option<RelPath>> {
     for line in record.files.iter().filter(|l| counts(&l.path)) {
-        let is = fsx::facts(&root.join(&line.path))?;
-        if is.is_some_and(|is| fsx::is_unchanged(&line.facts, &is)) {
+        let is = fsx::metadata(&root.join(&line.path))?;
+        if is.is_some_and(|is| fsx::is_unchanged(&line.metadata, &is)) {
             continue;
         }
-        let same = is.is_some_and(|is| (is.mode, is.owner) == (line.facts.mode, line.facts.owner));
-        if !same || !fsx::holds(&root.join(&line.path), &line.sha256)? {
+        let same = is.is_some_and(|is| (is.mode, is.owner) == (line.metadata.mode, line.metadata.owner));
+        if !same || !fsx::has_sha256(&root.join(&line.path), &line.sha256)? {
             return Ok(Some(line.path.clone()));
         }
     }
@@ -82,7 +83,9 @@ pub fn altered_data(
     for main in mains.collect::<BTreeSet<_>>() {
         for path in ["-wal", "-journal"].map(|ending| member(&main, ending)).iter().filter(|path| !known.contains(path))
         {
-            if fsx::facts(&root.join(path))?.is_some_and(|facts| facts.kind == Kind::File && facts.size > 0) {
+            if fsx::metadata(&root.join(path))?
+                .is_some_and(|metadata| metadata.kind == FileType::File && metadata.size > 0)
+            {
                 return Ok(Some(path.clone()));
             }
         }
@@ -95,9 +98,11 @@ pub fn altered_data(
 pub fn altered_unsaved(root: &InstallRoot, record: &backup::Record) -> Result<Vec<RelPath>> {
     let mut altered = Vec::new();
     for watched in &record.watched {
-        let is = fsx::facts(&root.join(&watched.path))?;
-        let look = |facts: &crate::system::Facts| (facts.kind, facts.size, facts.mtime, facts.ctime, facts.inode);
-        if is.as_ref().map(look) != Some(look(&watched.facts)) {
+        let is = fsx::metadata(&root.join(&watched.path))?;
+        let look = |metadata: &crate::system::FileMetadata| {
+            (metadata.kind, metadata.size, metadata.mtime, metadata.ctime, metadata.inode)
+        };
+        if is.as_ref().map(look) != Some(look(&watched.metadata)) {
             altered.push(watched.path.clone());
         }
     }
@@ -187,12 +192,12 @@ fn standing(
     let path = ownership.root.join(&line.path);
     // At a data path the users decide what becomes of a file, and so they do of a database.
     let is_users = ownership.rules.is_data(&line.path, false) || line.is_database || Databases::is_named(&line.path);
-    let Some(facts) = fsx::facts(&path)? else {
+    let Some(metadata) = fsx::metadata(&path)? else {
         return Ok(if is_users { Standing::Whole } else { Standing::Missing });
     };
-    let is_plain = matches!(facts.kind, Kind::File | Kind::Link);
-    let by_look = facts.size == line.size && facts.mtime == line.mtime;
-    if is_users || (is_plain && quick && by_look) || fsx::holds(&path, &line.sha256)? {
+    let is_plain = matches!(metadata.kind, FileType::File | FileType::Link);
+    let by_look = metadata.size == line.size && metadata.mtime == line.mtime;
+    if is_users || (is_plain && quick && by_look) || fsx::has_sha256(&path, &line.sha256)? {
         return Ok(Standing::Whole);
     }
     if is_plain && differs_in_settings_alone(ownership, line, kept_bundle)? {
@@ -250,8 +255,8 @@ pub struct Database {
 pub fn check_database(base: &Path, main: &RelPath, tables: &[String], scratch: &Path) -> Result<Database> {
     let mut found = Database { path: main.clone(), ok: true, tables: BTreeMap::new(), size: 0 };
     let live = base.join(main.to_path());
-    match fsx::facts(&live)? {
-        Some(facts) if facts.size > 0 && facts.kind == Kind::File => found.size = facts.size,
+    match fsx::metadata(&live)? {
+        Some(metadata) if metadata.size > 0 && metadata.kind == FileType::File => found.size = metadata.size,
         _ => return Ok(found),
     }
     match on_clone(&live, scratch, |clone| examine(clone, tables))? {

@@ -269,7 +269,7 @@ fn a_restore_runs_hooks_and_tells_them_so() {
     let newest = install.updater(&["restore", "--json"]).expect(0).finished()["backup"].clone();
     let said = "apply  2.0\napply 2.0 3.0\nrestore 3.0 2.0\n";
     assert_eq!(install.read("cache/said.txt"), said);
-    // A part of a version is no occasion for a hook that names none.
+    // A part of a version is no context for a hook that names none.
     install.updater(&["restore", newest.as_str().unwrap(), "--only", "app/core.py", "--json"]).expect(0);
     assert_eq!(install.read("cache/said.txt"), said);
 }

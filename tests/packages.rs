@@ -193,12 +193,12 @@ fn updater(install: &Install, arguments: &[&str], index: &str) -> Output {
 /// Where each file of the environment is: an environment that was put back is the very same.
 fn inodes(install: &Install) -> BTreeMap<PathBuf, (u64, i64, i64)> {
     let all = walkdir::WalkDir::new(install.root.join(".venv")).into_iter().map(Result::unwrap);
-    let facts = |item: walkdir::DirEntry| {
+    let metadata = |item: walkdir::DirEntry| {
         let data = item.path().symlink_metadata().unwrap();
         (item.into_path(), (data.ino(), data.mtime(), data.mtime_nsec()))
     };
     // What the server itself compiles comes and goes.
-    all.filter(|item| !item.path().components().any(|part| part.as_os_str() == "__pycache__")).map(facts).collect()
+    all.filter(|item| !item.path().components().any(|part| part.as_os_str() == "__pycache__")).map(metadata).collect()
 }
 
 fn codes(output: &Output, event: &str) -> Vec<String> {

@@ -222,7 +222,7 @@ impl Case {
         let shipped = bundle.entries.iter().map(|e| &e.path);
         let ownership = Ownership::new(&root, &rules, Some(&receipt), shipped, false);
         let census = ownership.census(None).unwrap();
-        let order = plan::Order {
+        let order = plan::PlanInput {
             ownership: &ownership,
             census: &census,
             start_file: &start,

@@ -7,7 +7,7 @@ use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Folder;
-use crate::system::{self, Attributes, Facts, files, interrupt};
+use crate::system::{self, Attributes, FileMetadata, files, interrupt};
 use crate::update::bundle::{self, Entry, Saved};
 use crate::update::ownership::{Databases, Rules};
 use anyhow::{Context, Result};
@@ -40,7 +40,8 @@ pub struct Line {
     /// True for data of the users, false for a file that the version ships.
     pub data: bool,
     /// The metadata of the original when it was saved.
-    pub facts: Facts,
+    #[serde(rename = "facts")]
+    pub metadata: FileMetadata,
     /// What the release shipped, where that is not what was saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
@@ -82,7 +83,8 @@ impl Linked {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watched {
     pub path: RelPath,
-    pub facts: Facts,
+    #[serde(rename = "facts")]
+    pub metadata: FileMetadata,
     /// Access lists and other attributes, names and values in hex. None: nobody wrote them down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     attributes: Option<BTreeMap<String, String>>,
@@ -90,13 +92,13 @@ pub struct Watched {
 
 impl Watched {
     /// A file as it is now; `live` is where it lies.
-    pub(super) fn new(path: &RelPath, facts: Facts, live: &Path) -> Watched {
+    pub(super) fn new(path: &RelPath, metadata: FileMetadata, live: &Path) -> Watched {
         // One that vanishes meanwhile has none.
         let attributes = files::attributes(live).ok().map(|all| {
             let pairs = all.iter().map(|(name, value)| (fsx::hex(name), fsx::hex(value)));
             pairs.collect()
         });
-        Watched { path: path.clone(), facts, attributes }
+        Watched { path: path.clone(), metadata, attributes }
     }
 
     /// The attributes that were written down.
@@ -173,7 +175,7 @@ impl<'a> From<&'a Line> for Saved<'a> {
         Saved {
             path: &line.path,
             place: line.saved_at(),
-            facts: &line.facts,
+            metadata: &line.metadata,
             sha256: &line.sha256,
             base: line.base.as_deref(),
             data: line.data,
@@ -209,13 +211,13 @@ pub fn damage(dir: &Path, record: &Record, hash: bool) -> Result<Vec<Damage>> {
     for line in &record.files {
         interrupt::check()?;
         let saved = dir.join(line.saved_at().to_path());
-        let same = match fsx::facts(&saved)? {
+        let same = match fsx::metadata(&saved)? {
             None => {
                 all.push(Damage { path: line.path.clone(), what: "missing" });
                 continue;
             }
-            Some(is) if is.kind != line.facts.kind => false,
-            Some(is) if is.kind == system::Kind::File && is.size != line.facts.size => false,
+            Some(is) if is.kind != line.metadata.kind => false,
+            Some(is) if is.kind == system::FileType::File && is.size != line.metadata.size => false,
             // A file that cannot be read (a failing disk) is not whole either.
             Some(_) => !hash || fsx::sha256_of(&saved).is_ok_and(|sum| sum == line.sha256),
         };
@@ -247,25 +249,25 @@ pub fn legacy(dir: &Path, rules: &Rules, start_file: &RelPath) -> Result<Record>
             }
             continue;
         }
-        let facts = files::facts(item.path()).with_context(|| format!("looking at {path}"))?;
-        if !matches!(facts.kind, system::Kind::File | system::Kind::Link) {
+        let metadata = files::metadata(item.path()).with_context(|| format!("looking at {path}"))?;
+        if !matches!(metadata.kind, system::FileType::File | system::FileType::Link) {
             continue;
         }
         let sha256 = fsx::sha256_of(item.path())?;
         let data = rules.is_data(&path, false);
-        lines.push(Line { path, sha256, data, facts, base: None, place: None });
+        lines.push(Line { path, sha256, data, metadata, base: None, place: None });
     }
     if !lines.iter().any(|l| l.path == *start_file) {
         let message = format!("the folder {id} does not hold {start_file}, so it is no backup of the whole server");
         let remedy = "choose another one; updater backups lists them";
         return Err(Failure::refused(Code::NoStartFile, message).at(dir.display()).remedy(remedy).into());
     }
-    let facts: Facts = files::facts(dir).with_context(|| format!("looking at {}", dir.display()))?;
+    let metadata: FileMetadata = files::metadata(dir).with_context(|| format!("looking at {}", dir.display()))?;
     Ok(Record {
         format: FORMAT,
         id,
         number: 0,
-        created: time(facts.mtime),
+        created: time(metadata.mtime),
         kind: Kind::Legacy,
         update_id: String::new(),
         from_version: None,

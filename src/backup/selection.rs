@@ -7,7 +7,7 @@ use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, files, interrupt};
+use crate::system::{FileMetadata, FileType, files, interrupt};
 use crate::update::ownership::{Census, Class, Rules};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ pub enum How {
 #[derive(Debug, Clone)]
 pub struct Selected {
     pub path: RelPath,
-    pub facts: Facts,
+    pub metadata: FileMetadata,
     /// It is the users'.
     pub data: bool,
     pub how: How,
@@ -74,10 +74,10 @@ impl Previous {
     }
 
     /// The copy of a file that was not touched since.
-    fn copy_of(&self, path: &RelPath, facts: &Facts) -> Option<How> {
+    fn copy_of(&self, path: &RelPath, metadata: &FileMetadata) -> Option<How> {
         let line = self.lines.get(path)?;
-        let is_old = facts.mtime.max(facts.ctime) < self.made.saturating_sub(RACY_NANOS);
-        let fits = is_old && facts.kind == Kind::File && fsx::is_unchanged(&line.facts, facts);
+        let is_old = metadata.mtime.max(metadata.ctime) < self.made.saturating_sub(RACY_NANOS);
+        let fits = is_old && metadata.kind == FileType::File && fsx::is_unchanged(&line.metadata, metadata);
         fits.then(|| How::Link { copy: self.dir.join(line.saved_at().to_path()), sha256: line.sha256.clone() })
     }
 }
@@ -108,14 +108,14 @@ impl Selection {
         for (path, item) in &census.items {
             interrupt::check()?;
             // One that vanished meanwhile needs no room.
-            let allocated = files::allocated(&root.join(path)).map_or(0, |bytes| bytes.min(item.facts.size));
+            let allocated = files::allocated(&root.join(path)).map_or(0, |bytes| bytes.min(item.metadata.size));
             let is_database = census.databases.main_of(path).is_some();
             let data = item.class == Class::Data;
-            let how = selection.how(path, &item.facts, (data, is_database), previous.as_ref());
+            let how = selection.how(path, &item.metadata, (data, is_database), previous.as_ref());
             if is_database && how == How::Copy {
                 selection.databases += allocated;
             }
-            selection.files.push(Selected { path: path.clone(), facts: item.facts, data, how, allocated });
+            selection.files.push(Selected { path: path.clone(), metadata: item.metadata, data, how, allocated });
         }
         if selection.number.is_multiple_of(OWN_COPIES_EVERY) {
             selection.own_copies(free);
@@ -128,24 +128,24 @@ impl Selection {
     fn how(
         &self,
         path: &RelPath,
-        facts: &Facts,
+        metadata: &FileMetadata,
         (data, is_database): (bool, bool),
         previous: Option<&Previous>,
     ) -> How {
-        if self.is_watched_only(path, facts, data, is_database) {
+        if self.is_watched_only(path, metadata, data, is_database) {
             return How::Watch;
         }
         if is_database {
             return How::Copy;
         }
-        let link = previous.and_then(|previous| previous.copy_of(path, facts));
-        let otherwise = if self.is_large(facts, data, is_database) { How::Clone } else { How::Copy };
+        let link = previous.and_then(|previous| previous.copy_of(path, metadata));
+        let otherwise = if self.is_large(metadata, data, is_database) { How::Clone } else { How::Copy };
         link.unwrap_or(otherwise)
     }
 
     /// Copies in place of links, if there is room for all of them.
     fn own_copies(&mut self, free: u64) {
-        let is_small = |one: &Selected| !one.data || one.facts.size <= self.rules.max_file;
+        let is_small = |one: &Selected| !one.data || one.metadata.size <= self.rules.max_file;
         let linked = |one: &&mut Selected| matches!(one.how, How::Link { .. });
         let all: u64 = self.files.iter().map(|one| one.allocated).sum();
         if all.saturating_mul(2) > free {
@@ -160,20 +160,20 @@ impl Selection {
     }
 
     /// A data file above `[backup] max_file`. A database is saved whatever its size.
-    pub fn is_large(&self, facts: &Facts, data: bool, is_database: bool) -> bool {
-        data && !is_database && facts.kind == Kind::File && facts.size > self.rules.max_file
+    pub fn is_large(&self, metadata: &FileMetadata, data: bool, is_database: bool) -> bool {
+        data && !is_database && metadata.kind == FileType::File && metadata.size > self.rules.max_file
     }
 
     /// A data file that `[backup] skip` keeps in place. A database is saved whatever is set.
-    pub fn is_watched_only(&self, path: &RelPath, facts: &Facts, data: bool, is_database: bool) -> bool {
-        data && !is_database && facts.kind == Kind::File && self.rules.is_skipped(path, false)
+    pub fn is_watched_only(&self, path: &RelPath, metadata: &FileMetadata, data: bool, is_database: bool) -> bool {
+        data && !is_database && metadata.kind == FileType::File && self.rules.is_skipped(path, false)
     }
 
     /// How many files are not going to be saved, and their bytes, as far as that can be told before it is tried.
     pub fn not_saved(&self, root: &InstallRoot) -> Result<Vec<(RelPath, u64)>> {
         let may_clone = files::may_clone(root.path()).context("asking what the volume can do")?;
         let is_lost = |one: &&Selected| one.how == How::Watch || (one.how == How::Clone && !may_clone);
-        Ok(self.files.iter().filter(is_lost).map(|one| (one.path.clone(), one.facts.size)).collect())
+        Ok(self.files.iter().filter(is_lost).map(|one| (one.path.clone(), one.metadata.size)).collect())
     }
 }
 

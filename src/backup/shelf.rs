@@ -96,7 +96,7 @@ fn folders(backups: &Path) -> Result<Vec<PathBuf>> {
     if fsx::exists(backups)? {
         for name in fsx::names(backups)? {
             let dir = backups.join(name);
-            let is_folder = fsx::facts(&dir)?.is_some_and(|facts| facts.kind == system::Kind::Folder);
+            let is_folder = fsx::metadata(&dir)?.is_some_and(|metadata| metadata.kind == system::FileType::Folder);
             // Where root works and others may write on the shelf, what is not root's is no backup.
             if is_folder && (!trust::is_guarded() || trust::of_one(&dir)?.is_none()) {
                 all.push(dir);
@@ -110,7 +110,7 @@ fn listed(dir: &Path, hash: bool) -> Result<Listed> {
     let id = dir.file_name().context("a backup has a name")?.to_string_lossy().into_owned();
     let Ok(record) = load(dir) else { return unrecorded(dir, id) };
     let damaged = damage(dir, &record, hash)?;
-    let size = |data: bool| record.files.iter().filter(|l| l.data == data).map(|l| l.facts.size).sum::<u64>();
+    let size = |data: bool| record.files.iter().filter(|l| l.data == data).map(|l| l.metadata.size).sum::<u64>();
     Ok(Listed {
         id,
         created: record.created.clone(),
@@ -135,11 +135,11 @@ fn unrecorded(dir: &Path, id: String) -> Result<Listed> {
         count += 1;
         bytes += item.metadata().map_or(0, |m| m.len());
     }
-    let facts = files::facts(dir).with_context(|| format!("looking at {}", dir.display()))?;
+    let metadata = files::metadata(dir).with_context(|| format!("looking at {}", dir.display()))?;
     let record = RelPath::from_disk("backup.json".as_ref()).filter(|_| dir.join("backup.json").exists());
     Ok(Listed {
         id,
-        created: time(facts.mtime),
+        created: time(metadata.mtime),
         number: 0,
         kind: if record.is_some() { Kind::Apply } else { Kind::Legacy },
         from_version: None,
@@ -159,8 +159,8 @@ fn bytes_on_disk(dir: &Path, seen: &mut BTreeSet<(u64, u64)>) -> u64 {
     let files = walkdir::WalkDir::new(dir).into_iter().flatten().filter(|item| item.file_type().is_file());
     let mut sum = 0;
     for item in files {
-        let Ok(facts) = files::facts(item.path()) else { continue };
-        if facts.links < 2 || seen.insert((facts.volume, facts.inode)) {
+        let Ok(metadata) = files::metadata(item.path()) else { continue };
+        if metadata.links < 2 || seen.insert((metadata.volume, metadata.inode)) {
             sum += files::allocated(item.path()).unwrap_or(0);
         }
     }

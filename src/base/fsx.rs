@@ -3,17 +3,17 @@
 
 use crate::base::error::{Code, Failure};
 use crate::base::head::{HEAD_BYTES, Head};
-use crate::system::{self, Facts, Kind, files, interrupt};
+use crate::system::{self, FileMetadata, FileType, files, interrupt};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The facts of `path`, or None where nothing is. Errors: anything but "not found".
-pub fn facts(path: &Path) -> Result<Option<Facts>> {
-    match files::facts(path) {
-        Ok(facts) => Ok(Some(facts)),
+/// The metadata of `path`, or None where nothing is. Errors: anything but "not found".
+pub fn metadata(path: &Path) -> Result<Option<FileMetadata>> {
+    match files::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(closed(path.parent().unwrap_or(path), e)),
         Err(e) => Err(e).with_context(|| format!("looking at {}", path.display())),
@@ -94,7 +94,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 
 /// The failure of looking into a folder that we may not enter or read; those above it may be closed, too.
 pub fn closed(folder: &Path, e: io::Error) -> anyhow::Error {
-    let may_not = |folder: &&Path| files::facts(folder).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+    let may_not = |folder: &&Path| files::metadata(folder).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
     let folder = folder.ancestors().find(|folder| !may_not(folder)).unwrap_or(folder);
     let failure = Failure::failed(Code::UnreadableData, format!("the folder {} is closed to us", folder.display()))
         .at(folder.display())
@@ -106,7 +106,7 @@ pub fn closed(folder: &Path, e: io::Error) -> anyhow::Error {
 }
 
 pub fn exists(path: &Path) -> Result<bool> {
-    Ok(facts(path)?.is_some())
+    Ok(metadata(path)?.is_some())
 }
 
 /// Lower-case hex.
@@ -130,9 +130,9 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 /// True when a file (or link) holds exactly this. False where anything else stands there, whatever it is, or something
 /// that we have no right to read.
-pub fn holds(path: &Path, wanted: &str) -> Result<bool> {
-    let kind = facts(path)?.map(|facts| facts.kind);
-    if !matches!(kind, Some(Kind::File | Kind::Link)) {
+pub fn has_sha256(path: &Path, wanted: &str) -> Result<bool> {
+    let kind = metadata(path)?.map(|metadata| metadata.kind);
+    if !matches!(kind, Some(FileType::File | FileType::Link)) {
         return Ok(false);
     }
     match sha256_of(path) {
@@ -149,7 +149,7 @@ pub fn is_denied(e: &anyhow::Error) -> bool {
 
 /// How a file begins. None: it is no file, or gone.
 pub fn head(path: &Path) -> Result<Option<Head>> {
-    if !facts(path)?.is_some_and(|facts| facts.kind == Kind::File) {
+    if !metadata(path)?.is_some_and(|metadata| metadata.kind == FileType::File) {
         return Ok(None);
     }
     let mut bytes = Vec::new();
@@ -180,9 +180,9 @@ pub fn folds_case(folder: &Path) -> Result<bool> {
 
 /// Whether the volume takes `other` for `name`, which is there. None: that cannot be told by this one.
 fn is_one_name(folder: &Path, name: &Path, other: &Path) -> Result<Option<bool>> {
-    let (is, twin) = (facts(&folder.join(name))?, facts(&folder.join(other))?);
+    let (is, twin) = (metadata(&folder.join(name))?, metadata(&folder.join(other))?);
     // Another name of the same file is no proof.
-    let tells = is.is_some_and(|is| is.kind != Kind::File || is.links == 1);
+    let tells = is.is_some_and(|is| is.kind != FileType::File || is.links == 1);
     let same = is.zip(twin).is_some_and(|(is, twin)| (is.volume, is.inode) == (twin.volume, twin.inode));
     Ok(tells.then_some(same))
 }
@@ -205,10 +205,10 @@ pub fn merges_forms(folder: &Path) -> Result<bool> {
 /// SHA-256 of a file's contents; of a link, of its target's text. Errors: it is anything else; a pipe without a writer
 /// would be waited for.
 pub fn sha256_of(path: &Path) -> Result<String> {
-    match files::facts(path).with_context(|| format!("looking at {}", path.display()))?.kind {
-        Kind::Link => return Ok(sha256(&link_bytes(path)?)),
-        Kind::Other => anyhow::bail!("{} is no file", path.display()),
-        Kind::File | Kind::Folder => {}
+    match files::metadata(path).with_context(|| format!("looking at {}", path.display()))?.kind {
+        FileType::Link => return Ok(sha256(&link_bytes(path)?)),
+        FileType::Other => anyhow::bail!("{} is no file", path.display()),
+        FileType::File | FileType::Folder => {}
     }
     let mut file = open(path)?;
     let mut sum = Sha256::new();
@@ -239,16 +239,16 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = files::open_private(&fresh).with_context(|| format!("creating {}", fresh.display()))?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     written.with_context(|| format!("writing {}", fresh.display()))?;
-    adopt(&fresh)?;
+    inherit_owner(&fresh)?;
     files::rename_over(&fresh, path).with_context(|| format!("replacing {}", path.display()))?;
     sync_parent(path)
 }
 
 /// Gives `path` the owner of the folder that it lies in, where we may: else what we make stays ours.
-pub fn adopt(path: &Path) -> Result<()> {
+pub fn inherit_owner(path: &Path) -> Result<()> {
     let parent = path.parent().context("a file lies in a folder")?;
-    let wanted = files::facts(parent).with_context(|| format!("looking at {}", parent.display()))?.owner;
-    let is = files::facts(path).with_context(|| format!("looking at {}", path.display()))?.owner;
+    let wanted = files::metadata(parent).with_context(|| format!("looking at {}", parent.display()))?.owner;
+    let is = files::metadata(path).with_context(|| format!("looking at {}", path.display()))?.owner;
     if is != wanted {
         match files::set_owner(path, wanted) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
@@ -281,7 +281,7 @@ pub fn make_folders(folder: &Path) -> Result<Vec<PathBuf>> {
     let missing: Vec<_> = folder.ancestors().take_while(|f| !f.exists()).map(Path::to_path_buf).collect();
     for one in missing.into_iter().rev() {
         make_folder(&one)?;
-        adopt(&one)?;
+        inherit_owner(&one)?;
         made.push(one);
     }
     Ok(made)
@@ -289,40 +289,40 @@ pub fn make_folders(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Copies one file or link with its mode, owner and time (reflink where the volume can) and flushes it.
 /// Returns the SHA-256 of what was written.
-pub fn copy(from: &Path, to: &Path, facts: &Facts) -> Result<String> {
+pub fn copy(from: &Path, to: &Path, metadata: &FileMetadata) -> Result<String> {
     if let Some(parent) = to.parent() {
         make_folders(parent)?;
     }
-    if facts.kind == Kind::Link {
+    if metadata.kind == FileType::Link {
         let target = link_target(from)?;
         files::make_link(&target, to).with_context(|| format!("linking {}", to.display()))?;
-        dress(to, facts)?;
+        apply_metadata(to, metadata)?;
         return sha256_of(to);
     }
     let mut target = create_new(to)?;
     copy_contents(from, &mut target)?;
-    finish_copy(from, to, facts, &target)
+    finish_copy(from, to, metadata, &target)
 }
 
 /// The same for a file whose contents the volume shares. Ok(None): it cannot; nothing is left.
-pub fn clone_file(from: &Path, to: &Path, facts: &Facts) -> Result<Option<String>> {
+pub fn clone_file(from: &Path, to: &Path, metadata: &FileMetadata) -> Result<Option<String>> {
     if let Some(parent) = to.parent() {
         make_folders(parent)?;
     }
     let source = open(from)?;
     let target = create_new(to)?;
     if files::clone_contents(&source, &target).with_context(|| format!("cloning {}", from.display()))? {
-        return finish_copy(from, to, facts, &target).map(Some);
+        return finish_copy(from, to, metadata, &target).map(Some);
     }
     drop(target);
     remove_file(to)?;
     Ok(None)
 }
 
-fn finish_copy(from: &Path, to: &Path, facts: &Facts, target: &File) -> Result<String> {
+fn finish_copy(from: &Path, to: &Path, metadata: &FileMetadata, target: &File) -> Result<String> {
     // What was written counts, not what was read.
     let sum = sha256_of(to)?;
-    dress_like(from, to, facts)?;
+    copy_metadata(from, to, metadata)?;
     target.sync_all()?;
     Ok(sum)
 }
@@ -346,19 +346,19 @@ pub fn same_bytes(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Makes `to` the equal of `from`, which has these facts: owner, mode, access lists and other attributes, time.
+/// Makes `to` the equal of `from`, which has these metadata: owner, mode, access lists and other attributes, time.
 /// Returns the attributes that could not be kept.
-pub fn dress_like(from: &Path, to: &Path, facts: &Facts) -> Result<Vec<String>> {
-    dress(to, facts)?;
+pub fn copy_metadata(from: &Path, to: &Path, metadata: &FileMetadata) -> Result<Vec<String>> {
+    apply_metadata(to, metadata)?;
     let lost = files::copy_attributes(from, to).with_context(|| format!("setting attributes of {}", to.display()))?;
-    files::set_mtime(to, facts.mtime).with_context(|| format!("setting the time of {}", to.display()))?;
+    files::set_mtime(to, metadata.mtime).with_context(|| format!("setting the time of {}", to.display()))?;
     Ok(lost)
 }
 
 /// Gives a folder its owner, where we may, and its mode.
-pub fn dress_folder(folder: &Path, owner: system::Owner, mode: u32) -> Result<()> {
+pub fn apply_folder_metadata(folder: &Path, owner: system::Owner, mode: u32) -> Result<()> {
     let name = || format!("setting owner and mode of {}", folder.display());
-    if files::facts(folder).with_context(name)?.owner != owner {
+    if files::metadata(folder).with_context(name)?.owner != owner {
         match files::set_owner(folder, owner) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
             done => done.with_context(name)?,
@@ -367,20 +367,20 @@ pub fn dress_folder(folder: &Path, owner: system::Owner, mode: u32) -> Result<()
     files::set_mode(folder, mode).with_context(name)
 }
 
-/// Sets owner, mode and time of a file from `facts`. Somebody else's file that we may read and not give away
+/// Sets owner, mode and time of a file from `metadata`. Somebody else's file that we may read and not give away
 /// becomes ours: its content counts.
-pub fn dress(path: &Path, facts: &Facts) -> Result<()> {
+pub fn apply_metadata(path: &Path, metadata: &FileMetadata) -> Result<()> {
     let name = || format!("setting owner, mode and time of {}", path.display());
-    if files::facts(path).with_context(name)?.owner != facts.owner {
-        match files::set_owner(path, facts.owner) {
+    if files::metadata(path).with_context(name)?.owner != metadata.owner {
+        match files::set_owner(path, metadata.owner) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
             done => done.with_context(name)?,
         }
     }
-    if facts.kind == Kind::File {
-        files::set_mode(path, facts.mode).with_context(name)?;
+    if metadata.kind == FileType::File {
+        files::set_mode(path, metadata.mode).with_context(name)?;
     }
-    files::set_mtime(path, facts.mtime).with_context(name)
+    files::set_mtime(path, metadata.mtime).with_context(name)
 }
 
 /// With `holes` what is all zeros is left out, so that a sparse file stays one.
@@ -426,7 +426,7 @@ pub fn copy_scratch(from: &Path, to: &Path) -> Result<bool> {
 }
 
 /// Makes the copy equal to the source, writing only the parts that differ, and returns whether any did.
-pub fn update_copy(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
+pub fn update_copy(from: &Path, to: &Path, metadata: &FileMetadata) -> Result<bool> {
     let mut source = open(from)?;
     let mut copy = named("open", to, files::open_to_change(to))?;
     let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
@@ -451,7 +451,7 @@ pub fn update_copy(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
         copy.set_len(at)?;
     }
     if changed {
-        dress(to, facts)?;
+        apply_metadata(to, metadata)?;
         copy.sync_all()?;
     }
     Ok(changed)
@@ -470,15 +470,15 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// A file that is being written, read line by line as it grows.
 #[derive(Debug)]
-pub struct Growing {
+pub struct LineTail {
     file: File,
     /// The beginning of a line whose end was not written yet.
     rest: Vec<u8>,
 }
 
-impl Growing {
-    pub fn open(path: &Path) -> Result<Growing> {
-        Ok(Growing { file: open(path)?, rest: Vec::new() })
+impl LineTail {
+    pub fn open(path: &Path) -> Result<LineTail> {
+        Ok(LineTail { file: open(path)?, rest: Vec::new() })
     }
 
     /// The lines since the last look, without their ends; `all`: also one that has no end. A carriage return, by which
@@ -511,10 +511,10 @@ pub fn remove_own_tree(path: &Path) -> Result<()> {
 
 /// Lets the owner read, write and enter a folder and all below it; links are not followed.
 fn open_folders(folder: &Path) -> Result<()> {
-    open_folder(folder)?;
+    make_writable(folder)?;
     for name in names(folder)? {
         let path = folder.join(name);
-        if facts(&path)?.is_some_and(|is| is.kind == Kind::Folder) {
+        if metadata(&path)?.is_some_and(|is| is.kind == FileType::Folder) {
             open_folders(&path)?;
         }
     }
@@ -522,9 +522,9 @@ fn open_folders(folder: &Path) -> Result<()> {
 }
 
 /// Lets the owner read, write and enter this folder.
-pub fn open_folder(folder: &Path) -> Result<()> {
+pub fn make_writable(folder: &Path) -> Result<()> {
     let name = || format!("setting the mode of {}", folder.display());
-    let mode = files::facts(folder).with_context(name)?.mode;
+    let mode = files::metadata(folder).with_context(name)?.mode;
     if mode & 0o700 == 0o700 { Ok(()) } else { files::set_mode(folder, mode | 0o700).with_context(name) }
 }
 
@@ -535,8 +535,8 @@ pub fn remove_own_file(path: &Path) -> Result<()> {
     }
 }
 
-/// True when a file is the very one that `facts` described: nothing wrote, replaced or touched it.
-pub fn is_unchanged(was: &Facts, is: &Facts) -> bool {
+/// True when a file is the very one that `metadata` described: nothing wrote, replaced or touched it.
+pub fn is_unchanged(was: &FileMetadata, is: &FileMetadata) -> bool {
     (was.inode, was.volume, was.size, was.mtime, was.ctime, was.kind)
         == (is.inode, is.volume, is.size, is.mtime, is.ctime, is.kind)
 }
@@ -553,5 +553,5 @@ pub fn reduced_mode(mode: u32) -> u32 {
 
 /// The owner of the folder.
 pub fn owner_of(path: &Path) -> Result<system::Owner> {
-    Ok(files::facts(path).with_context(|| format!("looking at {}", path.display()))?.owner)
+    Ok(files::metadata(path).with_context(|| format!("looking at {}", path.display()))?.owner)
 }

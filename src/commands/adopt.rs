@@ -9,11 +9,11 @@ use crate::base::head::Head;
 use crate::base::path::RelPath;
 use crate::state::history;
 use crate::state::receipt::{self, Line, Receipt};
-use crate::system::{Kind, files};
+use crate::system::{FileType, files};
 use crate::update::bundle::{Bundle, Entry, Expected, Limits};
 use crate::update::install::Install;
 use crate::update::ownership::Ownership;
-use crate::update::recover::{self, Choice};
+use crate::update::recover::{self, RecoverOptions};
 use crate::update::rollback;
 use crate::update::run::{self, Run};
 use crate::update::staging;
@@ -38,7 +38,7 @@ pub fn adopt(install: &Install, run: &mut Run, bundle: &Path, wait: Option<Durat
         return Err(update::no_bundle(bundle).into());
     }
     let _lock = update::begin(install, run, wait)?;
-    let recovered = recover::settle(install, run, Choice::default())?;
+    let recovered = recover::resolve(install, run, RecoverOptions::default())?;
     let recovered = recovered.map(|done| json!({"interrupted_id": done.interrupted_id, "direction": done.direction}));
     rollback::sweep(install.state())?;
     let options = ServerOptions { no_start: true, ..ServerOptions::default() };
@@ -100,14 +100,16 @@ fn open(install: &Install, bundle: &Path, start_file: &RelPath) -> Result<Bundle
 fn compare(ownership: &Ownership, bundle: &mut Bundle, index: usize) -> Result<Found> {
     let entry = bundle.entries[index].clone();
     let path = ownership.root.join(&entry.path);
-    let Some(facts) = fsx::facts(&path)? else { return Ok(Found::Missing) };
-    if !matches!(facts.kind, Kind::File | Kind::Link) || (facts.kind == Kind::Link) != entry.link.is_some() {
+    let Some(metadata) = fsx::metadata(&path)? else { return Ok(Found::Missing) };
+    if !matches!(metadata.kind, FileType::File | FileType::Link)
+        || (metadata.kind == FileType::Link) != entry.link.is_some()
+    {
         return Ok(Found::Differs);
     }
-    if fsx::holds(&path, &entry.sha256)? {
+    if fsx::has_sha256(&path, &entry.sha256)? {
         return Ok(Found::Same(entry.sha256));
     }
-    if let Some(names) = ownership.rules.carry.get(&entry.path).filter(|_| facts.kind == Kind::File) {
+    if let Some(names) = ownership.rules.carry.get(&entry.path).filter(|_| metadata.kind == FileType::File) {
         let live = fsx::read_at_most(&path, carry::MAX_SIZE)?.filter(|_| entry.size <= carry::MAX_SIZE);
         if let Some(live) = live
             && carry::differs_in_settings_alone(&bundle.read_entry(index, carry::MAX_SIZE)?, &live, names)
@@ -120,15 +122,15 @@ fn compare(ownership: &Ownership, bundle: &mut Bundle, index: usize) -> Result<F
 
 fn line(ownership: &Ownership, entry: &Entry, found: &Found) -> Result<Line> {
     let is_there = matches!(found, Found::Same(_));
-    let facts = fsx::facts(&ownership.root.join(&entry.path))?.filter(|_| is_there);
+    let metadata = fsx::metadata(&ownership.root.join(&entry.path))?.filter(|_| is_there);
     let sha256 = if let Found::Same(sha256) = found { sha256.clone() } else { entry.sha256.clone() };
     Ok(Line {
         path: entry.path.clone(),
-        size: facts.map_or(entry.size, |facts| facts.size),
+        size: metadata.map_or(entry.size, |metadata| metadata.size),
         carried: sha256 != entry.sha256,
         sha256,
-        mode: facts.map_or(entry.mode, |facts| facts.mode),
-        mtime: facts.map_or(0, |facts| facts.mtime),
+        mode: metadata.map_or(entry.mode, |metadata| metadata.mode),
+        mtime: metadata.map_or(0, |metadata| metadata.mtime),
         is_database: entry.head == Head::Sqlite,
     })
 }
@@ -152,7 +154,7 @@ fn store(install: &Install, receipt: &Receipt, bundle: &mut Bundle) -> Result<()
     let mut file = files::open_private(&kept).with_context(|| format!("creating {}", kept.display()))?;
     bundle.keep(&mut file)?;
     file.sync_all().context("flushing the kept bundle")?;
-    fsx::adopt(&kept)?;
+    fsx::inherit_owner(&kept)?;
     files::rename_over(&kept, &state.bundle()).context("placing bundle.zip")?;
     receipt::store(&state.receipt(), receipt)?;
     fsx::sync_parent(&state.receipt())?;

@@ -8,7 +8,7 @@ use crate::commands::shim;
 use crate::commands::status;
 use crate::state::history;
 use crate::state::receipt;
-use crate::system::{Kind, SystemPart, Unit, Way, boot, files, processes, remedies};
+use crate::system::{EscapeRoute, FileType, SystemPart, Unit, boot, files, processes, remedies};
 use crate::update::escape;
 use crate::update::hooks;
 use crate::update::install::Install;
@@ -181,7 +181,7 @@ fn answer(detection: &Detection) -> Found {
 
 fn stop(install: &Install, detection: &Detection) -> Result<Found> {
     let way = escape::way(&install.root, false)?;
-    update::may_stop(detection, &install.root, way == Some(Way::Helper))?;
+    update::may_stop(detection, &install.root, way == Some(EscapeRoute::Helper))?;
     let how = way.map_or(String::new(), |way| format!(", by an updater that moves out first ({})", way.word()));
     Ok(match detection.service.as_ref().filter(|_| detection.server.is_some()) {
         Some(unit) => fine(format!("it is stopped and started as {unit}{how}")),
@@ -198,7 +198,7 @@ fn start(detection: &Detection) -> Found {
 }
 
 fn hooks(install: &Install, run: &Run, detection: &Detection) -> Result<Found> {
-    let missing = hooks::foresee(install, run, detection.new_launch.as_ref(), &detection.start_file)?;
+    let missing = hooks::check(install, run, detection.new_launch.as_ref(), &detection.start_file)?;
     let count = install.settings.hooks.before_stop.len() + install.settings.hooks.after_swap.len();
     Ok(match missing.as_slice() {
         [] => fine(format!("{count} hooks of the settings can run")),
@@ -293,9 +293,9 @@ fn data(install: &Install) -> Result<Found> {
     let ownership = install.ownership(receipt.as_ref());
     let census = ownership.census(None)?;
     let mut unreadable: Vec<String> = census.unreadable.iter().map(|(path, _)| path.to_string()).collect();
-    for (path, facts) in census.of(Class::Data).filter(|(_, facts)| facts.kind == Kind::File) {
+    for (path, metadata) in census.of(Class::Data).filter(|(_, metadata)| metadata.kind == FileType::File) {
         let may = files::open_to_read(&install.root.join(path));
-        if facts.size > 0 && may.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
+        if metadata.size > 0 && may.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
             unreadable.push(path.to_string());
         }
     }
@@ -337,7 +337,7 @@ fn space(install: &Install) -> Result<Found> {
     let census = ownership.census(None)?;
     let free = files::free_space(install.root.path()).context("asking for free space")?;
     let selection = Selection::choose(&install.root, &ownership.rules, &census, &install.backups(), free)?;
-    let code: u64 = census.of(Class::Shipped).map(|(_, facts)| facts.size).sum();
+    let code: u64 = census.of(Class::Shipped).map(|(_, metadata)| metadata.size).sum();
     let needed = 2 * code + selection.bytes + selection.databases;
     let told = format!("{free} bytes are free, and an update of everything would need about {needed}");
     Ok(if free < needed {

@@ -21,7 +21,7 @@ pub fn follow(install: &Install, run: &mut Run, under_way: &Value) -> Result<u8>
     let id = under_way["update_id"].as_str().unwrap_or_default().to_string();
     let who = history::who(under_way).context("the status does not tell whose update it is")?;
     let place = install.state().events_of(&id);
-    let mut events = fsx::Growing::open(&place)?;
+    let mut events = fsx::LineTail::open(&place)?;
     loop {
         // Asked first: what it wrote before its end is read after.
         let lives = processes::identity(who.pid).context("looking at the updater")? == Some(who);

@@ -7,9 +7,9 @@ use crate::base::error::{self, Code, ErrorRecord};
 use crate::base::path::RelPath;
 use crate::state::history;
 use crate::state::journal::{self, Found, Journal};
-use crate::system::{Way, files};
+use crate::system::{EscapeRoute, files};
 use crate::update::escape;
-use crate::update::hooks::{Due, Hooks, When};
+use crate::update::hooks::{Hooks, PlannedHook, When};
 use crate::update::install::Install;
 use crate::update::ownership::Class;
 use crate::update::plan::{Action, Counts, Planned};
@@ -38,7 +38,7 @@ pub struct PlanShown {
     outage: Outage,
     server: PlannedServer,
     launch: Option<LaunchShown>,
-    hooks: Vec<Due>,
+    hooks: Vec<PlannedHook>,
     escape: &'static str,
     space: Vec<Space>,
     problems: Vec<ErrorRecord>,
@@ -151,7 +151,7 @@ pub fn plan(install: &Install, run: &mut Run, request: &Request) -> Result<(Plan
     };
     let way = problems.keep(escape::way(&install.root, false)).flatten();
     if let Some(detection) = &detection {
-        problems.keep(update::may_stop(detection, &install.root, way == Some(Way::Helper)));
+        problems.keep(update::may_stop(detection, &install.root, way == Some(EscapeRoute::Helper)));
     }
     let judge = |detection| missing.map_or_else(|| update::preflight(install, run, request, detection), Err);
     let prepared = detection.as_ref().and_then(|detection| problems.keep(judge(detection)));
@@ -236,7 +236,10 @@ fn warnings(install: &Install, prepared: &Prepared) -> Result<Vec<Warning>> {
 fn stays(prepared: &Prepared) -> Counted {
     let aside = prepared.plan.moved_aside();
     let stay = prepared.census.of(Class::Data).filter(|(path, _)| !aside.contains(path));
-    stay.fold(Counted::default(), |sum, (_, facts)| Counted { count: sum.count + 1, bytes: sum.bytes + facts.size })
+    stay.fold(Counted::default(), |sum, (_, metadata)| Counted {
+        count: sum.count + 1,
+        bytes: sum.bytes + metadata.size,
+    })
 }
 
 /// How many large files are only watched, and their bytes.

@@ -19,9 +19,9 @@ const _FILES: () = {
     let _: fn(&[u8]) -> PathBuf = files::path_from_bytes;
     let _: fn(&str) -> Option<&'static str> = files::bad_name;
     let _: (u32, usize) = (files::MODE_BITS, files::MAX_PATH);
-    let _: fn(&Path) -> Result<Facts> = files::facts;
-    let _: fn(&File) -> Result<Facts> = files::facts_of;
-    let _: fn() -> Vec<Facts> = files::own_files;
+    let _: fn(&Path) -> Result<FileMetadata> = files::metadata;
+    let _: fn(&File) -> Result<FileMetadata> = files::metadata_of;
+    let _: fn() -> Vec<FileMetadata> = files::own_files;
     let _: fn(&Path) -> Result<(u64, u64)> = files::mount;
     let _: [fn(&Path) -> Result<u64>; 2] = [files::allocated, files::free_space];
     let _: fn(&Path) -> Result<Option<&'static str>> = files::obstacle;
@@ -68,9 +68,9 @@ const _PROCESSES: () = {
     let _: fn() -> Result<String> = processes::boot_id;
     let _: fn(u32) -> Result<Vec<u16>> = processes::ports_elsewhere;
     let _: fn(u16) -> Vec<String> = processes::users_listening;
-    let _: fn(u32, &Facts) -> bool = processes::stands_in;
+    let _: fn(u32, &FileMetadata) -> bool = processes::stands_in;
     let _: fn(&[i32]) -> Result<()> = processes::close_inherited;
-    let _: fn() -> Result<Infallible> = processes::run_held;
+    let _: fn() -> Result<Infallible> = processes::exec_when_released;
     let _: fn(ProcessId) -> Result<Option<Handle>> = Handle::open;
     let _: fn(&Handle) -> ProcessId = Handle::id;
     let _: [fn(&Handle) -> Result<bool>; 2] = [Handle::may_signal, Handle::is_alive];
@@ -94,18 +94,18 @@ const _RIGHTS: () = {
 };
 
 const _ESCAPE: () = {
-    use escape::{Line, Moved};
+    use escape::{ControlSocket, RemoteUpdater};
     let _: fn(&[ProcessId]) -> Result<Option<Tie>> = escape::tied_to;
-    let _: fn(Option<&Tie>, &str) -> Result<std::result::Result<Way, String>> = escape::way_out;
+    let _: fn(Option<&Tie>, &str) -> Result<std::result::Result<EscapeRoute, String>> = escape::way_out;
     let _: fn() -> Option<PathBuf> = escape::roots_meeting_place;
-    let _: fn(&Way, &Errand<'_>) -> Result<Moved> = escape::send;
+    let _: fn(&EscapeRoute, &Handoff<'_>) -> Result<RemoteUpdater> = escape::send;
     let _: fn(&OsStr) -> Result<()> = escape::depart;
     let _: fn(Option<&OsStr>, &Path) -> Result<Infallible> = escape::arrive;
-    let _: fn(&Moved) -> u32 = Moved::pid;
-    let _: fn(&mut Moved, Duration) -> Result<Option<Said>> = Moved::hear;
-    let _: [fn(&Moved) -> Result<()>; 2] = [Moved::interrupt, Moved::ask_to_end];
-    let _: fn(i32) -> Result<Line> = Line::taken;
-    let _: fn(&Line, Said) = Line::say;
+    let _: fn(&RemoteUpdater) -> u32 = RemoteUpdater::pid;
+    let _: fn(&mut RemoteUpdater, Duration) -> Result<Option<Notice>> = RemoteUpdater::hear;
+    let _: [fn(&RemoteUpdater) -> Result<()>; 2] = [RemoteUpdater::interrupt, RemoteUpdater::ask_to_end];
+    let _: fn(i32) -> Result<ControlSocket> = ControlSocket::taken;
+    let _: fn(&ControlSocket, Notice) = ControlSocket::notify;
 };
 
 const _BOOT: () = {

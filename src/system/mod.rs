@@ -7,7 +7,7 @@
 //!
 //! | room | what it gives |
 //! | --- | --- |
-//! | `files` | facts of a file, names as bytes, owner, mode and time, flushes, reflinks, free space |
+//! | `files` | metadata of a file, names as bytes, owner, mode and time, flushes, reflinks, free space |
 //! | `processes` | identity, held handles, signals, credentials |
 //! | `starts` | the suspended start of a server (a trait: by this process, or by root's half) |
 //! | `service` | service managers: a unit's stop and start (a trait: systemd, Windows services, root's half around one) |
@@ -50,7 +50,7 @@ pub use windows::{boot, escape, files, monitor, processes, remedies, trust};
 /// What a directory entry is; links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum FileType {
     File,
     Folder,
     Link,
@@ -108,8 +108,8 @@ impl Distrust {
 
 /// What the system says of one directory entry. Times in nanoseconds since 1970 (UTC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    pub kind: Kind,
+pub struct FileMetadata {
+    pub kind: FileType,
     pub size: u64,
     /// Permission bits (0o7777); on Windows 0o644, or 0o444 when read-only.
     pub mode: u32,
@@ -189,7 +189,7 @@ impl std::fmt::Display for Tie {
 
 /// How a process gets out of what ends with the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub enum EscapeRoute {
     /// A session of its own, adopted by init.
     Session,
     /// A transient unit of the system's service manager, or of our own user's.
@@ -198,20 +198,20 @@ pub enum Way {
     Helper,
 }
 
-impl Way {
+impl EscapeRoute {
     /// The word of `plan` for it.
     pub fn word(&self) -> &'static str {
         match self {
-            Way::Session => "session",
-            Way::Transient { .. } => "systemd-run",
-            Way::Helper => "systemd-helper",
+            EscapeRoute::Session => "session",
+            EscapeRoute::Transient { .. } => "systemd-run",
+            EscapeRoute::Helper => "systemd-helper",
         }
     }
 }
 
 /// What the process outside is to do, and for whom.
 #[derive(Debug)]
-pub struct Errand<'a> {
+pub struct Handoff<'a> {
     /// The command line without the program.
     pub argv: &'a [std::ffi::OsString],
     /// The caller's folder.
@@ -225,7 +225,7 @@ pub struct Errand<'a> {
 
 /// What the process outside tells the first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Said {
+pub enum Notice {
     /// It holds the lock.
     Begun,
     /// The server is about to be stopped, and all that belongs to it may be signalled.

@@ -9,7 +9,7 @@ use std::io;
 /// Prepares programs: this process does it by itself, or root's half does.
 pub trait Starter {
     /// Prepares a server up to the last step. Errors: what the preparation says, or no such program.
-    fn hold(&self, spec: &LaunchSpec) -> io::Result<Held>;
+    fn start_suspended(&self, spec: &LaunchSpec) -> io::Result<SuspendedServer>;
 }
 
 /// A program that is ready to start and waits for its release.
@@ -30,12 +30,12 @@ pub trait StartedProcess: Debug {
 }
 
 /// Dropped, it ends, and nothing was started.
-pub type Held = Box<dyn SuspendedStart>;
+pub type SuspendedServer = Box<dyn SuspendedStart>;
 
 /// Dropped, it goes on running.
 pub type Running = Box<dyn StartedProcess>;
 
-/// Prepares a server as `Starter::hold` says it. In a child of root's half (`monitor`), root prepares it.
-pub fn hold(spec: &LaunchSpec) -> io::Result<Held> {
-    platform::starter().hold(spec)
+/// Prepares a server as `Starter::start_suspended` says it. In a child of root's half (`monitor`), root prepares it.
+pub fn start_suspended(spec: &LaunchSpec) -> io::Result<SuspendedServer> {
+    platform::starter().start_suspended(spec)
 }

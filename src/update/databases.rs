@@ -5,7 +5,7 @@ use super::preflight::Prepared;
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
-use crate::system::Facts;
+use crate::system::FileMetadata;
 use crate::update::install::Install;
 use crate::update::ownership::member;
 use crate::update::run::Run;
@@ -34,18 +34,18 @@ fn judge(
 ) -> Result<()> {
     let scratch = run.scratch(install)?;
     for _ in 0..LOOKS {
-        let was = facts(install, main)?;
+        let was = metadata(install, main)?;
         let found = verify::check_database(install.root.path(), main, tables, &scratch)?;
         let Some(failure) = fault(&found) else { return Ok(()) };
-        if was == facts(install, main)? {
+        if was == metadata(install, main)? {
             return Err(failure.into());
         }
     }
     Ok(())
 }
 
-fn facts(install: &Install, main: &RelPath) -> Result<[Option<Facts>; 3]> {
-    let of = |ending| fsx::facts(&install.root.join(&member(main, ending)));
+fn metadata(install: &Install, main: &RelPath) -> Result<[Option<FileMetadata>; 3]> {
+    let of = |ending| fsx::metadata(&install.root.join(&member(main, ending)));
     Ok([of("")?, of("-wal")?, of("-journal")?])
 }
 
@@ -60,7 +60,8 @@ pub(super) fn kept(install: &Install, run: &Run, prepared: &Prepared, backup: &P
         if !was.ok || was.size == 0 {
             continue;
         }
-        let gone = || !fsx::facts(&install.root.join(main)).is_ok_and(|facts| facts.is_some_and(|f| f.size > 0));
+        let gone =
+            || !fsx::metadata(&install.root.join(main)).is_ok_and(|metadata| metadata.is_some_and(|f| f.size > 0));
         judge(install, run, main, tables, |is| lost(&was, is, gone()))?;
     }
     Ok(())

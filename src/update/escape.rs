@@ -7,10 +7,10 @@ use crate::base::fsx;
 use crate::base::report::Reporter;
 use crate::state::history;
 use crate::state::root::InstallRoot;
-use crate::system::escape::{self, Line, Moved};
+use crate::system::escape::{self, ControlSocket, RemoteUpdater};
 use crate::system::processes::Signals;
 use crate::system::remedies::{LEAVE_THE_SERVER, SEE_PROCESSES};
-use crate::system::{Errand, Said, Tie, Way, files};
+use crate::system::{EscapeRoute, Handoff, Notice, Tie, files};
 use crate::update::run;
 use crate::update::server;
 use anyhow::{Context as _, Result};
@@ -38,7 +38,7 @@ pub fn unit_name(root: &Path) -> String {
 
 /// How this process has to leave before it may update: the way out of what ties it to the running server, or
 /// away from its caller (`detach`). None: it may stay. Errors (`would-end-us`, exit 1): it must leave and cannot.
-pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<Way>> {
+pub fn way(root: &InstallRoot, detach: bool) -> Result<Option<EscapeRoute>> {
     // What cannot be found is refused, with its reasons, by the detection.
     let tie = match server::find(root) {
         Ok(Some(running)) => tied_to(&running, root)?,
@@ -89,14 +89,14 @@ pub fn prove_outside(server: &server::Running, root: &InstallRoot) -> Result<()>
 #[derive(Default)]
 pub struct Outside {
     number: Option<i32>,
-    pub line: Option<Rc<Line>>,
+    pub line: Option<Rc<ControlSocket>>,
     pub update_id: Option<String>,
 }
 
 impl Outside {
     /// Takes over the line to the first process, whose number is an open handle of ours. To be called first, once.
     pub fn taken(number: i32, update_id: String) -> Outside {
-        let line = Line::taken(number).ok().map(Rc::new);
+        let line = ControlSocket::taken(number).ok().map(Rc::new);
         Outside { number: line.as_ref().map(|_| number), line, update_id: Some(update_id) }
     }
 
@@ -108,7 +108,7 @@ impl Outside {
     /// Tells the first process how this one ended.
     pub fn ended(&self, code: u8) {
         if let Some(line) = &self.line {
-            line.say(Said::Ended(code));
+            line.notify(Notice::Ended(code));
         }
     }
 }
@@ -123,7 +123,7 @@ pub struct Caller<'a> {
 
 /// Has the work done outside. The exit code is the other's, or with `--detach` tells whether it has begun.
 /// Errors: it did not get out; nothing was changed.
-pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Reporter) -> Result<u8> {
+pub fn leave(root: &InstallRoot, way: &EscapeRoute, caller: &Caller, report: &mut Reporter) -> Result<u8> {
     let signals = Signals::install().context("watching for signals")?;
     let update_id = history::new_update_id();
     let place = meeting_place(root)?;
@@ -134,10 +134,10 @@ pub fn leave(root: &InstallRoot, way: &Way, caller: &Caller, report: &mut Report
         }
         None => None,
     };
-    let errand =
-        Errand { argv: caller.argv, cwd: caller.cwd, update_id: &update_id, place: &place, outputs: outputs.as_ref() };
+    let handoff =
+        Handoff { argv: caller.argv, cwd: caller.cwd, update_id: &update_id, place: &place, outputs: outputs.as_ref() };
     let mut moved = run::interruptible(|| {
-        escape::send(way, &errand).map_err(|e| {
+        escape::send(way, &handoff).map_err(|e| {
             let message = format!("the updater that was to run outside ({}) did not begin: {e}", way.word());
             Failure::failed(Code::EscapeFailed, message).at(root.path().display()).remedy(LEAVE_THE_SERVER).into()
         })
@@ -165,17 +165,17 @@ fn meeting_place(root: &InstallRoot) -> Result<PathBuf> {
 }
 
 /// Passes signals on, and gives back how it ended.
-fn relay(moved: &mut Moved, signals: &Signals, root: &InstallRoot, report: &mut Reporter) -> Result<u8> {
+fn relay(moved: &mut RemoteUpdater, signals: &Signals, root: &InstallRoot, report: &mut Reporter) -> Result<u8> {
     let mut passed = Passed::default();
     let mut is_stopping = false;
     loop {
         // Counted before the news are read: whoever stops the server may mean us with it, and that was announced.
         let now = Passed::until_now(signals);
         match moved.hear(POLL).context("listening to the updater outside")? {
-            Some(Said::Ended(code)) => return Ok(code),
-            Some(Said::Lost) => return Ok(lost(root, report)),
-            Some(Said::Stopping) => is_stopping = true,
-            Some(Said::Begun) => continue,
+            Some(Notice::Ended(code)) => return Ok(code),
+            Some(Notice::Lost) => return Ok(lost(root, report)),
+            Some(Notice::Stopping) => is_stopping = true,
+            Some(Notice::Begun) => continue,
             None => {}
         }
         if is_stopping && now.terminations > passed.terminations {
@@ -200,7 +200,7 @@ impl Passed {
     }
 
     /// Sends it the SIGINTs that came.
-    fn interrupt(&mut self, now: &Passed, moved: &Moved) -> Result<()> {
+    fn interrupt(&mut self, now: &Passed, moved: &RemoteUpdater) -> Result<()> {
         while self.interrupts < now.interrupts {
             self.interrupts += 1;
             moved.interrupt().context("passing the interrupt on")?;
@@ -209,7 +209,7 @@ impl Passed {
     }
 
     /// Sends it all that came.
-    fn pass_on(&mut self, now: &Passed, moved: &Moved) -> Result<()> {
+    fn pass_on(&mut self, now: &Passed, moved: &RemoteUpdater) -> Result<()> {
         self.interrupt(now, moved)?;
         while self.terminations < now.terminations {
             self.terminations += 1;
@@ -220,7 +220,7 @@ impl Passed {
 }
 
 /// The server ends, and this process with it: whoever stops a unit waits for all that belongs to it.
-fn left_behind(moved: &Moved, root: &InstallRoot, report: &mut Reporter) -> u8 {
+fn left_behind(moved: &RemoteUpdater, root: &InstallRoot, report: &mut Reporter) -> u8 {
     let message = format!("this process ends with the server; the update goes on as process {}", moved.pid());
     let failure = Failure::operator(Code::LeftBehind, message)
         .at(root.path().display())
@@ -240,7 +240,7 @@ fn lost(root: &InstallRoot, report: &mut Reporter) -> u8 {
 }
 
 /// What the other one says first, at the latest after `BEGINNING`; signals are passed on meanwhile.
-fn beginning(moved: &mut Moved, signals: &Signals) -> Result<Option<Said>> {
+fn beginning(moved: &mut RemoteUpdater, signals: &Signals) -> Result<Option<Notice>> {
     let (until, mut passed) = (Instant::now() + BEGINNING, Passed::default());
     loop {
         let now = Passed::until_now(signals);
@@ -254,19 +254,19 @@ fn beginning(moved: &mut Moved, signals: &Signals) -> Result<Option<Said>> {
 
 /// The exit code of one that has ended already; what it wrote is passed on. None: it goes on.
 fn ended_early(
-    heard: Option<Said>,
+    heard: Option<Notice>,
     outputs: [std::fs::File; 2],
     root: &InstallRoot,
     report: &mut Reporter,
 ) -> Option<u8> {
-    let ended = heard.filter(|said| matches!(said, Said::Ended(_) | Said::Lost))?;
+    let ended = heard.filter(|said| matches!(said, Notice::Ended(_) | Notice::Lost))?;
     let [out, err] = outputs.map(text_of);
     report.relayed(&out, &err);
-    Some(if let Said::Ended(code) = ended { code } else { lost(root, report) })
+    Some(if let Notice::Ended(code) = ended { code } else { lost(root, report) })
 }
 
 /// Tells where the update that goes on by itself can be seen.
-fn tell_of(moved: &Moved, update_id: &str, root: &InstallRoot, report: &mut Reporter) {
+fn tell_of(moved: &RemoteUpdater, update_id: &str, root: &InstallRoot, report: &mut Reporter) {
     let state = root.state();
     let (status, events) = (state.status().display().to_string(), state.events_of(update_id).display().to_string());
     if report.options().json {

@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(20);
 /// The longest that one question may take.
 const ASK: Duration = Duration::from_secs(3);
-/// How often all processes are read while nobody answers a knock (a server may listen elsewhere).
+/// How often all processes are read while nobody answers a connect_probe (a server may listen elsewhere).
 const RELOOK: Duration = Duration::from_millis(500);
-const KNOCK: Duration = Duration::from_millis(200);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a server is given to answer when it is measured.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it is given when somebody asked us to end.
@@ -381,12 +381,13 @@ pub fn answers_as_well(expected: &HealthBaseline, measured: &HealthBaseline) -> 
     protocol && measured.status.is_some_and(|status| good_enough(expected, status))
 }
 
-/// A knock on the usual addresses: cheap, where reading every process is not, so that the wait takes
+/// A connect_probe on the usual addresses: cheap, where reading every process is not, so that the wait takes
 /// nothing from a server that starts. The connection is closed at once.
 fn all_ports_accept(ports: &BTreeSet<u16>) -> bool {
     let here: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let knock = |port: u16| here.iter().any(|at| TcpStream::connect_timeout(&(*at, port).into(), KNOCK).is_ok());
-    ports.iter().all(|port| knock(*port))
+    let connect_probe =
+        |port: u16| here.iter().any(|at| TcpStream::connect_timeout(&(*at, port).into(), PROBE_TIMEOUT).is_ok());
+    ports.iter().all(|port| connect_probe(*port))
 }
 
 fn good_enough(before: &HealthBaseline, status: u16) -> bool {

@@ -8,7 +8,7 @@ use crate::base::report::Stage;
 use crate::state::journal::{Journal, Record};
 use crate::state::receipt;
 use crate::system::processes;
-use crate::update::hooks::{self, Before};
+use crate::update::hooks::{self, TreeSnapshot};
 use crate::update::install::Install;
 use crate::update::run::Run;
 use crate::verify::{self, Arrival};
@@ -33,7 +33,7 @@ pub(super) fn run_hooks(
     let boot = processes::boot_id().context("reading the boot id")?;
     let data: Vec<RelPath> = changes.data().cloned().collect();
     let files = prepared.plan.shipped.keys().chain(staged.iter().map(|one| &one.path));
-    let before = Before::take(&install.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
+    let before = TreeSnapshot::take(&install.root, &data, files, &moves.exchanges, &journal.begin.backup_dir)?;
     before.store(install.state())?;
     journal.append(Record::Hooking { boot, data: data.clone() })?;
     prepared.hooks.after_swap(install, run, start_file)?;
@@ -47,12 +47,13 @@ pub(super) fn run_hooks(
         return Err(hooks::strayed(Code::HookChangedProgram, &path, program).remedy(shipped).into());
     }
     let brought = |path: &RelPath| moves.moves.iter().any(|m| m.path == *path);
-    if let Some(path) = verify::altered_data(&install.root, record, &|path| !brought(path) && !changes.hold(path))? {
+    if let Some(path) = verify::altered_data(&install.root, record, &|path| !brought(path) && !changes.may_write(path))?
+    {
         return Err(hooks::strayed(Code::HookChangedData, &path, "which belongs to the users").into());
     }
     changes.flush(&install.root, &record.files)?;
     let made = before.made(&install.root)?;
-    let unnamed: Vec<String> = made.iter().filter(|path| !changes.hold(path)).map(RelPath::to_string).collect();
+    let unnamed: Vec<String> = made.iter().filter(|path| !changes.may_write(path)).map(RelPath::to_string).collect();
     if !unnamed.is_empty() {
         let text = format!("hooks made what they do not name in `changes`: {}", unnamed.join(", "));
         run.report.warning(Code::HookMade, &text, unnamed.first().map(String::as_str));

@@ -22,9 +22,9 @@ pub(super) fn stage_again(
     staged: &mut Vec<StagedFile>,
 ) -> Result<()> {
     let noted = prepared.plan.changed_here.len();
-    let (again, mut positions) = prepared.rejudge(install)?;
+    let (again, mut positions) = prepared.plan_again(install)?;
     for path in &again {
-        fsx::remove_own_file(&staging::waiting(&install.root, &prepared.plan.annexes, path))?;
+        fsx::remove_own_file(&staging::staged_path(&install.root, &prepared.plan.annexes, path))?;
         staged.retain(|one| one.path != *path);
     }
     let arrives = |action: Action| !matches!(action, Action::Keep | Action::Unchanged | Action::Remove);
@@ -58,13 +58,14 @@ pub(super) fn stage_again(
 fn start_file_again(install: &Install, start_file: &RelPath, staged: &mut [StagedFile]) -> Result<()> {
     let live = install.root.join(start_file);
     let Some(one) = staged.iter_mut().find(|one| one.path == *start_file && one.is_copy) else { return Ok(()) };
-    let Some(facts) = fsx::facts(&live)?.filter(|facts| facts.mtime != one.facts.mtime || facts.size != one.facts.size)
+    let Some(metadata) = fsx::metadata(&live)?
+        .filter(|metadata| metadata.mtime != one.metadata.mtime || metadata.size != one.metadata.size)
     else {
         return Ok(());
     };
-    let to = staging::waiting(&install.root, &[], start_file);
+    let to = staging::staged_path(&install.root, &[], start_file);
     fsx::remove_own_file(&to)?;
-    one.sha256 = fsx::copy(&live, &to, &facts)?;
-    one.facts = files::facts(&to)?;
+    one.sha256 = fsx::copy(&live, &to, &metadata)?;
+    one.metadata = files::metadata(&to)?;
     Ok(())
 }

@@ -50,8 +50,8 @@ pub struct Prepared<'a> {
 impl Prepared<'_> {
     /// After the stop: judges again what was written since the plan was made. Returns the paths that are to be staged
     /// anew, or no longer, and the positions of saved data that is now to be put back.
-    pub fn rejudge(&mut self, install: &Install) -> Result<(Vec<RelPath>, Vec<usize>)> {
-        let order = plan::Order {
+    pub fn plan_again(&mut self, install: &Install) -> Result<(Vec<RelPath>, Vec<usize>)> {
+        let input = plan::PlanInput {
             ownership: &self.ownership,
             census: &self.census,
             start_file: &self.detection.start_file,
@@ -61,8 +61,8 @@ impl Prepared<'_> {
             saved_folders: &self.saved_folders,
             kept: &|| self.detection.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
         };
-        let again = plan::rejudge(&order, &mut self.bundle, &mut self.plan)?;
-        let data = plan::recheck_data(&order, &self.bundle, &mut self.plan)?;
+        let again = plan::plan_again(&input, &mut self.bundle, &mut self.plan)?;
+        let data = plan::recheck_data(&input, &self.bundle, &mut self.plan)?;
         Ok((again, data))
     }
 
@@ -124,7 +124,7 @@ pub fn preflight<'a>(
     let is_same = detection.receipt.as_ref().is_some_and(|receipt| receipt.content_id == bundle.content_id);
     let heal = request.is_repair() || (is_same && request.saved().is_none());
     let (saved_data, saved_folders) = (saved_data(request), saved_folders(request));
-    let order = plan::Order {
+    let input = plan::PlanInput {
         ownership: &ownership,
         census: &census,
         start_file: &detection.start_file,
@@ -134,7 +134,7 @@ pub fn preflight<'a>(
         saved_folders: &saved_folders,
         kept: &|| detection.receipt.as_ref().map_or(Ok(None), |receipt| kept_bundle(install, receipt)),
     };
-    let mut plan = plan::build(&order, &mut bundle)?;
+    let mut plan = plan::build(&input, &mut bundle)?;
     // Nothing tells that a backup of the old updater is whole, so what it lacks stays.
     if request.saved().is_some_and(|s| s.record.kind == backup::Kind::Legacy) {
         plan.keep_unknown();
@@ -149,7 +149,7 @@ pub fn preflight<'a>(
     let hooks = if plan.is_empty() || request.is_repair() {
         Hooks::default()
     } else {
-        Hooks::choose(install, run, &occasion(request, detection), &mut bundle, &plan)?
+        Hooks::choose(install, run, &context(request, detection), &mut bundle, &plan)?
     };
     plan.keep_for_hooks(&hooks.changes.exchanges().into_iter().map(|one| one.path).collect::<Vec<_>>());
     let free = files::free_space(install.root.path()).context("asking for free space")?;
@@ -256,8 +256,8 @@ fn no_space_at(volume: &str, needed: u64, free: u64) -> Failure {
 }
 
 /// The update that hooks belong to.
-fn occasion<'a>(request: &'a Request, detection: &'a Detection) -> hooks::Occasion<'a> {
-    hooks::Occasion {
+fn context<'a>(request: &'a Request, detection: &'a Detection) -> hooks::HookContext<'a> {
+    hooks::HookContext {
         command: request.command(),
         running: detection.server.as_ref(),
         launch: detection.new_launch.as_ref(),

@@ -80,7 +80,7 @@ fn line(
     entry: &Entry,
     arriving: Option<&StagedFile>,
 ) -> Result<Option<receipt::Line>> {
-    let Some(facts) = arriving.map(|staged| staged.facts).or(planned.live) else { return Ok(None) };
+    let Some(metadata) = arriving.map(|staged| staged.metadata).or(planned.live) else { return Ok(None) };
     let known = prepared.plan.shipped.get(&planned.path).map(|live| live.sha256.clone());
     let is = match arriving.map(|staged| staged.sha256.clone()).or(known) {
         Some(sha256) => sha256,
@@ -92,11 +92,11 @@ fn line(
     let is_base = is == sha256;
     Ok(Some(receipt::Line {
         path: planned.path.clone(),
-        size: if is_base { facts.size } else { entry.size },
+        size: if is_base { metadata.size } else { entry.size },
         carried: has_settings && sha256 != entry.sha256,
         sha256,
-        mode: facts.mode,
-        mtime: if is_base { facts.mtime } else { 0 },
+        mode: metadata.mode,
+        mtime: if is_base { metadata.mtime } else { 0 },
         is_database: entry.head == Head::Sqlite,
     }))
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 /// What the operator decided, and how far to go.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Choice {
+pub struct RecoverOptions {
     /// `--data keep|backup`: whether data goes back to the backup's.
     pub data: Option<Data>,
     /// `--boot`: mend files and start nothing.
@@ -40,7 +40,7 @@ pub enum Data {
 }
 
 /// What was settled.
-pub struct Settled {
+pub struct Resolution {
     pub interrupted_id: String,
     /// `old` or `new`.
     pub direction: &'static str,
@@ -56,7 +56,7 @@ pub struct Settled {
     pub to_version: Option<String>,
 }
 
-impl Settled {
+impl Resolution {
     /// How this run ended after all.
     pub fn finished(self) -> Finished {
         let (from, to) = (self.from_version, self.to_version);
@@ -80,9 +80,9 @@ impl Settled {
 const TRIES: usize = 3;
 
 /// The command: settles what was interrupted, and says so.
-pub fn recover(install: &Install, run: &mut Run, choice: Choice, wait: Option<Duration>) -> Finished {
+pub fn recover(install: &Install, run: &mut Run, choice: RecoverOptions, wait: Option<Duration>) -> Finished {
     let mut finished = Finished::default();
-    match settle_alone(install, run, choice, wait) {
+    match resolve_locked(install, run, choice, wait) {
         Ok(done) => {
             finished = match done {
                 Some(resolution) => resolution.finished(),
@@ -106,7 +106,12 @@ pub fn recover(install: &Install, run: &mut Run, choice: Choice, wait: Option<Du
 }
 
 /// None: nothing was interrupted.
-fn settle_alone(install: &Install, run: &mut Run, choice: Choice, wait: Option<Duration>) -> Result<Option<Settled>> {
+fn resolve_locked(
+    install: &Install,
+    run: &mut Run,
+    choice: RecoverOptions,
+    wait: Option<Duration>,
+) -> Result<Option<Resolution>> {
     if !crate::base::fsx::exists(install.state().path())? {
         run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(None);
@@ -115,14 +120,14 @@ fn settle_alone(install: &Install, run: &mut Run, choice: Choice, wait: Option<D
     if matches!(Journal::find(install.state())?, Found::Nothing) {
         // What was killed before its journal began: nothing refers to it.
         if let Some(id) = history::left_under_way(install.state()) {
-            hooks::end_left(&id)?;
+            hooks::kill_leftovers(&id)?;
         }
         rollback::sweep(install.state())?;
         run.report.stage_skipped(Stage::Rollback, "nothing was interrupted");
         return Ok(None);
     }
     run.start(Stage::Rollback, "settling an interrupted update");
-    let Some(done) = settle(install, run, choice)? else { return Ok(None) };
+    let Some(done) = resolve(install, run, choice)? else { return Ok(None) };
     let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
     let how = if done.direction == "new" { "the update was finished" } else { "the update was undone" };
     run.done(Stage::Rollback, &format!("{how}: the {} version stands{proven}", done.direction));
@@ -156,7 +161,7 @@ fn stands_unasked(install: &Install) -> Stands {
 }
 
 /// Settles an interrupted update, if there is one. The caller holds the lock.
-pub fn settle(install: &Install, run: &mut Run, choice: Choice) -> Result<Option<Settled>> {
+pub fn resolve(install: &Install, run: &mut Run, choice: RecoverOptions) -> Result<Option<Resolution>> {
     let state = install.state();
     let mut journal = match Journal::find(state)? {
         Found::Nothing => return Ok(None),
@@ -164,12 +169,12 @@ pub fn settle(install: &Install, run: &mut Run, choice: Choice) -> Result<Option
         Found::Open(journal) => *journal,
     };
     let id = journal.begin.update_id.clone();
-    let done = journal.trim().and_then(|()| settle_open(install, run, journal, choice));
-    done.map(Some).map_err(|e| unsettled(install, &id, e))
+    let done = journal.trim().and_then(|()| resolve_open(install, run, journal, choice));
+    done.map(Some).map_err(|e| unresolved(install, &id, e))
 }
 
 /// What stands is in the middle, so nothing less than an operator is needed.
-fn unsettled(install: &Install, id: &str, e: anyhow::Error) -> anyhow::Error {
+fn unresolved(install: &Install, id: &str, e: anyhow::Error) -> anyhow::Error {
     if error::class(&e) != Class::Failed {
         return e;
     }
@@ -183,7 +188,7 @@ fn unsettled(install: &Install, id: &str, e: anyhow::Error) -> anyhow::Error {
         .into()
 }
 
-fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: Choice) -> Result<Settled> {
+fn resolve_open(install: &Install, run: &mut Run, mut journal: Journal, choice: RecoverOptions) -> Result<Resolution> {
     if choice.boot && is_whole(install, &journal)? {
         return boot(install, journal);
     }
@@ -208,31 +213,31 @@ fn settle_open(install: &Install, run: &mut Run, mut journal: Journal, choice: C
     if choice.boot || direction == "old" && service::manager().is_shutting_down() {
         return boot(install, journal);
     }
-    let mut settled = settled(install, &journal, direction);
-    settled.stands.server = Down;
+    let mut resolution = resolution(install, &journal, direction);
+    resolution.stands.server = Down;
     if direction == "new" {
         tell_aside(run, &journal);
     }
     if direction == "old" {
         let healthy = rollback::start_old(install, &mut journal)?;
-        (settled.pid, settled.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
+        (resolution.pid, resolution.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
     } else if let Some(running) = server::find(&install.root)? {
-        settled.pid = running.processes.first().map(|p| p.id.pid);
-        settled.port = settled.pid.and(running.ports.first().copied());
+        resolution.pid = running.processes.first().map(|p| p.id.pid);
+        resolution.port = resolution.pid.and(running.ports.first().copied());
     }
-    if settled.pid.is_some() {
-        settled.stands.server = Up;
+    if resolution.pid.is_some() {
+        resolution.stands.server = Up;
     }
     rollback::clean_up(&install.root, journal)?;
-    Ok(settled)
+    Ok(resolution)
 }
 
-fn settled(install: &Install, journal: &Journal, direction: &'static str) -> Settled {
+fn resolution(install: &Install, journal: &Journal, direction: &'static str) -> Resolution {
     let begin = &journal.begin;
     let version = if direction == "new" { begin.to_version.clone() } else { begin.from_version.clone() };
     // One that was never whole is not there.
     let has_backup = backup::load(&rollback::backup_dir(&install.root, journal)).is_ok();
-    Settled {
+    Resolution {
         interrupted_id: journal.begin.update_id.clone(),
         direction,
         is_proven: true,
@@ -264,17 +269,17 @@ fn goes_on(install: &Install, journal: &Journal, data: DataPolicy) -> Result<boo
 
 /// What the boot leaves once the files are whole: the journal stays open where a server should run, because
 /// nobody has seen it well. Looks at no process, so that no service manager can be waited for.
-fn boot(install: &Install, journal: Journal) -> Result<Settled> {
+fn boot(install: &Install, journal: Journal) -> Result<Resolution> {
     let phase = journal.progress().phase;
     let (committed, undone) = (phase == Phase::Committed, phase == Phase::RolledBack);
-    let mut settled = settled(install, &journal, if undone { "old" } else { "new" });
-    settled.is_proven = committed || undone && !journal.begin.should_run();
-    if settled.is_proven {
+    let mut resolution = resolution(install, &journal, if undone { "old" } else { "new" });
+    resolution.is_proven = committed || undone && !journal.begin.should_run();
+    if resolution.is_proven {
         rollback::clean_up(&install.root, journal)?;
     } else if undone {
         rollback::tidy(&install.root, &journal)?;
     }
-    Ok(settled)
+    Ok(resolution)
 }
 
 /// True when `recover` has something to do; changes nothing.
@@ -283,11 +288,11 @@ pub fn is_needed(install: &Install) -> Result<bool> {
 }
 
 /// Finishes (`new`) or undoes (`old`) the update. This is the table of `docs/architecture.md`.
-fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
+fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: RecoverOptions) -> Result<&'static str> {
     let progress = journal.progress();
     if !matches!(progress.phase, Phase::Committed | Phase::RolledBack) {
         // What a hook left running must not write into what is put back.
-        hooks::end_left(&journal.begin.update_id)?;
+        hooks::kill_leftovers(&journal.begin.update_id)?;
     }
     match progress.phase {
         Phase::Committed => Ok("new"),
@@ -300,12 +305,17 @@ fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: Choic
         Phase::Undoing(data) if choice.data.is_none() && goes_on(install, journal, data)? => {
             undo(install, run, journal, choice, data)
         }
-        Phase::Starting | Phase::Undoing(_) => settle_started(install, run, journal, choice),
+        Phase::Starting | Phase::Undoing(_) => resolve_started(install, run, journal, choice),
     }
 }
 
 /// The new version was or is being started: it is kept where it is healthy, and else undone.
-fn settle_started(install: &Install, run: &mut Run, journal: &mut Journal, choice: Choice) -> Result<&'static str> {
+fn resolve_started(
+    install: &Install,
+    run: &mut Run,
+    journal: &mut Journal,
+    choice: RecoverOptions,
+) -> Result<&'static str> {
     let Some(start) = journal.progress().started else { anyhow::bail!("the journal names no start") };
     let same_boot = processes::boot_id().context("reading the boot id")? == start.boot;
     // After a boot the service manager may be about to start it: there is time to wait for its answer.
@@ -354,7 +364,7 @@ fn undo(
     install: &Install,
     run: &mut Run,
     journal: &mut Journal,
-    choice: Choice,
+    choice: RecoverOptions,
     data: DataPolicy,
 ) -> Result<&'static str> {
     if !choice.boot {
@@ -371,7 +381,12 @@ fn put_back(install: &Install, run: &mut Run, journal: &mut Journal, data: DataP
 
 /// What becomes of the data where hooks may have changed them, and nothing was started by us. While the start file
 /// is away nothing else can have. Errors (exit 4): it was there, and who knows.
-fn after_hooks(install: &Install, progress: &Progress, journal: &Journal, choice: Choice) -> Result<DataPolicy> {
+fn after_hooks(
+    install: &Install,
+    progress: &Progress,
+    journal: &Journal,
+    choice: RecoverOptions,
+) -> Result<DataPolicy> {
     let Some(HooksBegun { boot, data }) = &progress.hooks else { return Ok(DataPolicy::Untouched) };
     match choice.data {
         Some(Data::Keep) => return Ok(DataPolicy::Kept),

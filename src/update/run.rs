@@ -6,9 +6,9 @@ use crate::base::report::{Finished, Reporter, Stage};
 use crate::state::baseline::HealthBaseline;
 use crate::state::dir::StateDir;
 use crate::state::history;
-use crate::system::escape::Line;
+use crate::system::escape::ControlSocket;
 use crate::system::processes::{self, Signals};
-use crate::system::{Said, files, interrupt};
+use crate::system::{Notice, files, interrupt};
 use crate::update::install::Install;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ pub struct Run {
     /// How the server answered when this run looked for it; None: it has not looked yet.
     pub baseline: Option<HealthBaseline>,
     /// To the first process, where this one runs outside of what it was called by.
-    pub line: Option<Rc<Line>>,
+    pub line: Option<Rc<ControlSocket>>,
 }
 
 pub struct UnderWay {
@@ -83,9 +83,9 @@ impl Run {
     }
 
     /// Tells the first process how far this one is, where there is one.
-    pub fn say(&self, said: Said) {
+    pub fn notify(&self, notice: Notice) {
         if let Some(line) = &self.line {
-            line.say(said);
+            line.notify(notice);
         }
     }
 

@@ -6,7 +6,7 @@ use crate::base::fsx;
 use crate::base::report::{Finished, Reporter, Stage};
 use crate::state::history;
 use crate::state::lock::Lock;
-use crate::system::{Kind, Said, files};
+use crate::system::{FileType, Notice, files};
 use crate::update::hooks;
 use crate::update::install::Install;
 use crate::update::recover;
@@ -23,7 +23,7 @@ pub fn begin(install: &Install, run: &mut Run, wait: Option<Duration>) -> Result
     install.root.check()?;
     // Hooks before the stop run before there is a journal.
     if let Some(id) = history::left_under_way(state) {
-        hooks::end_left(&id)?;
+        hooks::kill_leftovers(&id)?;
     }
     let id = run.update_id.clone();
     for folder in [state.events(), state.logs()] {
@@ -36,9 +36,10 @@ pub fn begin(install: &Install, run: &mut Run, wait: Option<Duration>) -> Result
         let log = human.join("update_log.txt");
         // The log of the newest update alone; a caller may hold it open as our output, so it is cut, not replaced. The
         // server's user may write in that folder: a link there, or another name of some file, is left alone.
-        let is_own = |file: &std::fs::File| files::facts_of(file).is_ok_and(|f| f.kind == Kind::File && f.links == 1);
+        let is_own =
+            |file: &std::fs::File| files::metadata_of(file).is_ok_and(|f| f.kind == FileType::File && f.links == 1);
         if let Some(file) = files::open_log(&log).ok().filter(is_own).filter(|file| file.set_len(0).is_ok()) {
-            let _ = fsx::adopt(&log);
+            let _ = fsx::inherit_owner(&log);
             run.report.log_into(file);
         }
     }
@@ -46,13 +47,13 @@ pub fn begin(install: &Install, run: &mut Run, wait: Option<Duration>) -> Result
         Some(UnderWay { update_id: id, started_at: jiff::Timestamp::now().to_string(), state: state.clone() });
     history::prune(state, history::KEEP);
     run.keep_status();
-    run.say(Said::Begun);
+    run.notify(Notice::Begun);
     Ok(lock)
 }
 
 /// Finishes or undoes what an earlier run left, before any work of this one.
 pub fn recover_first(install: &Install, run: &mut Run) -> Result<()> {
-    if let Some(done) = recover::settle(install, run, recover::Choice::default())? {
+    if let Some(done) = recover::resolve(install, run, recover::RecoverOptions::default())? {
         run.report.recovered(&done.interrupted_id, done.direction);
         let events = install.state().events_of(&done.interrupted_id);
         let mut theirs = Reporter::resumed(&done.interrupted_id, &events, &[Stage::Rollback]);

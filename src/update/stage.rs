@@ -55,7 +55,7 @@ fn write_files(install: &Install, run: &mut Run, prepared: &mut Prepared) -> Res
     }
     transaction::make_trash(install.state())?;
     prepared.hooks.before_stop(install, run, &staged, &prepared.plan)?;
-    run.summary.bytes_staged = staged.iter().map(|s| s.facts.size).sum();
+    run.summary.bytes_staged = staged.iter().map(|s| s.metadata.size).sum();
     run.summary.files_changed = prepared.plan.changes().count() as u64;
     run.done(Stage::Stage, &format!("{} files wait", staged.len()));
     run.check_signals()?;

@@ -85,7 +85,7 @@ fn launch_journaled(
         }
         return Ok(running);
     }
-    let held = starts::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+    let held = starts::start_suspended(launch).map_err(|e| cannot_start(launch, &e))?;
     journal.append(Record::Starting { boot, process: Some(held.id()) })?;
     Ok(Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?)))
 }
@@ -139,7 +139,7 @@ pub(super) fn start_stopped(install: &Install, run: &mut Run, prepared: &Prepare
     let mut running = match &prepared.detection.service {
         Some(unit) => start_unit(install, run, prepared, unit)?,
         None => {
-            let held = starts::hold(launch).map_err(|e| cannot_start(launch, &e))?;
+            let held = starts::start_suspended(launch).map_err(|e| cannot_start(launch, &e))?;
             Some(Launched::Child(held.release().map_err(|e| cannot_start(launch, &e))?))
         }
     };
@@ -190,7 +190,7 @@ pub(super) fn try_start(prepared: &Prepared) -> Result<()> {
     let detection = prepared.detection;
     let launch = detection.new_launch.as_ref().filter(|_| detection.server.is_some() && detection.service.is_none());
     if let Some(launch) = launch.filter(|_| !prepared.plan.is_empty()) {
-        drop(starts::hold(launch).map_err(|e| cannot_start(launch, &e))?);
+        drop(starts::start_suspended(launch).map_err(|e| cannot_start(launch, &e))?);
     }
     Ok(())
 }

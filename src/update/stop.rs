@@ -7,7 +7,7 @@ use super::stage::Staged;
 use crate::backup::{self, Backup};
 use crate::base::report::Stage;
 use crate::state::journal::{Journal, Record};
-use crate::system::Said;
+use crate::system::Notice;
 use crate::update::install::Install;
 use crate::update::rollback::{self, Interrupted};
 use crate::update::run::Run;
@@ -76,7 +76,7 @@ pub(super) fn stop<'a>(
 
 fn end_server(install: &Install, run: &mut Run, prepared: &Prepared, journal: &mut Journal) -> Result<()> {
     // Whoever is signalled with the server must not pass that on to us.
-    run.say(Said::Stopping);
+    run.notify(Notice::Stopping);
     run.start(Stage::Stop, "stopping the server");
     journal.append(Record::Stopping)?;
     let detection = prepared.detection;

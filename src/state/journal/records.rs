@@ -149,8 +149,8 @@ pub struct Folder {
 
 impl Folder {
     /// A folder as it is.
-    pub fn of(path: &RelPath, facts: &crate::system::Facts) -> Folder {
-        Folder { path: path.clone(), mode: facts.mode, owner: facts.owner, mtime: facts.mtime, place: None }
+    pub fn of(path: &RelPath, metadata: &crate::system::FileMetadata) -> Folder {
+        Folder { path: path.clone(), mode: metadata.mode, owner: metadata.owner, mtime: metadata.mtime, place: None }
     }
 
     /// Where a backup holds it.

@@ -1,7 +1,7 @@
 //! What ties this process to the servers: whether ending them would end us as well.
 //! Refuses to move out: on this system an updater that is tied says so and changes nothing.
 
-use crate::system::{Errand, ProcessId, Said, Tie, Way, ancestry, service};
+use crate::system::{EscapeRoute, Handoff, Notice, ProcessId, Tie, ancestry, service};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
@@ -25,7 +25,7 @@ pub fn tied_to(servers: &[ProcessId]) -> io::Result<Option<Tie>> {
 }
 
 /// Always the inner error, in words: there is no way out on this system yet.
-pub fn way_out(_tie: Option<&Tie>, _helper: &str) -> io::Result<Result<Way, String>> {
+pub fn way_out(_tie: Option<&Tie>, _helper: &str) -> io::Result<Result<EscapeRoute, String>> {
     Ok(Err("an updater cannot move out of its caller on this system".to_string()))
 }
 
@@ -40,18 +40,18 @@ pub fn roots_meeting_place() -> Option<PathBuf> {
 
 /// The process outside; there is none on this system.
 #[derive(Debug)]
-pub struct Moved(Infallible);
+pub struct RemoteUpdater(Infallible);
 
 /// Always an error on this system.
-pub fn send(_way: &Way, _errand: &Errand) -> io::Result<Moved> {
+pub fn send(_way: &EscapeRoute, _errand: &Handoff) -> io::Result<RemoteUpdater> {
     Err(unsupported())
 }
 
-impl Moved {
+impl RemoteUpdater {
     pub fn pid(&self) -> u32 {
         match self.0 {}
     }
-    pub fn hear(&mut self, _limit: Duration) -> io::Result<Option<Said>> {
+    pub fn hear(&mut self, _limit: Duration) -> io::Result<Option<Notice>> {
         match self.0 {}
     }
     pub fn interrupt(&self) -> io::Result<()> {
@@ -74,14 +74,14 @@ pub fn arrive(_name: Option<&OsStr>, _place: &Path) -> io::Result<Infallible> {
 
 /// The line to a first process; there is none on this system.
 #[derive(Debug)]
-pub struct Line(Infallible);
+pub struct ControlSocket(Infallible);
 
-impl Line {
+impl ControlSocket {
     /// Always an error on this system.
-    pub fn taken(_number: i32) -> io::Result<Line> {
+    pub fn taken(_number: i32) -> io::Result<ControlSocket> {
         Err(unsupported())
     }
-    pub fn say(&self, _said: Said) {
+    pub fn notify(&self, _notice: Notice) {
         match self.0 {}
     }
 }

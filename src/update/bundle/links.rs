@@ -68,7 +68,7 @@ fn bad_link(path: &RelPath, why: &str) -> anyhow::Error {
 /// Follows every link of the bundle. Errors (exit 6): the first that may not be.
 pub(super) fn check(links: &BTreeMap<RelPath, String>, expected: &Expected) -> Result<()> {
     let keyed = links.iter().map(|(path, target)| (key(path, expected), target.as_str()));
-    let mut way = Way { links: &keyed.collect(), expected, steps: 0 };
+    let mut way = EscapeRoute { links: &keyed.collect(), expected, steps: 0 };
     for (path, target) in links {
         let from = Point { at: path.parent(), to_go: Vec::new(), hops: 1 };
         way.follow(from.then(target)).map_err(|why| bad_link(path, why))?;
@@ -104,14 +104,14 @@ impl Point {
     }
 }
 
-struct Way<'a> {
+struct EscapeRoute<'a> {
     links: &'a BTreeMap<RelPath, &'a str>,
     expected: &'a Expected<'a>,
     /// For all links together.
     steps: usize,
 }
 
-impl Way<'_> {
+impl EscapeRoute<'_> {
     /// Where both the bundle and the install have a link, either may be there in the end: both ways must stay inside.
     fn follow(&mut self, from: Point) -> Result<(), &'static str> {
         let mut open = vec![from];

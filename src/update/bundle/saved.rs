@@ -6,7 +6,7 @@ use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
-use crate::system::{Facts, Kind};
+use crate::system::{FileMetadata, FileType};
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ pub struct Saved<'a> {
     /// Where it lies in the backup.
     pub place: &'a RelPath,
     /// The metadata of the original.
-    pub facts: &'a Facts,
+    pub metadata: &'a FileMetadata,
     pub sha256: &'a str,
     /// What the release shipped, where that is not what was saved.
     pub base: Option<&'a str>,
@@ -28,26 +28,26 @@ pub struct Saved<'a> {
 impl Entry {
     /// An entry of a saved version.
     pub fn saved(dir: &Path, saved: &Saved) -> Entry {
-        let Saved { path, place, facts, sha256, base, data } = *saved;
+        let Saved { path, place, metadata, sha256, base, data } = *saved;
         let file = dir.join(place.to_path());
         // A damaged backup may hold something else here; the check says so.
-        let link = match facts.kind {
-            Kind::Link => fsx::link_target(&file).ok().map(|target| target.to_string_lossy().into_owned()),
+        let link = match metadata.kind {
+            FileType::Link => fsx::link_target(&file).ok().map(|target| target.to_string_lossy().into_owned()),
             _ => None,
         };
-        let head = if facts.kind == Kind::File { fsx::head(&file).ok().flatten() } else { None };
+        let head = if metadata.kind == FileType::File { fsx::head(&file).ok().flatten() } else { None };
         Entry {
             path: path.clone(),
-            mode: facts.mode,
+            mode: metadata.mode,
             has_mode: true,
             head: head.unwrap_or(Head::Plain),
-            size: facts.size,
+            size: metadata.size,
             sha256: sha256.to_string(),
             link,
-            owner: Some(facts.owner),
+            owner: Some(metadata.owner),
             data,
             base: base.map(str::to_string),
-            mtime: Some(facts.mtime),
+            mtime: Some(metadata.mtime),
             place: (place != path).then(|| place.clone()),
             stored: super::directory::Stored::default(),
         }
@@ -64,7 +64,7 @@ impl Entry {
 /// Hashes every file. Errors: the first that is damaged or missing, by name (exit 6).
 pub(super) fn check<'a>(dir: &Path, entries: impl Iterator<Item = &'a Entry>) -> Result<()> {
     for entry in entries {
-        if fsx::holds(&entry.saved_in(dir), &entry.sha256)? {
+        if fsx::has_sha256(&entry.saved_in(dir), &entry.sha256)? {
             continue;
         }
         let message = format!("the backup {} is damaged: {} is not what was saved", dir.display(), entry.path);

@@ -9,7 +9,7 @@ use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
 use crate::state::journal::Exchange;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, files};
+use crate::system::{FileMetadata, FileType, files};
 use crate::update::ownership::{Databases, MEMBERS, OwnPlaces, member};
 use crate::update::transaction;
 use anyhow::{Context, Result};
@@ -19,13 +19,13 @@ use std::path::{Path, PathBuf};
 
 /// What was where.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Before {
+pub struct TreeSnapshot {
     data: Vec<RelPath>,
     /// Folders of the version.
     folders: BTreeSet<RelPath>,
     /// Not looked into: the backups, and what is exchanged, which goes back as a whole.
     beside: Vec<RelPath>,
-    entries: Vec<(RelPath, Facts)>,
+    entries: Vec<(RelPath, FileMetadata)>,
 }
 
 fn place(state: &StateDir) -> PathBuf {
@@ -36,7 +36,7 @@ fn place_of_made(state: &StateDir) -> PathBuf {
     state.made_by_hooks()
 }
 
-impl Before {
+impl TreeSnapshot {
     /// Looks. `data`: what hooks may write of it; `files`: those of the version.
     pub fn take<'a>(
         root: &InstallRoot,
@@ -44,11 +44,11 @@ impl Before {
         files: impl Iterator<Item = &'a RelPath>,
         exchanges: &'a [Exchange],
         backups: &'a RelPath,
-    ) -> Result<Before> {
+    ) -> Result<TreeSnapshot> {
         let exchanged = exchanges.iter().map(|one| &one.path);
         let folders = files.chain(data).chain(exchanged.clone()).flat_map(RelPath::ancestors).collect();
         let beside = exchanged.chain([backups]).cloned().collect();
-        let mut before = Before { data: data.to_vec(), folders, beside, entries: Vec::new() };
+        let mut before = TreeSnapshot { data: data.to_vec(), folders, beside, entries: Vec::new() };
         before.entries = before.seen(root)?.into_iter().collect();
         Ok(before)
     }
@@ -59,18 +59,18 @@ impl Before {
     }
 
     /// Errors: it cannot be read, so that nothing is known of what hooks made.
-    pub fn load(state: &StateDir) -> Result<Before> {
+    pub fn load(state: &StateDir) -> Result<TreeSnapshot> {
         let bytes = fsx::read(&place(state), fsx::RECORD)?;
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", place(state).display()))
     }
 
     /// All that is there now.
-    fn seen(&self, root: &InstallRoot) -> Result<BTreeMap<RelPath, Facts>> {
+    fn seen(&self, root: &InstallRoot) -> Result<BTreeMap<RelPath, FileMetadata>> {
         let mut all = BTreeMap::new();
         let own = OwnPlaces::new(&[])?;
         let is_left_out = |path: &RelPath| {
             path.parts().any(|part| part == b"__pycache__")
-                || own.hold(path)
+                || own.contain(path)
                 || self.beside.iter().any(|beside| path.is_within(beside))
         };
         let folders = self.folders.iter().map(|folder| (root.join(folder), 1));
@@ -90,7 +90,7 @@ impl Before {
                     }
                     continue;
                 }
-                all.extend(fsx::facts(item.path())?.map(|facts| (path, facts)));
+                all.extend(fsx::metadata(item.path())?.map(|metadata| (path, metadata)));
             }
         }
         Ok(all)
@@ -118,18 +118,18 @@ impl Before {
     /// Makes every folder a folder again, with its owner and mode, so that what lay in it can go back. What stands in
     /// its place is set aside.
     pub fn mend_folders(&self, root: &InstallRoot, after: &Path) -> Result<()> {
-        for (path, was) in self.entries.iter().filter(|(_, facts)| facts.kind == Kind::Folder) {
+        for (path, was) in self.entries.iter().filter(|(_, metadata)| metadata.kind == FileType::Folder) {
             let live = root.join(path);
-            let is = fsx::facts(&live)?;
-            if is.is_some_and(|is| is.kind != Kind::Folder) {
+            let is = fsx::metadata(&live)?;
+            if is.is_some_and(|is| is.kind != FileType::Folder) {
                 transaction::set_aside(&live, after, path)?;
             }
-            if is.is_none_or(|is| is.kind != Kind::Folder) {
+            if is.is_none_or(|is| is.kind != FileType::Folder) {
                 fsx::make_folder(&live)?;
             }
             if is.is_none_or(|is| (is.kind, is.mode, is.owner) != (was.kind, was.mode, was.owner)) {
                 files::set_mode(&live, was.mode).with_context(|| format!("setting the mode of {path}"))?;
-                fsx::dress(&live, was)?;
+                fsx::apply_metadata(&live, was)?;
             }
         }
         Ok(())

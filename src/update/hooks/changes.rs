@@ -14,7 +14,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Exchange;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, files};
+use crate::system::{FileMetadata, FileType, files};
 use crate::update::install::Install;
 use crate::update::ownership::{Class, Databases, Ownership, Rules};
 use anyhow::{Context as _, Result};
@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What is at or below a path: relative to it, so that the thing itself is the empty path.
-type Seen = BTreeMap<PathBuf, Facts>;
+type Seen = BTreeMap<PathBuf, FileMetadata>;
 
 /// Everything that the hooks of one update may write.
 #[derive(Debug, Default)]
@@ -51,8 +51,8 @@ impl Changes {
         let mut all = Changes::default();
         for path in paths {
             let path = &topmost_missing(&install.root, path)?;
-            let facts = fsx::facts(&install.root.join(path))?;
-            let is_folder = facts.is_none_or(|facts| facts.kind == Kind::Folder);
+            let metadata = fsx::metadata(&install.root.join(path))?;
+            let is_folder = metadata.is_none_or(|metadata| metadata.kind == FileType::Folder);
             let holds_backups =
                 RelPath::parse(&install.settings.backup.dir).is_ok_and(|backups| backups.is_within(path));
             match named(&ownership, path, is_folder)? {
@@ -73,11 +73,11 @@ impl Changes {
                             format!("it holds {start_file}, which starts the server and must stay away meanwhile");
                         return Err(bad(path, &why).remedy("name the folder below it that the hook writes").into());
                     }
-                    can_be_exchanged(&ownership, path, facts.as_ref())?;
+                    can_be_exchanged(&ownership, path, metadata.as_ref())?;
                     let exchange = Exchange {
                         path: path.clone(),
                         slot: all.copied.len(),
-                        old: facts.is_some(),
+                        old: metadata.is_some(),
                         disposable: class == Some(Class::Environment),
                     };
                     all.copied.push(Copied { exchange, original: Seen::new(), at: 0, copy: Seen::new() });
@@ -108,7 +108,7 @@ impl Changes {
     }
 
     /// True when hooks may write there; with a database all that belongs to it.
-    pub fn hold(&self, path: &RelPath) -> bool {
+    pub fn may_write(&self, path: &RelPath) -> bool {
         let main = Databases::default().main_of(path);
         let named = |one: &RelPath| path.is_within(one) || main.as_ref() == Some(one);
         self.data.iter().chain(self.copied.iter().map(|one| &one.exchange.path)).any(named)
@@ -124,9 +124,9 @@ impl Changes {
         let mut sum = 0;
         for one in self.copied.iter().filter(|one| one.exchange.old) {
             let top = root.join(&one.exchange.path);
-            for (path, facts) in seen(&top)? {
+            for (path, metadata) in seen(&top)? {
                 // One that vanished meanwhile needs no room.
-                sum += files::allocated(&place(&top, &path)).map_or(0, |bytes| bytes.min(facts.size));
+                sum += files::allocated(&place(&top, &path)).map_or(0, |bytes| bytes.min(metadata.size));
             }
         }
         Ok(sum)
@@ -141,9 +141,9 @@ impl Changes {
             }
             one.original = seen(&from)?;
             let mut gone = Vec::new();
-            for (path, facts) in &one.original {
+            for (path, metadata) in &one.original {
                 tick()?;
-                if !copy_one(&place(&from, path), &place(&to, path), facts)? {
+                if !copy_one(&place(&from, path), &place(&to, path), metadata)? {
                     gone.push(path.clone());
                 }
             }
@@ -163,43 +163,43 @@ impl Changes {
         for one in self.copied.iter_mut().filter(|one| one.exchange.old) {
             let (from, to) = (root.join(&one.exchange.path), root.state().copy(one.exchange.slot));
             let now = seen(&from)?;
-            let racy = |facts: &Facts| facts.mtime.max(facts.ctime) > one.at - backup::RACY_NANOS;
-            let stands = |path: &PathBuf, facts: &Facts| {
-                one.original.get(path).is_some_and(|was| match facts.kind {
-                    Kind::Folder => was.kind == Kind::Folder,
-                    _ => fsx::is_unchanged(was, facts) && !racy(facts),
+            let racy = |metadata: &FileMetadata| metadata.mtime.max(metadata.ctime) > one.at - backup::RACY_NANOS;
+            let stands = |path: &PathBuf, metadata: &FileMetadata| {
+                one.original.get(path).is_some_and(|was| match metadata.kind {
+                    FileType::Folder => was.kind == FileType::Folder,
+                    _ => fsx::is_unchanged(was, metadata) && !racy(metadata),
                 })
             };
             // Folders whose owner, mode or time has to be set again: those that changed, and those in which we write.
             let changed =
                 |path: &&PathBuf| one.original.get(*path).is_none_or(|was| !fsx::is_unchanged(was, &now[*path]));
-            let folders = now.iter().filter(|(_, facts)| facts.kind == Kind::Folder).map(|(path, _)| path);
+            let folders = now.iter().filter(|(_, metadata)| metadata.kind == FileType::Folder).map(|(path, _)| path);
             let mut touched: BTreeSet<PathBuf> = folders.filter(changed).cloned().collect();
-            let gone = |path: &&PathBuf| now.get(*path).is_none_or(|facts| !stands(path, facts));
+            let gone = |path: &&PathBuf| now.get(*path).is_none_or(|metadata| !stands(path, metadata));
             touched.extend(one.original.keys().filter(gone).filter_map(|path| path.parent()).map(Path::to_path_buf));
             touched.extend(
                 now.iter().filter(|(p, f)| !stands(p, f)).filter_map(|(p, _)| p.parent()).map(Path::to_path_buf),
             );
             for folder in touched.iter().map(|folder| place(&to, folder)).filter(|folder| folder.is_dir()) {
-                fsx::open_folder(&folder)?;
+                fsx::make_writable(&folder)?;
             }
             // Deepest first, so that a folder is empty when its turn comes.
             for path in one.original.keys().rev().filter(gone) {
                 remove(&place(&to, path))?;
                 one.copy.remove(path);
             }
-            for (path, facts) in now.iter().filter(|(path, facts)| !stands(path, facts)) {
-                copy_one(&place(&from, path), &place(&to, path), facts)?;
-                if facts.kind == Kind::File {
+            for (path, metadata) in now.iter().filter(|(path, metadata)| !stands(path, metadata)) {
+                copy_one(&place(&from, path), &place(&to, path), metadata)?;
+                if metadata.kind == FileType::File {
                     files::sync_file(&place(&to, path)).context("flushing a copy")?;
                 }
-                one.copy.extend(fsx::facts(&place(&to, path))?.map(|facts| (path.clone(), facts)));
+                one.copy.extend(fsx::metadata(&place(&to, path))?.map(|metadata| (path.clone(), metadata)));
             }
             let dressed = now.iter().filter(|(path, _)| touched.contains(*path));
-            dress_folders(&to, &dressed.map(|(path, facts)| (path.clone(), *facts)).collect())?;
+            dress_folders(&to, &dressed.map(|(path, metadata)| (path.clone(), *metadata)).collect())?;
             for folder in touched.iter().filter(|folder| now.contains_key(*folder)) {
                 files::sync_folder(&place(&to, folder)).context("flushing a copy")?;
-                one.copy.extend(fsx::facts(&place(&to, folder))?.map(|facts| (folder.clone(), facts)));
+                one.copy.extend(fsx::metadata(&place(&to, folder))?.map(|metadata| (folder.clone(), metadata)));
             }
         }
         Ok(())
@@ -213,20 +213,20 @@ impl Changes {
         for path in &self.data {
             let lines = saved.iter().filter(|line| line.path.is_within(path));
             let below = |line: &backup::Line| line.path.strip(path).map_or_else(PathBuf::new, |rest| rest.to_path());
-            flush_changed(&root.join(path), &lines.map(|line| (below(line), line.facts)).collect())?;
+            flush_changed(&root.join(path), &lines.map(|line| (below(line), line.metadata)).collect())?;
         }
         Ok(())
     }
 }
 
 fn flush_changed(top: &Path, before: &Seen) -> Result<()> {
-    for (path, facts) in seen(top)? {
-        let is_same = before.get(&path).is_some_and(|was| fsx::is_unchanged(was, &facts));
+    for (path, metadata) in seen(top)? {
+        let is_same = before.get(&path).is_some_and(|was| fsx::is_unchanged(was, &metadata));
         let full = place(top, &path);
-        match facts.kind {
+        match metadata.kind {
             _ if is_same => {}
-            Kind::File => files::sync_file(&full).with_context(|| format!("flushing {}", full.display()))?,
-            Kind::Folder => files::sync_folder(&full).with_context(|| format!("flushing {}", full.display()))?,
+            FileType::File => files::sync_file(&full).with_context(|| format!("flushing {}", full.display()))?,
+            FileType::Folder => files::sync_folder(&full).with_context(|| format!("flushing {}", full.display()))?,
             _ => {}
         }
     }
@@ -235,10 +235,10 @@ fn flush_changed(top: &Path, before: &Seen) -> Result<()> {
 
 /// What is not saved could not be put back.
 fn nothing_skipped_below(install: &Install, path: &RelPath, rules: &Rules) -> Result<()> {
-    for (below, facts) in seen(&install.root.join(path))? {
+    for (below, metadata) in seen(&install.root.join(path))? {
         let full = RelPath::from_disk(&place(&path.to_path(), &below));
         if let Some(full) =
-            full.filter(|full| rules.is_skipped(full, facts.kind == Kind::Folder) && !Databases::is_named(full))
+            full.filter(|full| rules.is_skipped(full, metadata.kind == FileType::Folder) && !Databases::is_named(full))
         {
             return Err(bad(path, &format!("[backup] skip leaves out {full}, so no rollback could put that back"))
                 .remedy("name only what lies beside it, or take it out of [backup] skip")
@@ -281,25 +281,25 @@ fn named(ownership: &Ownership, path: &RelPath, is_folder: bool) -> Result<Optio
 }
 
 /// Whether a copy can take the place of what is there: a rename within one volume, of one thing.
-fn can_be_exchanged(ownership: &Ownership, path: &RelPath, facts: Option<&Facts>) -> Result<()> {
+fn can_be_exchanged(ownership: &Ownership, path: &RelPath, metadata: Option<&FileMetadata>) -> Result<()> {
     let root = &ownership.root;
     let refused = |path: &RelPath, why: &str| {
         Failure::failed(Code::HookPlace, format!("a hook changes {path}, which could not be put back: {why}"))
             .at(path)
             .remedy("name a folder of the install's own in the hook's changes, or set [hooks] defaults = false")
     };
-    let volume = files::facts(root.path()).context("looking at the install")?.volume;
+    let volume = files::metadata(root.path()).context("looking at the install")?.volume;
     for above in path.ancestors() {
-        if fsx::facts(&root.join(&above))?.is_some_and(|facts| facts.kind != Kind::Folder) {
+        if fsx::metadata(&root.join(&above))?.is_some_and(|metadata| metadata.kind != FileType::Folder) {
             return Err(refused(path, &format!("{above} is no folder")).into());
         }
     }
-    match facts {
+    match metadata {
         None => return Ok(()),
-        Some(facts) if !matches!(facts.kind, Kind::File | Kind::Folder) => {
+        Some(metadata) if !matches!(metadata.kind, FileType::File | FileType::Folder) => {
             return Err(refused(path, "it is a link").into());
         }
-        Some(facts) if facts.volume != volume => return Err(refused(path, "it lies on another volume").into()),
+        Some(metadata) if metadata.volume != volume => return Err(refused(path, "it lies on another volume").into()),
         Some(_) => {}
     }
     if let Some(reason) = files::obstacle(&root.join(path)).with_context(|| format!("looking at {path}"))? {
@@ -307,17 +307,17 @@ fn can_be_exchanged(ownership: &Ownership, path: &RelPath, facts: Option<&Facts>
     }
     let is_environment = named(ownership, path, true)? == Some(Class::Environment);
     let ours = files::own_files();
-    for (below, facts) in seen(&root.join(path))? {
-        if ours.iter().any(|own| (own.volume, own.inode) == (facts.volume, facts.inode)) {
+    for (below, metadata) in seen(&root.join(path))? {
+        if ours.iter().any(|own| (own.volume, own.inode) == (metadata.volume, metadata.inode)) {
             return Err(refused(path, &format!("{} in it is this program or its output", below.display())).into());
         }
-        if facts.volume != volume {
+        if metadata.volume != volume {
             return Err(refused(path, &format!("{} lies on another volume", below.display())).into());
         }
         let Some(full) = RelPath::from_disk(&place(&path.to_path(), &below)).filter(|_| !is_environment) else {
             continue;
         };
-        match named(ownership, &full, facts.kind == Kind::Folder)? {
+        match named(ownership, &full, metadata.kind == FileType::Folder)? {
             None => {}
             Some(Class::Own) => return Err(own_place(&full).into()),
             Some(_) => {
@@ -339,7 +339,7 @@ fn seen(top: &Path) -> Result<Seen> {
             Err(e) => return Err(e).with_context(|| format!("reading {}", top.display())),
         };
         let path = item.path().strip_prefix(top)?.to_path_buf();
-        all.extend(fsx::facts(item.path())?.map(|facts| (path, facts)));
+        all.extend(fsx::metadata(item.path())?.map(|metadata| (path, metadata)));
     }
     Ok(all)
 }
@@ -350,20 +350,20 @@ fn place(top: &Path, path: &Path) -> PathBuf {
 }
 
 /// Copies one thing, a folder without what it holds. Unflushed. False: it is gone, or nothing that can be copied.
-fn copy_one(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
-    match facts.kind {
-        Kind::Folder => fsx::make_folder(to)?,
-        Kind::Link => {
+fn copy_one(from: &Path, to: &Path, metadata: &FileMetadata) -> Result<bool> {
+    match metadata.kind {
+        FileType::Folder => fsx::make_folder(to)?,
+        FileType::Link => {
             let target = match fsx::link_target(from) {
                 Ok(target) => target,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
                 Err(e) => return Err(e.into()),
             };
             files::make_link(&target, to).with_context(|| format!("linking {}", to.display()))?;
-            fsx::dress(to, facts)?;
+            fsx::apply_metadata(to, metadata)?;
         }
-        Kind::File => match fsx::copy_scratch(from, to) {
-            Ok(true) => fsx::dress(to, facts)?,
+        FileType::File => match fsx::copy_scratch(from, to) {
+            Ok(true) => fsx::apply_metadata(to, metadata)?,
             Ok(false) => return Ok(false),
             Err(_) if !fsx::exists(from)? => {
                 fsx::remove_own_file(to)?;
@@ -372,24 +372,24 @@ fn copy_one(from: &Path, to: &Path, facts: &Facts) -> Result<bool> {
             Err(e) => return Err(e),
         },
         // A socket or pipe belongs to a process, not to the tree.
-        Kind::Other => return Ok(false),
+        FileType::Other => return Ok(false),
     }
     Ok(true)
 }
 
 /// Owner, mode and time of folders, once all that they hold is there.
 fn dress_folders(to: &Path, all: &Seen) -> Result<()> {
-    for (path, facts) in all.iter().rev().filter(|(_, facts)| facts.kind == Kind::Folder) {
+    for (path, metadata) in all.iter().rev().filter(|(_, metadata)| metadata.kind == FileType::Folder) {
         let full = place(to, path);
-        files::set_mode(&full, facts.mode).with_context(|| format!("setting the mode of {}", full.display()))?;
-        fsx::dress(&full, facts)?;
+        files::set_mode(&full, metadata.mode).with_context(|| format!("setting the mode of {}", full.display()))?;
+        fsx::apply_metadata(&full, metadata)?;
     }
     Ok(())
 }
 
 fn remove(path: &Path) -> Result<()> {
-    match fsx::facts(path)? {
-        Some(facts) if facts.kind == Kind::Folder => fsx::remove_own_tree(path),
+    match fsx::metadata(path)? {
+        Some(metadata) if metadata.kind == FileType::Folder => fsx::remove_own_tree(path),
         _ => fsx::remove_own_file(path),
     }
 }

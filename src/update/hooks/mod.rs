@@ -11,7 +11,7 @@ mod changes;
 mod packages;
 mod task;
 
-pub use before::{Before, load_made, store_made};
+pub use before::{TreeSnapshot, load_made, store_made};
 pub use changes::Changes;
 
 use crate::app::Profile;
@@ -61,7 +61,7 @@ pub enum When {
 
 /// A hook that this update runs.
 #[derive(Debug, Clone, Serialize)]
-pub struct Due {
+pub struct PlannedHook {
     #[serde(rename = "hook")]
     pub when: When,
     pub run: Vec<String>,
@@ -79,7 +79,7 @@ fn in_millis<S: serde::Serializer>(time: &Duration, to: S) -> std::result::Resul
 
 /// What is known of the update that hooks belong to.
 #[derive(Debug, Clone, Copy)]
-pub struct Occasion<'a> {
+pub struct HookContext<'a> {
     /// `apply` or `restore`.
     pub command: &'a str,
     pub running: Option<&'a Running>,
@@ -93,8 +93,8 @@ pub struct Occasion<'a> {
 /// Everything that one update runs in its middle.
 #[derive(Debug, Default)]
 pub struct Hooks {
-    before_stop: Vec<Due>,
-    after_swap: Vec<Due>,
+    before_stop: Vec<PlannedHook>,
+    after_swap: Vec<PlannedHook>,
     pub changes: Changes,
     packages: Option<Packages>,
     /// A restore goes on where packages cannot be fetched: old code mostly runs on newer ones, and health tells.
@@ -110,21 +110,21 @@ impl Hooks {
     pub fn choose(
         install: &Install,
         run: &Run,
-        occasion: &Occasion,
+        context: &HookContext,
         bundle: &mut Bundle,
         plan: &Plan,
     ) -> Result<Hooks> {
         let settings: &Settings = &install.settings.hooks;
-        let env = environment(install, run, occasion, &bundle.version)?;
-        let mut hooks = Hooks { env, is_restore: occasion.command == "restore", ..Hooks::default() };
+        let env = environment(install, run, context, &bundle.version)?;
+        let mut hooks = Hooks { env, is_restore: context.command == "restore", ..Hooks::default() };
         if settings.defaults {
             let scratch = tempfile::Builder::new().prefix("updater-check-").tempdir_in(run.scratch(install)?);
             let scratch = scratch.context("making a folder to ask for packages in")?;
-            let (running, launch) = (occasion.running, occasion.launch);
+            let (running, launch) = (context.running, context.launch);
             let asked = Asked { running, launch, env: &hooks.env, scratch: scratch.path() };
             match packages::need(install, run, bundle, plan, &asked)? {
                 Need::Nothing => {}
-                Need::LeftAlone(code, text) => hooks.warnings.push((code, text)),
+                Need::Skipped(code, text) => hooks.warnings.push((code, text)),
                 Need::Unmet(packages) => {
                     hooks.after_swap.push(packages.install(&work(&install.root)));
                     hooks.packages = Some(packages);
@@ -133,7 +133,7 @@ impl Hooks {
         }
         for (all, when) in [(&settings.before_stop, When::BeforeStop), (&settings.after_swap, When::AfterSwap)] {
             for hook in all {
-                if !is_due(hook, occasion, plan)? {
+                if !is_due(hook, context, plan)? {
                     continue;
                 }
                 let name = hook.run.first().map(String::as_str).unwrap_or_default();
@@ -152,7 +152,7 @@ impl Hooks {
                 if when == When::BeforeStop { hooks.before_stop.push(due) } else { hooks.after_swap.push(due) }
             }
         }
-        hooks.changes = Changes::judge(install, &hooks.named(), occasion.start_file)?;
+        hooks.changes = Changes::judge(install, &hooks.named(), context.start_file)?;
         Ok(hooks)
     }
 
@@ -162,7 +162,7 @@ impl Hooks {
     }
 
     /// All of them in their order, as `plan` shows them.
-    pub fn shown(&self, root: &InstallRoot) -> Vec<Due> {
+    pub fn shown(&self, root: &InstallRoot) -> Vec<PlannedHook> {
         let fetch = self.packages.iter().map(|packages| packages.fetch_shown(&work(root)));
         fetch.chain(self.before_stop.iter().chain(&self.after_swap).cloned()).collect()
     }
@@ -205,8 +205,8 @@ impl Hooks {
             self.run(install, run, due, &tree)?;
         }
         for one in staged {
-            let is = fsx::facts(&staging::waiting(&install.root, &plan.annexes, &one.path))?;
-            if !is.is_some_and(|is| fsx::is_unchanged(&one.facts, &is)) {
+            let is = fsx::metadata(&staging::staged_path(&install.root, &plan.annexes, &one.path))?;
+            if !is.is_some_and(|is| fsx::is_unchanged(&one.metadata, &is)) {
                 let message = format!("a hook before the stop altered {}, which waits to arrive", one.path);
                 return Err(Failure::failed(Code::HookChangedStaging, message)
                     .at(&one.path)
@@ -218,8 +218,8 @@ impl Hooks {
         let profile = Profile::of(install.root.path());
         let programs = plan.shipped.iter().filter(|(path, _)| profile.is_program(path, Head::Plain));
         for (path, live) in programs.filter(|_| !self.before_stop.is_empty()) {
-            let is = fsx::facts(&install.root.join(path))?;
-            if !is.is_some_and(|is| fsx::is_unchanged(&live.facts, &is)) {
+            let is = fsx::metadata(&install.root.join(path))?;
+            if !is.is_some_and(|is| fsx::is_unchanged(&live.metadata, &is)) {
                 let what = "which is installed: it stays as the hook left it, and nothing else was changed";
                 return Err(strayed(Code::HookChangedProgram, path, what).into());
             }
@@ -242,7 +242,7 @@ impl Hooks {
         Ok(())
     }
 
-    fn run(&self, install: &Install, run: &mut Run, due: &Due, cwd: &Path) -> Result<()> {
+    fn run(&self, install: &Install, run: &mut Run, due: &PlannedHook, cwd: &Path) -> Result<()> {
         let shown = due.run.join(" ");
         let told = if due.by_default { "installing the packages of requirements.txt" } else { shown.as_str() };
         run.report.line(&format!("  hook: {told}"));
@@ -288,15 +288,16 @@ impl Hooks {
 }
 
 /// Ends whatever hooks of an update that was cut off still run. Errors: something of it does not end.
-pub fn end_left(update_id: &str) -> Result<()> {
-    task::end_left(update_id, None)
+pub fn kill_leftovers(update_id: &str) -> Result<()> {
+    task::kill_leftovers(update_id, None)
 }
 
 /// What an update would stumble over in the hooks of the settings: the programs that are not there now, so that the
 /// bundle must bring them. Errors: one changes what could not be put back.
-pub fn foresee(install: &Install, run: &Run, launch: Option<&LaunchSpec>, start_file: &RelPath) -> Result<Vec<String>> {
-    let occasion = Occasion { command: "apply", running: None, launch, start_file, from_version: None, is_whole: true };
-    let env = environment(install, run, &occasion, "")?;
+pub fn check(install: &Install, run: &Run, launch: Option<&LaunchSpec>, start_file: &RelPath) -> Result<Vec<String>> {
+    let context =
+        HookContext { command: "apply", running: None, launch, start_file, from_version: None, is_whole: true };
+    let env = environment(install, run, &context, "")?;
     let settings = &install.settings.hooks;
     let mut named = BTreeSet::new();
     for hook in &settings.after_swap {
@@ -308,18 +309,18 @@ pub fn foresee(install: &Install, run: &Run, launch: Option<&LaunchSpec>, start_
 }
 
 /// The hook of the settings, word for word.
-fn due(hook: &Hook, when: When) -> Result<Due> {
+fn due(hook: &Hook, when: When) -> Result<PlannedHook> {
     let parse = |name: &String| {
         RelPath::parse(name).map_err(|e| Failure::usage(Code::BadSettings, format!("[hooks] changes {name}: {e}")))
     };
     let changes = hook.changes.iter().map(parse).collect::<Result<_, _>>()?;
-    Ok(Due { when, run: hook.run.clone(), changes, timeout: hook.timeout, by_default: false })
+    Ok(PlannedHook { when, run: hook.run.clone(), changes, timeout: hook.timeout, by_default: false })
 }
 
 /// Whether this update changes what the hook waits for; one that names nothing waits for every whole update.
-fn is_due(hook: &Hook, occasion: &Occasion, plan: &Plan) -> Result<bool> {
+fn is_due(hook: &Hook, context: &HookContext, plan: &Plan) -> Result<bool> {
     if hook.when_changed.is_empty() {
-        return Ok(occasion.is_whole);
+        return Ok(context.is_whole);
     }
     let wanted = ownership::matcher(hook.when_changed.iter().map(String::as_str), false)?;
     let is_wanted = |path: &RelPath| wanted.matched_path_or_any_parents(path.to_path(), false).is_ignore();
@@ -379,25 +380,25 @@ fn work(root: &InstallRoot) -> PathBuf {
 
 /// Ours, over it the server's, and what tells of the update. Where the server is another user's, nothing of his reaches
 /// a program that runs as us, and of ours only what is harmless: a variable can load code.
-fn environment(install: &Install, run: &Run, occasion: &Occasion, to_version: &str) -> Result<Vec<(String, String)>> {
+fn environment(install: &Install, run: &Run, context: &HookContext, to_version: &str) -> Result<Vec<(String, String)>> {
     let uid = processes::own_uid();
-    let server = occasion.launch.filter(|launch| launch.credentials.as_ref().is_none_or(|user| user.uid == uid));
-    let is_others = occasion.launch.is_some() && server.is_none();
+    let server = context.launch.filter(|launch| launch.credentials.as_ref().is_none_or(|user| user.uid == uid));
+    let is_others = context.launch.is_some() && server.is_none();
     let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
     let is_of_our_user = |name: &OsString| OF_OUR_USER.iter().any(|known| name == known);
     let own = std::env::vars_os().filter(|(name, _)| !is_others || is_of_our_user(name) || is_passed_on(name));
     let own: Vec<(String, String)> = own.map(|(name, value)| (text(name), text(value))).collect();
     let server = server.map(|launch| launch.env.clone()).unwrap_or_default();
     let place = |path: PathBuf| path.to_string_lossy().into_owned();
-    let waiting = install.state().staged_tree().join(occasion.start_file.to_path());
+    let waiting = install.state().staged_tree().join(context.start_file.to_path());
     let told = [
         (task::MARK, run.update_id.clone()),
-        ("UPDATER_COMMAND", occasion.command.to_string()),
+        ("UPDATER_COMMAND", context.command.to_string()),
         ("UPDATER_ROOT", place(install.root.path().to_path_buf())),
         ("UPDATER_TREE", place(install.state().staged_tree())),
         ("UPDATER_WORK", place(work(&install.root))),
         ("UPDATER_START_FILE", place(waiting)),
-        ("UPDATER_FROM_VERSION", occasion.from_version.unwrap_or_default().to_string()),
+        ("UPDATER_FROM_VERSION", context.from_version.unwrap_or_default().to_string()),
         ("UPDATER_TO_VERSION", to_version.to_string()),
         // pip asks nobody, tells of no newer pip, and installs into the environment alone.
         ("PIP_NO_INPUT", "1".to_string()),

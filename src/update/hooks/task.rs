@@ -50,9 +50,9 @@ pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) ->
         stderr: task.output.to_path_buf(),
         credentials: None,
     };
-    let started = starts::hold(&spec).and_then(|held| held.release());
+    let started = starts::start_suspended(&spec).and_then(|held| held.release());
     let mut running = started.with_context(|| format!("starting {}", task.argv.join(" ")))?;
-    let mut output = fsx::Growing::open(task.output)?;
+    let mut output = fsx::LineTail::open(task.output)?;
     let begun = Instant::now();
     let ended = loop {
         // Asked first: what it wrote before its end is read after.
@@ -66,7 +66,7 @@ pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) ->
             None => std::thread::sleep(POLL),
         }
     };
-    end_left(task.update_id, Some(running.id().pid))?;
+    kill_leftovers(task.update_id, Some(running.id().pid))?;
     ended
 }
 
@@ -78,7 +78,7 @@ fn shown(lines: Vec<Vec<u8>>) -> Vec<String> {
 
 /// Ends whatever hooks of this update left running: in the background, after their time, or after our own death;
 /// `leader`: the process that led the session of one. Errors: something of it does not end.
-pub(super) fn end_left(update_id: &str, leader: Option<u32>) -> Result<()> {
+pub(super) fn kill_leftovers(update_id: &str, leader: Option<u32>) -> Result<()> {
     let own = std::process::id();
     let begun = Instant::now();
     loop {

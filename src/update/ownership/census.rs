@@ -5,7 +5,7 @@ use super::{Class, Databases, MEMBERS, Ownership, member};
 use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
-use crate::system::{Facts, Kind, interrupt};
+use crate::system::{FileMetadata, FileType, interrupt};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const DEEPEST: usize = 2_100;
 /// A file or link of the version or of the users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Item {
-    pub facts: Facts,
+    pub metadata: FileMetadata,
     /// `Shipped` or `Data`.
     pub class: Class,
 }
@@ -28,7 +28,7 @@ pub struct Item {
 pub struct Census {
     pub items: BTreeMap<RelPath, Item>,
     /// Every folder that was looked into, outermost first.
-    pub folders: Vec<(RelPath, Facts)>,
+    pub folders: Vec<(RelPath, FileMetadata)>,
     pub databases: Databases,
     /// Files and folders that this user may not read, and why.
     pub unreadable: Vec<(RelPath, String)>,
@@ -36,14 +36,14 @@ pub struct Census {
 
 impl Census {
     /// The files of one class.
-    pub fn of(&self, class: Class) -> impl Iterator<Item = (&RelPath, &Facts)> {
-        self.items.iter().filter(move |(_, item)| item.class == class).map(|(path, item)| (path, &item.facts))
+    pub fn of(&self, class: Class) -> impl Iterator<Item = (&RelPath, &FileMetadata)> {
+        self.items.iter().filter(move |(_, item)| item.class == class).map(|(path, item)| (path, &item.metadata))
     }
 }
 
 /// One file that was met, before its class is known.
 struct Met {
-    facts: Facts,
+    metadata: FileMetadata,
     /// It lies in an environment in which a version has files.
     in_environment: bool,
 }
@@ -75,8 +75,8 @@ impl Ownership {
                 let full = folder.join(&name);
                 let path = at.as_ref().map_or_else(|| RelPath::from_disk(name.as_ref()), |at| at.child(&name));
                 let path = path.with_context(|| format!("the name {} cannot be used", full.display()))?;
-                let facts = match fsx::facts(&full) {
-                    Ok(Some(facts)) => facts,
+                let metadata = match fsx::metadata(&full) {
+                    Ok(Some(metadata)) => metadata,
                     Ok(None) => continue,
                     Err(e) if fsx::is_denied(&e) => {
                         census.unreadable.push((path, format!("{e:#}")));
@@ -84,12 +84,12 @@ impl Ownership {
                     }
                     Err(e) => return Err(e),
                 };
-                if self.is_own(&path, Some(&facts)) {
+                if self.is_own(&path, Some(&metadata)) {
                     continue;
                 }
-                let leads = facts.kind == Kind::Folder || self.is_linked_data(&path, &facts, &full);
+                let leads = metadata.kind == FileType::Folder || self.is_linked_data(&path, &metadata, &full);
                 if !leads {
-                    met.insert(path, Met { facts, in_environment });
+                    met.insert(path, Met { metadata, in_environment });
                     continue;
                 }
                 if self.rules.profile.is_cache(&path) && !self.has_shipped_below(&path) {
@@ -109,7 +109,7 @@ impl Ownership {
                 if in_environment || is_environment {
                     environments.push(path.clone());
                 }
-                census.folders.push((path.clone(), facts));
+                census.folders.push((path.clone(), metadata));
                 waiting.push((Some(path), full, in_environment || is_environment));
             }
         }
@@ -124,13 +124,13 @@ impl Ownership {
     }
 
     /// A data folder at the top that is a link to a folder counts as that folder.
-    fn is_linked_data(&self, path: &RelPath, facts: &Facts, full: &Path) -> bool {
-        facts.kind == Kind::Link && path.parent().is_none() && self.rules.is_data(path, false) && full.is_dir()
+    fn is_linked_data(&self, path: &RelPath, metadata: &FileMetadata, full: &Path) -> bool {
+        metadata.kind == FileType::Link && path.parent().is_none() && self.rules.is_data(path, false) && full.is_dir()
     }
 
     fn classify(&self, met: BTreeMap<RelPath, Met>, census: &mut Census) -> Result<()> {
         let mut touched: BTreeMap<RelPath, bool> = BTreeMap::new();
-        for (path, Met { facts, in_environment }) in met {
+        for (path, Met { metadata, in_environment }) in met {
             interrupt::check()?;
             let is_shipped = self.is_shipped(&path);
             if in_environment && !is_shipped {
@@ -149,9 +149,9 @@ impl Ownership {
             if is_database && path.text().to_ascii_lowercase().ends_with("-shm") {
                 continue;
             }
-            let class = self.class_of(&path, &facts, is_database)?;
+            let class = self.class_of(&path, &metadata, is_database)?;
             if matches!(class, Class::Data | Class::Shipped) {
-                census.items.insert(path, Item { facts, class });
+                census.items.insert(path, Item { metadata, class });
             }
         }
         Ok(())
@@ -166,14 +166,14 @@ impl Ownership {
     ) -> Result<Databases> {
         let known: BTreeSet<&RelPath> = before.iter().flat_map(|census| census.databases.by_contents()).collect();
         let mut found = Vec::new();
-        for (path, Met { facts, in_environment }) in met {
+        for (path, Met { metadata, in_environment }) in met {
             interrupt::check()?;
-            let too_small = facts.kind != Kind::File || facts.size < SMALLEST_DATABASE;
-            if too_small || *in_environment || Databases::is_named(path) || self.is_untouched(path, facts) {
+            let too_small = metadata.kind != FileType::File || metadata.size < SMALLEST_DATABASE;
+            if too_small || *in_environment || Databases::is_named(path) || self.is_untouched(path, metadata) {
                 continue;
             }
             let was = before.and_then(|census| census.items.get(path));
-            if was.is_some_and(|was| fsx::is_unchanged(&was.facts, facts)) {
+            if was.is_some_and(|was| fsx::is_unchanged(&was.metadata, metadata)) {
                 found.extend(known.contains(path).then(|| path.clone()));
                 continue;
             }
@@ -190,8 +190,9 @@ impl Ownership {
     }
 
     /// As the receipt has it, by size and time.
-    fn is_untouched(&self, path: &RelPath, facts: &Facts) -> bool {
-        self.line(path).is_some_and(|line| (line.size, line.mtime) == (facts.size, facts.mtime) && !line.is_database)
+    fn is_untouched(&self, path: &RelPath, metadata: &FileMetadata) -> bool {
+        self.line(path)
+            .is_some_and(|line| (line.size, line.mtime) == (metadata.size, metadata.mtime) && !line.is_database)
     }
 
     /// The files of the set `main` that are there.

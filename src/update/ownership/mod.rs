@@ -24,7 +24,7 @@ use crate::base::head::Head;
 use crate::base::path::RelPath;
 use crate::state::receipt::{Line, Receipt};
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, files};
+use crate::system::{FileMetadata, FileType, files};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ pub struct Ownership {
     /// What the bundle holds, by its name as the volume compares names.
     bundled: BTreeSet<RelPath>,
     /// This program, and the files that are open as its output.
-    ours: Vec<Facts>,
+    ours: Vec<FileMetadata>,
     /// Where the output of the server goes.
     outputs: Vec<PathBuf>,
 }
@@ -114,18 +114,20 @@ impl Ownership {
     }
 
     /// True for a place of the updater's own: by its name, or because it is this very program or its output.
-    pub fn is_own(&self, path: &RelPath, facts: Option<&Facts>) -> bool {
-        let is = |facts: &Facts| self.ours.iter().any(|own| (own.volume, own.inode) == (facts.volume, facts.inode));
-        self.rules.is_own(path) || facts.is_some_and(is)
+    pub fn is_own(&self, path: &RelPath, metadata: Option<&FileMetadata>) -> bool {
+        let is = |metadata: &FileMetadata| {
+            self.ours.iter().any(|own| (own.volume, own.inode) == (metadata.volume, metadata.inode))
+        };
+        self.rules.is_own(path) || metadata.is_some_and(is)
     }
 
     /// The class of what lies at `path`, outside of environments. `is_database`: it belongs to a database set that is
     /// not as we installed it.
-    pub fn class_of(&self, path: &RelPath, facts: &Facts, is_database: bool) -> Result<Class> {
-        if self.is_own(path, Some(facts)) {
+    pub fn class_of(&self, path: &RelPath, metadata: &FileMetadata, is_database: bool) -> Result<Class> {
+        if self.is_own(path, Some(metadata)) {
             return Ok(Class::Own);
         }
-        if facts.kind == Kind::Other {
+        if metadata.kind == FileType::Other {
             return Ok(Class::Volatile);
         }
         let is_shipped = self.is_shipped(path);
@@ -136,7 +138,7 @@ impl Ownership {
             return Ok(Class::Data);
         }
         let by_rule = self.rules.is_data(path, false);
-        Ok(if is_shipped && (!by_rule || self.is_released(path, facts)?) { Class::Shipped } else { Class::Data })
+        Ok(if is_shipped && (!by_rule || self.is_released(path, metadata)?) { Class::Shipped } else { Class::Data })
     }
 
     fn is_volatile(&self, path: &RelPath) -> bool {
@@ -144,21 +146,21 @@ impl Ownership {
     }
 
     /// True when the file there is byte for byte what the receipt says that we installed.
-    pub fn is_released(&self, path: &RelPath, facts: &Facts) -> Result<bool> {
+    pub fn is_released(&self, path: &RelPath, metadata: &FileMetadata) -> Result<bool> {
         let Some(line) = self.line(path) else { return Ok(false) };
-        if facts.kind == Kind::Folder || facts.kind == Kind::Other {
+        if metadata.kind == FileType::Folder || metadata.kind == FileType::Other {
             return Ok(false);
         }
-        let same_size = facts.kind == Kind::Link || facts.size == line.size;
-        Ok(same_size && fsx::holds(&self.root.join(path), &line.sha256)?)
+        let same_size = metadata.kind == FileType::Link || metadata.size == line.size;
+        Ok(same_size && fsx::has_sha256(&self.root.join(path), &line.sha256)?)
     }
 
     /// True when any part of the database set `main` is there that is not what we installed.
     pub fn is_touched_set(&self, main: &RelPath) -> Result<bool> {
         for ending in MEMBERS {
             let path = member(main, ending);
-            if let Some(facts) = fsx::facts(&self.root.join(&path))?
-                && !self.is_released(&path, &facts)?
+            if let Some(metadata) = fsx::metadata(&self.root.join(&path))?
+                && !self.is_released(&path, &metadata)?
             {
                 return Ok(true);
             }
@@ -171,7 +173,7 @@ impl Ownership {
         if self.rules.profile.is_version_control(path.name().as_bytes()) {
             return Ok(true);
         }
-        if fsx::facts(&self.root.join(path).join(ENVIRONMENT_MARK))?.is_some_and(|f| f.kind == Kind::File) {
+        if fsx::metadata(&self.root.join(path).join(ENVIRONMENT_MARK))?.is_some_and(|f| f.kind == FileType::File) {
             return Ok(true);
         }
         Ok(self.rules.profile.is_environment_name(path.name().as_bytes()) && !self.has_shipped_below(path))
@@ -182,7 +184,8 @@ impl Ownership {
         for above in path.ancestors() {
             let mark = above.child(ENVIRONMENT_MARK.as_ref());
             let is_shipped = mark.is_some_and(|mark| self.line(&mark).is_some());
-            let is_there = fsx::facts(&self.root.join(&above))?.is_some_and(|facts| facts.kind == Kind::Folder);
+            let is_there =
+                fsx::metadata(&self.root.join(&above))?.is_some_and(|metadata| metadata.kind == FileType::Folder);
             if is_there && !is_shipped && self.is_environment(&above)? {
                 return Ok(true);
             }

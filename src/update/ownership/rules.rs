@@ -44,7 +44,7 @@ impl OwnPlaces {
     }
 
     /// True for one of them, and for what lies in it.
-    pub fn hold(&self, path: &RelPath) -> bool {
+    pub fn contain(&self, path: &RelPath) -> bool {
         hits(&self.places, path, true) || self.is_log(path)
     }
 
@@ -57,7 +57,7 @@ impl OwnPlaces {
     /// FAT and NTFS give (`UPDATE~1.TOM`). What lies below a folder that is named so is meant, too, whatever its name.
     pub fn are_meant_by(&self, path: &RelPath) -> bool {
         let plain: Vec<String> = path.folded().text().split('/').map(without_end).collect();
-        RelPath::parse(&plain.join("/")).is_ok_and(|plain| self.hold(&plain))
+        RelPath::parse(&plain.join("/")).is_ok_and(|plain| self.contain(&plain))
             || self.names.iter().any(|names| is_short_for(&plain, names))
     }
 }
@@ -178,7 +178,7 @@ impl Rules {
 
     /// True for a place of the updater's own.
     pub fn is_own(&self, path: &RelPath) -> bool {
-        self.own.hold(path)
+        self.own.contain(path)
     }
 
     /// True for a name of a bundle that a place of the updater's own may have on some volume.

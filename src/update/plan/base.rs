@@ -7,14 +7,16 @@ use super::{Action, Planned};
 use crate::app::carry;
 use crate::base::fsx;
 use crate::state::receipt::Line;
-use crate::system::{Facts, Kind, files};
+use crate::system::{FileMetadata, FileType, files};
 use crate::update::bundle::{Bundle, Entry};
 use anyhow::Result;
 
 /// The mode that a file of the bundle gets where `live` lies now: reading and writing are the live file's. Where the
 /// entry carries a Unix mode, exactly those who may read may execute, or nobody; else who could execute still can.
-pub fn mode_of(entry: &Entry, live: Option<&Facts>) -> u32 {
-    let Some(live) = live.filter(|live| entry.owner.is_none() && live.kind == Kind::File) else { return entry.mode };
+pub fn mode_of(entry: &Entry, live: Option<&FileMetadata>) -> u32 {
+    let Some(live) = live.filter(|live| entry.owner.is_none() && live.kind == FileType::File) else {
+        return entry.mode;
+    };
     let execute = match entry.has_mode {
         true if entry.mode & 0o111 != 0 => (live.mode & 0o444) >> 2,
         true => 0,
@@ -25,14 +27,14 @@ pub fn mode_of(entry: &Entry, live: Option<&Facts>) -> u32 {
 
 impl Planner<'_> {
     /// What happens to an entry at whose path a shipped file lies.
-    pub(super) fn by_base(&mut self, bundle: &mut Bundle, index: usize, live: Facts) -> Result<Planned> {
+    pub(super) fn by_base(&mut self, bundle: &mut Bundle, index: usize, live: FileMetadata) -> Result<Planned> {
         let entry = bundle.entries[index].clone();
         let hash = self.hash_of(&entry.path, &live)?;
-        if hash == entry.sha256 && (live.kind == Kind::Link) == entry.link.is_some() {
+        if hash == entry.sha256 && (live.kind == FileType::Link) == entry.link.is_some() {
             return Ok(self.same(&entry, index, live));
         }
         let replace = self.planned(Action::Replace, (&entry, index), Some(live), "new content");
-        let Some(line) = self.order.ownership.line(&entry.path).cloned() else {
+        let Some(line) = self.input.ownership.line(&entry.path).cloned() else {
             return self.before_receipt(&entry, replace, live);
         };
         if hash == line.sha256 {
@@ -41,7 +43,7 @@ impl Planner<'_> {
         self.plan.changed_here.push(entry.path.clone());
         let is_program = self.is_program(&entry);
         let is_new = entry.base() != line.sha256;
-        match (is_program, is_new || self.order.heal) {
+        match (is_program, is_new || self.input.heal) {
             (true, true) => {
                 Ok(Planned { aside: true, reason: "changed here; the release's takes its place".into(), ..replace })
             }
@@ -54,7 +56,7 @@ impl Planner<'_> {
     }
 
     /// The same content: only who may execute it can still differ.
-    pub(super) fn same(&self, entry: &Entry, index: usize, live: Facts) -> Planned {
+    pub(super) fn same(&self, entry: &Entry, index: usize, live: FileMetadata) -> Planned {
         let bits = files::MODE_BITS;
         let same_mode = mode_of(entry, Some(&live)) & bits == live.mode & bits;
         let (action, reason) = if entry.link.is_some() || same_mode {
@@ -66,7 +68,7 @@ impl Planner<'_> {
     }
 
     /// Nobody knows what the version before shipped: what is newer than the start file was likely written here.
-    fn before_receipt(&mut self, entry: &Entry, replace: Planned, live: Facts) -> Result<Planned> {
+    fn before_receipt(&mut self, entry: &Entry, replace: Planned, live: FileMetadata) -> Result<Planned> {
         let is_newer = self.start.is_some_and(|start| live.mtime > start.mtime);
         if !is_newer || self.is_program(entry) {
             return Ok(replace);
@@ -77,15 +79,15 @@ impl Planner<'_> {
     }
 
     /// The file stays; the receipt remembers the release's as its base.
-    pub(super) fn kept(&self, entry: &Entry, index: usize, live: Facts, reason: &str) -> Planned {
+    pub(super) fn kept(&self, entry: &Entry, index: usize, live: FileMetadata, reason: &str) -> Planned {
         // Before the first receipt nothing tells a base, and next time it must stay again.
-        let listed = !self.order.ownership.is_first;
+        let listed = !self.input.ownership.is_first;
         Planned { listed, ..self.planned(Action::Keep, (entry, index), Some(live), reason) }
     }
 
     /// True when the release ships just what the installed one did.
     pub(super) fn is_as_before(&self, entry: &Entry) -> Result<bool> {
-        let kept = (self.order.kept)()?;
+        let kept = (self.input.kept)()?;
         let before = kept.and_then(|kept| kept.entries.into_iter().find(|e| e.path == entry.path));
         Ok(before.is_some_and(|before| before.sha256 == entry.sha256))
     }
@@ -95,7 +97,7 @@ impl Planner<'_> {
         if fsx::sha256(live) == line.sha256 {
             return Ok(false);
         }
-        let Some(mut kept) = (self.order.kept)()? else { return Ok(true) };
+        let Some(mut kept) = (self.input.kept)()? else { return Ok(true) };
         let Some(index) = kept.entries.iter().position(|e| e.path == line.path) else { return Ok(true) };
         if kept.entries.get(index).is_none_or(|entry| entry.size > carry::MAX_SIZE) {
             return Ok(true);

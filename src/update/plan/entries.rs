@@ -1,6 +1,6 @@
 //! What happens to each entry of a bundle: whose the place is decides, then the rule for it.
 
-use super::{Action, Aside, Live, Look, Order, Plan, Planned, databases, look};
+use super::{Action, Aside, Live, Look, Plan, PlanInput, Planned, databases, look};
 use crate::app::carry;
 use crate::app::merge::{self, MergeError};
 use crate::base::error::{self, Code, Failure};
@@ -8,47 +8,47 @@ use crate::base::fsx;
 use crate::base::head::Head;
 use crate::base::path::RelPath;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, files};
+use crate::system::{FileMetadata, FileType, files};
 use crate::update::bundle::{Bundle, Entry};
 use crate::update::ownership::{Class, Databases, Rules};
 use anyhow::{Context, Result};
 
 /// A plan that is being made.
 pub(super) struct Planner<'a> {
-    pub(super) order: &'a Order<'a>,
+    pub(super) input: &'a PlanInput<'a>,
     pub(super) plan: Plan,
     /// The start file that lies there now.
-    pub(super) start: Option<Facts>,
+    pub(super) start: Option<FileMetadata>,
     databases: Option<Databases>,
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(order: &'a Order<'a>) -> Result<Self> {
-        let root = &order.ownership.root;
+    pub(super) fn new(input: &'a PlanInput<'a>) -> Result<Self> {
+        let root = &input.ownership.root;
         let mut plan = Plan::default();
-        for (path, facts) in order.census.of(Class::Shipped) {
+        for (path, metadata) in input.census.of(Class::Shipped) {
             let sha256 = fsx::sha256_of(&root.join(path))?;
-            plan.shipped.insert(path.clone(), Live { facts: *facts, sha256 });
+            plan.shipped.insert(path.clone(), Live { metadata: *metadata, sha256 });
         }
-        let start = fsx::facts(&root.join(order.start_file))?;
-        Ok(Self { order, plan, start, databases: None })
+        let start = fsx::metadata(&root.join(input.start_file))?;
+        Ok(Self { input, plan, start, databases: None })
     }
 
     /// Goes on with a plan that was made before.
-    pub(super) fn over(order: &'a Order<'a>, plan: Plan) -> Result<Self> {
-        let start = fsx::facts(&order.ownership.root.join(order.start_file))?;
-        Ok(Self { order, plan, start, databases: None })
+    pub(super) fn over(input: &'a PlanInput<'a>, plan: Plan) -> Result<Self> {
+        let start = fsx::metadata(&input.ownership.root.join(input.start_file))?;
+        Ok(Self { input, plan, start, databases: None })
     }
 
     fn root(&self) -> &'a InstallRoot {
-        &self.order.ownership.root
+        &self.input.ownership.root
     }
 
     pub(super) fn planned(
         &self,
         action: Action,
         (entry, index): (&Entry, usize),
-        live: Option<Facts>,
+        live: Option<FileMetadata>,
         reason: &str,
     ) -> Planned {
         let listed = !matches!(action, Action::Keep | Action::Remove) && !entry.data;
@@ -56,9 +56,9 @@ impl<'a> Planner<'a> {
     }
 
     /// The hash of what lies at `path`.
-    pub(super) fn hash_of(&self, path: &RelPath, live: &Facts) -> Result<String> {
+    pub(super) fn hash_of(&self, path: &RelPath, live: &FileMetadata) -> Result<String> {
         match self.plan.shipped.get(path) {
-            Some(known) if fsx::is_unchanged(&known.facts, live) => Ok(known.sha256.clone()),
+            Some(known) if fsx::is_unchanged(&known.metadata, live) => Ok(known.sha256.clone()),
             _ => fsx::sha256_of(&self.root().join(path)),
         }
     }
@@ -66,12 +66,12 @@ impl<'a> Planner<'a> {
     /// True when the entry is a part of the program. The start file always is. A mode tells nothing: zips from some
     /// volumes let everybody execute everything.
     pub(super) fn is_program(&self, entry: &Entry) -> bool {
-        let profile = self.order.ownership.rules.profile;
-        entry.path == *self.order.start_file || profile.is_program(&entry.path, entry.head)
+        let profile = self.input.ownership.rules.profile;
+        entry.path == *self.input.start_file || profile.is_program(&entry.path, entry.head)
     }
 
     /// Keeps an entry out, by name.
-    fn held_back(&mut self, entry: &Entry, index: usize, live: Option<Facts>, reason: &str) -> Planned {
+    fn held_back(&mut self, entry: &Entry, index: usize, live: Option<FileMetadata>, reason: &str) -> Planned {
         self.plan.held_back.push(entry.path.clone());
         self.planned(Action::Keep, (entry, index), live, reason)
     }
@@ -79,17 +79,17 @@ impl<'a> Planner<'a> {
     /// What happens to the entry at `index`.
     pub(super) fn entry(&mut self, bundle: &mut Bundle, index: usize) -> Result<Planned> {
         let entry = bundle.entries[index].clone();
-        let ownership = self.order.ownership;
+        let ownership = self.input.ownership;
         let found = look(self.root(), &entry.path)?;
-        let facts = if let Look::There(facts) = &found { Some(*facts) } else { None };
-        if ownership.is_own(&entry.path, facts.as_ref()) || ownership.rules.is_alias_of_own(&entry.path) {
+        let metadata = if let Look::There(metadata) = &found { Some(*metadata) } else { None };
+        if ownership.is_own(&entry.path, metadata.as_ref()) || ownership.rules.is_alias_of_own(&entry.path) {
             if !ownership.rules.is_own_log(&entry.path) {
                 self.plan.left_out.push(entry.path.clone());
             }
             return Ok(self.planned(Action::Keep, (&entry, index), None, "a place of the updater's own"));
         }
         if entry.data {
-            if let Look::Behind(above, Kind::File) = &found
+            if let Look::Behind(above, FileType::File) = &found
                 && self.leaves(above)?
             {
                 let planned = self.planned(Action::Add, (&entry, index), None, "saved data");
@@ -98,13 +98,13 @@ impl<'a> Planner<'a> {
             return restored(self.root(), index, &entry, &ownership.rules);
         }
         if ownership.line(&entry.path).is_none() && ownership.is_in_users_environment(&entry.path)? {
-            return Ok(self.held_back(&entry, index, facts, "an environment of the install's own is never touched"));
+            return Ok(self.held_back(&entry, index, metadata, "an environment of the install's own is never touched"));
         }
         match found {
             Look::Behind(above, kind) => self.behind(&entry, index, &above, kind),
-            Look::There(facts) if self.is_to_carry(&entry, &facts) => self.carried(bundle, index, facts),
-            Look::There(facts) if ownership.rules.merge.contains(&entry.path) && facts.kind == Kind::File => {
-                self.merged(bundle, index, facts)
+            Look::There(metadata) if self.is_to_carry(&entry, &metadata) => self.carried(bundle, index, metadata),
+            Look::There(metadata) if ownership.rules.merge.contains(&entry.path) && metadata.kind == FileType::File => {
+                self.merged(bundle, index, metadata)
             }
             found => self.at_place(bundle, index, found),
         }
@@ -112,25 +112,28 @@ impl<'a> Planner<'a> {
 
     fn at_place(&mut self, bundle: &mut Bundle, index: usize, found: Look) -> Result<Planned> {
         let entry = bundle.entries[index].clone();
-        let ownership = self.order.ownership;
-        let known = self.databases.get_or_insert_with(|| databases(self.order.census, bundle));
+        let ownership = self.input.ownership;
+        let known = self.databases.get_or_insert_with(|| databases(self.input.census, bundle));
         let main = known.main_of(&entry.path).or_else(|| (entry.head == Head::Sqlite).then(|| entry.path.clone()));
         if let Some(main) = main {
             return self.database(bundle, index, &main, found);
         }
         let by_rule = ownership.rules.is_data(&entry.path, false);
         match found {
-            Look::There(facts) if facts.kind == Kind::Folder && by_rule => {
-                Ok(self.held_back(&entry, index, Some(facts), "a folder of the users' lies there"))
+            Look::There(metadata) if metadata.kind == FileType::Folder && by_rule => {
+                Ok(self.held_back(&entry, index, Some(metadata), "a folder of the users' lies there"))
             }
-            Look::There(facts) if facts.kind == Kind::Folder => self.folder_in_the_way(&entry, index),
-            Look::There(facts) => {
-                let item = self.order.census.items.get(&entry.path);
+            Look::There(metadata) if metadata.kind == FileType::Folder => self.folder_in_the_way(&entry, index),
+            Look::There(metadata) => {
+                let item = self.input.census.items.get(&entry.path);
                 let is_shipped = item.is_some_and(|item| item.class == Class::Shipped);
-                if facts.kind == Kind::Link && ownership.line(&entry.path).is_none() && !self.is_same(&entry, &facts)? {
-                    return Ok(self.held_back(&entry, index, Some(facts), "a link of the users' lies there"));
+                if metadata.kind == FileType::Link
+                    && ownership.line(&entry.path).is_none()
+                    && !self.is_same(&entry, &metadata)?
+                {
+                    return Ok(self.held_back(&entry, index, Some(metadata), "a link of the users' lies there"));
                 }
-                if is_shipped { self.by_base(bundle, index, facts) } else { self.users(&entry, index, facts) }
+                if is_shipped { self.by_base(bundle, index, metadata) } else { self.users(&entry, index, metadata) }
             }
             _ if by_rule && is_elsewhere(self.root(), &entry.path)? => {
                 Ok(self.held_back(&entry, index, None, "its folder lies on another volume"))
@@ -139,18 +142,18 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn is_same(&self, entry: &Entry, live: &Facts) -> Result<bool> {
-        let plain = matches!(live.kind, Kind::File | Kind::Link);
-        let same_kind = plain && (live.kind == Kind::Link) == entry.link.is_some();
-        let same_size = live.kind == Kind::Link || live.size == entry.size;
+    fn is_same(&self, entry: &Entry, live: &FileMetadata) -> Result<bool> {
+        let plain = matches!(live.kind, FileType::File | FileType::Link);
+        let same_kind = plain && (live.kind == FileType::Link) == entry.link.is_some();
+        let same_size = live.kind == FileType::Link || live.size == entry.size;
         Ok(same_kind && same_size && self.hash_of(&entry.path, live)? == entry.sha256)
     }
 
     /// A file that no version shipped lies where the bundle has one: it stays.
-    fn users(&mut self, entry: &Entry, index: usize, live: Facts) -> Result<Planned> {
+    fn users(&mut self, entry: &Entry, index: usize, live: FileMetadata) -> Result<Planned> {
         if self.is_same(entry, &live)? {
             // At a data path it stays the users' whatever it holds; elsewhere it is the release's from now on.
-            let listed = !self.order.ownership.rules.is_data(&entry.path, false);
+            let listed = !self.input.ownership.rules.is_data(&entry.path, false);
             return Ok(Planned {
                 listed,
                 ..self.planned(Action::Unchanged, (entry, index), Some(live), "same content")
@@ -161,40 +164,40 @@ impl<'a> Planner<'a> {
 
     /// What the version before shipped, nobody changed, and the bundle lacks, leaves.
     fn leaves(&self, path: &RelPath) -> Result<bool> {
-        let ownership = self.order.ownership;
-        let Some(facts) = fsx::facts(&self.root().join(path))? else { return Ok(false) };
-        Ok(!ownership.is_bundled(path) && ownership.is_released(path, &facts)?)
+        let ownership = self.input.ownership;
+        let Some(metadata) = fsx::metadata(&self.root().join(path))? else { return Ok(false) };
+        Ok(!ownership.is_bundled(path) && ownership.is_released(path, &metadata)?)
     }
 
     /// Something that is no folder stands where a folder of the bundle belongs.
-    fn behind(&mut self, entry: &Entry, index: usize, above: &RelPath, kind: Kind) -> Result<Planned> {
-        let ownership = self.order.ownership;
+    fn behind(&mut self, entry: &Entry, index: usize, above: &RelPath, kind: FileType) -> Result<Planned> {
+        let ownership = self.input.ownership;
         let by_rule = ownership.rules.is_data(above, false) || ownership.is_own(above, None);
         if self.leaves(above)? && !by_rule {
             return Ok(self.planned(Action::Add, (entry, index), None, "new"));
         }
-        if kind == Kind::File && !by_rule && !Databases::is_named(above) {
+        if kind == FileType::File && !by_rule && !Databases::is_named(above) {
             if !self.plan.aside.iter().any(|one| one.path == *above) {
                 self.plan.aside.push(Aside { path: above.clone(), reason: "in the way of a folder of the bundle" });
             }
             return Ok(self.planned(Action::Add, (entry, index), None, "new"));
         }
-        if kind == Kind::Link && !ownership.rules.is_data(&entry.path, false) && self.is_program(entry) {
+        if kind == FileType::Link && !ownership.rules.is_data(&entry.path, false) && self.is_program(entry) {
             return Err(behind_link(&entry.path, above).into());
         }
-        let reason = format!("{above} is {} here", if kind == Kind::Link { "a link" } else { "no folder" });
+        let reason = format!("{above} is {} here", if kind == FileType::Link { "a link" } else { "no folder" });
         Ok(self.held_back(entry, index, None, &reason))
     }
 
     /// A folder stands where a file of the bundle belongs: what the users have in it gives way, unless a rule names it.
     fn folder_in_the_way(&mut self, entry: &Entry, index: usize) -> Result<Planned> {
-        let ownership = self.order.ownership;
-        for (path, item) in self.order.census.items.iter().filter(|(path, _)| path.is_within(&entry.path)) {
-            let is_kept = ownership.rules.is_data(path, false) || self.order.census.databases.main_of(path).is_some();
+        let ownership = self.input.ownership;
+        for (path, item) in self.input.census.items.iter().filter(|(path, _)| path.is_within(&entry.path)) {
+            let is_kept = ownership.rules.is_data(path, false) || self.input.census.databases.main_of(path).is_some();
             if is_kept {
                 return Err(in_the_way(self.root(), &entry.path).into());
             }
-            let leaves = item.class == Class::Shipped && ownership.is_released(path, &item.facts)?;
+            let leaves = item.class == Class::Shipped && ownership.is_released(path, &item.metadata)?;
             if !leaves {
                 self.plan.aside.push(Aside { path: path.clone(), reason: "in the way of a file of the bundle" });
             }
@@ -202,9 +205,9 @@ impl<'a> Planner<'a> {
         Ok(self.planned(Action::Add, (entry, index), None, "new"))
     }
 
-    fn is_to_carry(&self, entry: &Entry, live: &Facts) -> bool {
-        let names = self.order.ownership.rules.carry.get(&entry.path);
-        names.is_some() && live.kind == Kind::File && entry.link.is_none()
+    fn is_to_carry(&self, entry: &Entry, live: &FileMetadata) -> bool {
+        let names = self.input.ownership.rules.carry.get(&entry.path);
+        names.is_some() && live.kind == FileType::File && entry.link.is_none()
     }
 
     /// The settings file that lies at the place of `entry`. Errors: it is too large for one.
@@ -219,13 +222,13 @@ impl<'a> Planner<'a> {
     }
 
     /// The bundle's settings file with the settings of this install.
-    fn carried(&mut self, bundle: &mut Bundle, index: usize, live: Facts) -> Result<Planned> {
+    fn carried(&mut self, bundle: &mut Bundle, index: usize, live: FileMetadata) -> Result<Planned> {
         let entry = bundle.entries[index].clone();
-        let rules = &self.order.ownership.rules;
+        let rules = &self.input.ownership.rules;
         let Some(names) = rules.carry.get(&entry.path) else { return self.by_base(bundle, index, live) };
         let (old, new) = (self.live_settings(&entry)?, bundle.read_entry(index, carry::MAX_SIZE)?);
         let is_target = rules.carry.keys().next() == Some(&entry.path);
-        let set: &[(String, String)] = if is_target { self.order.set } else { &[] };
+        let set: &[(String, String)] = if is_target { self.input.set } else { &[] };
         let done = carry::carry(&new, &old, names, set).map_err(|e| {
             Failure::failed(Code::CannotCarry, format!("the settings of {} cannot be carried over: {e}", entry.path))
                 .at(&entry.path)
@@ -236,14 +239,14 @@ impl<'a> Planner<'a> {
         if done.bytes == old {
             return Ok(self.planned(Action::Unchanged, (&entry, index), Some(live), "same content"));
         }
-        let line = self.order.ownership.line(&entry.path).cloned();
+        let line = self.input.ownership.line(&entry.path).cloned();
         let aside = match line {
             Some(line) => self.is_edited(&line, &old, names)?,
             None => false,
         };
         if aside {
             self.plan.changed_here.push(entry.path.clone());
-            if set.is_empty() && !self.order.heal && self.is_as_before(&entry)? {
+            if set.is_empty() && !self.input.heal && self.is_as_before(&entry)? {
                 return Ok(self.kept(&entry, index, live, "changed here, and not by the release"));
             }
         }
@@ -253,7 +256,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The live settings file with the keys of the bundle that it lacks.
-    fn merged(&mut self, bundle: &mut Bundle, index: usize, live: Facts) -> Result<Planned> {
+    fn merged(&mut self, bundle: &mut Bundle, index: usize, live: FileMetadata) -> Result<Planned> {
         let entry = bundle.entries[index].clone();
         if entry.link.is_some() {
             return Ok(self.held_back(&entry, index, Some(live), "a file of the users' lies there"));
@@ -278,8 +281,8 @@ impl<'a> Planner<'a> {
     /// What happens to a file of a database set.
     fn database(&mut self, bundle: &Bundle, index: usize, main: &RelPath, found: Look) -> Result<Planned> {
         let entry = bundle.entries[index].clone();
-        let ownership = self.order.ownership;
-        let live = if let Look::There(facts) = found { Some(facts) } else { None };
+        let ownership = self.input.ownership;
+        let live = if let Look::There(metadata) = found { Some(metadata) } else { None };
         if entry.path != *main {
             return Ok(self.held_back(&entry, index, live, "a log of a database is never written"));
         }
@@ -299,11 +302,11 @@ impl<'a> Planner<'a> {
             return Ok(self.planned(Action::Add, (&entry, index), None, "new"));
         }
         match live {
-            Some(facts) if !ownership.is_touched_set(main)? => {
-                if self.is_same(&entry, &facts)? {
-                    return Ok(self.same(&entry, index, facts));
+            Some(metadata) if !ownership.is_touched_set(main)? => {
+                if self.is_same(&entry, &metadata)? {
+                    return Ok(self.same(&entry, index, metadata));
                 }
-                Ok(self.planned(Action::Replace, (&entry, index), Some(facts), "new content; it is as installed"))
+                Ok(self.planned(Action::Replace, (&entry, index), Some(metadata), "new content; it is as installed"))
             }
             _ => Ok(self.held_back(&entry, index, live, "a database of the users' lies there")),
         }
@@ -321,8 +324,10 @@ fn is_unfinished(bundle: &Bundle, main: &RelPath) -> bool {
 fn look_at_data(root: &InstallRoot, path: &RelPath, rules: &Rules) -> Result<Look> {
     let top = path.top();
     match look(root, path)? {
-        Look::Behind(above, Kind::Link) if above == top && rules.is_data(&top, false) && root.join(&top).is_dir() => {
-            Ok(fsx::facts(&root.join(path))?.map_or(Look::Missing, Look::There))
+        Look::Behind(above, FileType::Link)
+            if above == top && rules.is_data(&top, false) && root.join(&top).is_dir() =>
+        {
+            Ok(fsx::metadata(&root.join(path))?.map_or(Look::Missing, Look::There))
         }
         found => Ok(found),
     }
@@ -336,7 +341,7 @@ pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry, rules: &
         saved_data: true,
         ..Planned::new(action, &entry.path, reason)
     };
-    let facts = match look_at_data(root, &entry.path, rules)? {
+    let metadata = match look_at_data(root, &entry.path, rules)? {
         Look::Behind(above, _) => {
             return Err(Failure::failed(Code::CannotRestore, format!("{above} is no folder here"))
                 .at(&entry.path)
@@ -344,16 +349,16 @@ pub(super) fn restored(root: &InstallRoot, index: usize, entry: &Entry, rules: &
                 .into());
         }
         Look::Missing => return Ok(planned(Action::Add, None, "saved data")),
-        Look::There(facts) => facts,
+        Look::There(metadata) => metadata,
     };
-    if facts.kind == Kind::Folder {
+    if metadata.kind == FileType::Folder {
         return Err(in_the_way(root, &entry.path).into());
     }
-    let same = (facts.kind == Kind::Link) == entry.link.is_some()
-        && (entry.link.is_some() || (facts.mode == entry.mode && facts.size == entry.size))
+    let same = (metadata.kind == FileType::Link) == entry.link.is_some()
+        && (entry.link.is_some() || (metadata.mode == entry.mode && metadata.size == entry.size))
         && fsx::sha256_of(&root.join(&entry.path))? == entry.sha256;
     let action = if same { Action::Unchanged } else { Action::Replace };
-    Ok(planned(action, Some(facts), if same { "same content" } else { "saved data" }))
+    Ok(planned(action, Some(metadata), if same { "same content" } else { "saved data" }))
 }
 
 pub(super) fn in_the_way(root: &InstallRoot, path: &RelPath) -> Failure {
@@ -373,10 +378,10 @@ pub(super) fn behind_link(path: &RelPath, link: &RelPath) -> Failure {
 
 /// Nothing can be moved to a folder that is a mount of another volume.
 fn is_elsewhere(root: &InstallRoot, path: &RelPath) -> Result<bool> {
-    let own = files::facts(root.path()).context("looking at the install")?.volume;
+    let own = files::metadata(root.path()).context("looking at the install")?.volume;
     for above in path.ancestors().iter().rev() {
-        if let Some(facts) = fsx::facts(&root.join(above))? {
-            return Ok(facts.volume != own);
+        if let Some(metadata) = fsx::metadata(&root.join(above))? {
+            return Ok(metadata.volume != own);
         }
     }
     Ok(false)

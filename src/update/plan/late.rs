@@ -2,25 +2,25 @@
 //! Refuses to look at what nobody touched: that was judged while the server served.
 
 use super::entries::Planner;
-use super::{Action, Order, Plan, Planned, leftovers};
+use super::{Action, Plan, PlanInput, Planned, leftovers};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::update::bundle::Bundle;
 use anyhow::Result;
 
-/// Judges anew what was touched; `order` holds the census of now. Returns the paths whose action changed its nature or
+/// Judges anew what was touched; `input` holds the census of now. Returns the paths whose action changed its nature or
 /// its contents.
-pub(super) fn rejudge(order: &Order, bundle: &mut Bundle, plan: &mut Plan) -> Result<Vec<RelPath>> {
-    let mut planner = Planner::over(order, std::mem::take(plan))?;
+pub(super) fn plan_again(input: &PlanInput, bundle: &mut Bundle, plan: &mut Plan) -> Result<Vec<RelPath>> {
+    let mut planner = Planner::over(input, std::mem::take(plan))?;
     let mut again = Vec::new();
     for at in 0..planner.plan.actions.len() {
         let was = planner.plan.actions[at].clone();
-        if !is_touched(order, &was)? {
+        if !is_touched(input, &was)? {
             continue;
         }
         let now = match was.entry {
             Some(index) => planner.entry(bundle, index)?,
-            None => leftovers::again(order, &mut planner.plan, &was)?,
+            None => leftovers::again(input, &mut planner.plan, &was)?,
         };
         again.push(was.path.clone());
         planner.plan.actions[at] = now;
@@ -30,18 +30,18 @@ pub(super) fn rejudge(order: &Order, bundle: &mut Bundle, plan: &mut Plan) -> Re
 }
 
 /// Whether what lies at the path of a change is no longer what the plan was made from. Saved data has a look of its own.
-fn is_touched(order: &Order, planned: &Planned) -> Result<bool> {
+fn is_touched(input: &PlanInput, planned: &Planned) -> Result<bool> {
     if matches!(planned.action, Action::Keep | Action::Unchanged) || planned.saved_data {
         return Ok(false);
     }
-    let ownership = order.ownership;
-    if let Some(main) = order.census.databases.main_of(&planned.path)
+    let ownership = input.ownership;
+    if let Some(main) = input.census.databases.main_of(&planned.path)
         && !ownership.is_first
         && planned.live.is_some()
     {
         return ownership.is_touched_set(&main);
     }
-    Ok(match (planned.live, fsx::facts(&ownership.root.join(&planned.path))?) {
+    Ok(match (planned.live, fsx::metadata(&ownership.root.join(&planned.path))?) {
         (Some(was), Some(is)) => !fsx::is_unchanged(&was, &is),
         (None, None) => false,
         // Something came where nothing was; a folder or link in the way has an undo of its own.

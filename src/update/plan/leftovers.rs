@@ -1,48 +1,48 @@
 //! What happens to what the bundle lacks: the version's own leaves, the users' stays, and what must not stay gives way.
 
 use super::entries::{Planner, behind_link, in_the_way};
-use super::{Action, Aside, Look, NO_LONGER, Order, Plan, Planned, look};
+use super::{Action, Aside, Look, NO_LONGER, Plan, PlanInput, Planned, look};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::receipt::Line;
-use crate::system::{Facts, Kind};
+use crate::system::{FileMetadata, FileType};
 use crate::update::bundle::Bundle;
 use crate::update::ownership::{Class, Ownership};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Adds to a plan of all entries what happens to everything else.
-pub(super) fn complete(order: &Order, bundle: &Bundle, planner: Planner) -> Result<Plan> {
+pub(super) fn complete(input: &PlanInput, bundle: &Bundle, planner: Planner) -> Result<Plan> {
     let mut plan = planner.plan;
-    let ownership = order.ownership;
-    if !order.heal {
-        removals(order, bundle, &mut plan)?;
-        cleaned(order, &mut plan)?;
+    let ownership = input.ownership;
+    if !input.heal {
+        removals(input, bundle, &mut plan)?;
+        cleaned(input, &mut plan)?;
         if ownership.is_first {
-            first(order, &mut plan)?;
+            first(input, &mut plan)?;
         }
     }
     plan.aside.sort_by(|a, b| a.path.cmp(&b.path));
     plan.aside.dedup_by(|a, b| a.path == b.path);
-    emptied(order, bundle, &mut plan)?;
+    emptied(input, bundle, &mut plan)?;
     Ok(plan)
 }
 
 /// What the receipt lists and the bundle lacks leaves, if it is as it was installed.
-fn removals(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
-    let ownership = order.ownership;
+fn removals(input: &PlanInput, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
+    let ownership = input.ownership;
     let brought: BTreeSet<RelPath> = bundle.entries.iter().map(|e| ownership.rules.key(&e.path)).collect();
     for line in ownership.lines() {
         let key = ownership.rules.key(&line.path);
-        if brought.contains(&key) || order.saved_data.contains(&line.path) {
+        if brought.contains(&key) || input.saved_data.contains(&line.path) {
             continue;
         }
         match look(&ownership.root, &line.path)? {
-            Look::There(facts) if matches!(facts.kind, Kind::File | Kind::Link) => {
-                let planned = removal(order, plan, line, facts)?;
+            Look::There(metadata) if matches!(metadata.kind, FileType::File | FileType::Link) => {
+                let planned = removal(input, plan, line, metadata)?;
                 plan.actions.extend(planned);
             }
-            Look::Behind(link, Kind::Link) if is_program_line(ownership, line) => {
+            Look::Behind(link, FileType::Link) if is_program_line(ownership, line) => {
                 return Err(behind_link(&line.path, &link).into());
             }
             _ => {}
@@ -56,33 +56,33 @@ fn is_program_line(ownership: &Ownership, line: &Line) -> bool {
 }
 
 /// The same for one that was to leave, after the stop.
-pub(super) fn again(order: &Order, plan: &mut Plan, was: &Planned) -> Result<Planned> {
+pub(super) fn again(input: &PlanInput, plan: &mut Plan, was: &Planned) -> Result<Planned> {
     let kept = Planned { action: Action::Keep, reason: "written since the plan was made".into(), ..was.clone() };
-    let facts = fsx::facts(&order.ownership.root.join(&was.path))?;
-    let (Some(line), Some(facts)) = (order.ownership.line(&was.path), facts) else { return Ok(kept) };
+    let metadata = fsx::metadata(&input.ownership.root.join(&was.path))?;
+    let (Some(line), Some(metadata)) = (input.ownership.line(&was.path), metadata) else { return Ok(kept) };
     // What it held when the plan was made says nothing any more.
     plan.shipped.remove(&was.path);
-    Ok(removal(order, plan, line, facts)?.unwrap_or(kept))
+    Ok(removal(input, plan, line, metadata)?.unwrap_or(kept))
 }
 
 /// None: it stays, because somebody changed it, or because it holds settings of this install.
-fn removal(order: &Order, plan: &mut Plan, line: &Line, facts: Facts) -> Result<Option<Planned>> {
-    let ownership = order.ownership;
-    if line.carried || ownership.rules.is_carried(&line.path) || ownership.is_own(&line.path, Some(&facts)) {
+fn removal(input: &PlanInput, plan: &mut Plan, line: &Line, metadata: FileMetadata) -> Result<Option<Planned>> {
+    let ownership = input.ownership;
+    if line.carried || ownership.rules.is_carried(&line.path) || ownership.is_own(&line.path, Some(&metadata)) {
         return Ok(None);
     }
     // Who knows whether a version shipped it.
     if ownership.is_assumed && !ownership.is_program(&line.path)? {
         return Ok(None);
     }
-    if let Some(main) = order.census.databases.main_of(&line.path)
+    if let Some(main) = input.census.databases.main_of(&line.path)
         && ownership.is_touched_set(&main)?
     {
         return Ok(None);
     }
     let is_released = match plan.shipped.get(&line.path) {
         Some(live) => live.sha256 == line.sha256,
-        None => ownership.is_released(&line.path, &facts)?,
+        None => ownership.is_released(&line.path, &metadata)?,
     };
     if !is_released {
         plan.changed_here.push(line.path.clone());
@@ -90,16 +90,17 @@ fn removal(order: &Order, plan: &mut Plan, line: &Line, facts: Facts) -> Result<
     }
     // One that lies in the way of a file of the bundle was counted among what gives way before it was known to leave.
     plan.aside.retain(|one| one.path != line.path);
-    Ok(Some(Planned { live: Some(facts), ..Planned::new(Action::Remove, &line.path, NO_LONGER) }))
+    Ok(Some(Planned { live: Some(metadata), ..Planned::new(Action::Remove, &line.path, NO_LONGER) }))
 }
 
 /// Unknown program files where `[clean] paths` wants none.
-fn cleaned(order: &Order, plan: &mut Plan) -> Result<()> {
-    let ownership = order.ownership;
-    for (path, facts) in order.census.of(Class::Data) {
-        let is_wanted = ownership.rules.is_cleaned(path) && facts.kind == Kind::File && !ownership.is_bundled(path);
-        let is_known = ownership.line(path).is_some() || order.census.databases.main_of(path).is_some();
-        if is_wanted && !is_known && *path != *order.start_file && ownership.is_program(path)? {
+fn cleaned(input: &PlanInput, plan: &mut Plan) -> Result<()> {
+    let ownership = input.ownership;
+    for (path, metadata) in input.census.of(Class::Data) {
+        let is_wanted =
+            ownership.rules.is_cleaned(path) && metadata.kind == FileType::File && !ownership.is_bundled(path);
+        let is_known = ownership.line(path).is_some() || input.census.databases.main_of(path).is_some();
+        if is_wanted && !is_known && *path != *input.start_file && ownership.is_program(path)? {
             plan.aside.push(Aside { path: path.clone(), reason: "[clean] paths names it" });
         }
     }
@@ -108,14 +109,14 @@ fn cleaned(order: &Order, plan: &mut Plan) -> Result<()> {
 
 /// Before the first receipt: what would be loaded in place of a new file, and what an old updater planted, give way.
 /// Counts the program files that stay although the bundle lacks them.
-fn first(order: &Order, plan: &mut Plan) -> Result<()> {
-    let ownership = order.ownership;
+fn first(input: &PlanInput, plan: &mut Plan) -> Result<()> {
+    let ownership = input.ownership;
     let profile = ownership.rules.profile;
     let new: Vec<RelPath> = plan.actions.iter().filter(|p| p.action == Action::Add).map(|p| p.path.clone()).collect();
-    let candidates: Vec<&RelPath> = order
+    let candidates: Vec<&RelPath> = input
         .census
         .of(Class::Data)
-        .filter(|(path, facts)| facts.kind == Kind::File && !ownership.rules.is_data(path, false))
+        .filter(|(path, metadata)| metadata.kind == FileType::File && !ownership.rules.is_data(path, false))
         .map(|(path, _)| path)
         .filter(|path| !ownership.is_bundled(path))
         .collect();
@@ -124,7 +125,7 @@ fn first(order: &Order, plan: &mut Plan) -> Result<()> {
             plan.aside.push(Aside { path: (*path).clone(), reason: "it would be loaded in place of a new file" });
         }
     }
-    for path in planted(order, &candidates)? {
+    for path in planted(input, &candidates)? {
         plan.aside.push(Aside { path, reason: "a copy that an old updater left" });
     }
     let aside: BTreeSet<&RelPath> = plan.aside.iter().map(|one| &one.path).collect();
@@ -135,12 +136,13 @@ fn first(order: &Order, plan: &mut Plan) -> Result<()> {
 
 /// Files that equal another one of the same name in the install, where the profile knows of such litter. An empty one
 /// is never one.
-fn planted(order: &Order, candidates: &[&RelPath]) -> Result<Vec<RelPath>> {
-    let ownership = order.ownership;
+fn planted(input: &PlanInput, candidates: &[&RelPath]) -> Result<Vec<RelPath>> {
+    let ownership = input.ownership;
     let mut by_hash: BTreeMap<String, usize> = BTreeMap::new();
     let mut all = Vec::new();
-    for (path, item) in &order.census.items {
-        if ownership.rules.profile.may_be_litter(path) && item.facts.kind == Kind::File && item.facts.size > 0 {
+    for (path, item) in &input.census.items {
+        if ownership.rules.profile.may_be_litter(path) && item.metadata.kind == FileType::File && item.metadata.size > 0
+        {
             let hash = fsx::sha256_of(&ownership.root.join(path))?;
             *by_hash.entry(hash.clone()).or_default() += 1;
             all.push((path.clone(), hash));
@@ -153,23 +155,23 @@ fn planted(order: &Order, candidates: &[&RelPath]) -> Result<Vec<RelPath>> {
 
 /// Folders in which nothing is left once everything is away, the deepest first. A folder in the way of a file must be
 /// among them. Errors: it would not be empty.
-fn emptied(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
-    let ownership = order.ownership;
+fn emptied(input: &PlanInput, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
+    let ownership = input.ownership;
     let leave = plan.actions.iter().filter(|p| p.action == Action::Remove).map(|p| p.path.clone());
     let gone: BTreeSet<RelPath> = leave.chain(plan.aside.iter().map(|one| one.path.clone())).collect();
     let named: BTreeSet<RelPath> = bundle.entries.iter().flat_map(|e| e.path.ancestors()).collect();
     let in_the_way_of: Vec<&RelPath> = plan.changes().filter(|p| p.entry.is_some()).map(|p| &p.path).collect();
     let blocked = |folder: &RelPath| in_the_way_of.binary_search(&folder).is_ok();
     let (mut away, mut all, mut caches) = (gone.clone(), Vec::new(), Vec::new());
-    let candidates = order.census.folders.iter().rev().filter(|(folder, facts)| {
+    let candidates = input.census.folders.iter().rev().filter(|(folder, metadata)| {
         let holds = |folder: &RelPath| gone.iter().any(|path| path.is_within(folder));
         let is_blocked = blocked(folder) || folder.ancestors().iter().any(blocked);
-        facts.kind == Kind::Folder
+        metadata.kind == FileType::Folder
             && !named.contains(folder)
-            && !order.saved_folders.contains(folder)
+            && !input.saved_folders.contains(folder)
             && (is_blocked || (holds(folder) && !ownership.rules.is_data(folder, true)))
     });
-    for (folder, facts) in candidates {
+    for (folder, metadata) in candidates {
         let (mut is_empty, mut found) = (true, Vec::new());
         for child in fsx::names(&ownership.root.join(folder))? {
             let Some(child) = folder.child(&child) else {
@@ -182,7 +184,7 @@ fn emptied(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
         }
         if is_empty {
             away.insert(folder.clone());
-            all.push((folder.clone(), *facts));
+            all.push((folder.clone(), *metadata));
             caches.append(&mut found);
         } else if blocked(folder) {
             return Err(in_the_way(&ownership.root, folder).into());

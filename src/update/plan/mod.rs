@@ -14,7 +14,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::Annex;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, interrupt};
+use crate::system::{FileMetadata, FileType, interrupt};
 use crate::update::bundle::{Bundle, Entry};
 use crate::update::ownership::{Census, Databases, MEMBERS, Ownership, member};
 use anyhow::Result;
@@ -63,7 +63,7 @@ pub struct Planned {
     pub content: Option<Vec<u8>>,
     /// What lies there now.
     #[serde(skip)]
-    pub live: Option<Facts>,
+    pub live: Option<FileMetadata>,
     /// What lies there was changed here, so it gives way to the backup's `aside/`.
     #[serde(skip)]
     pub aside: bool,
@@ -113,12 +113,12 @@ pub struct Counts {
 /// A file of the install that the version owns.
 #[derive(Debug, Clone)]
 pub struct Live {
-    pub facts: Facts,
+    pub metadata: FileMetadata,
     pub sha256: String,
 }
 
 /// What the plan is made from, beside the bundle.
-pub struct Order<'a> {
+pub struct PlanInput<'a> {
     pub ownership: &'a Ownership,
     pub census: &'a Census,
     pub start_file: &'a RelPath,
@@ -151,7 +151,7 @@ pub struct Plan {
     /// Everything that the version owns now.
     pub shipped: BTreeMap<RelPath, Live>,
     /// Folders of the version that nothing will be left in, the deepest first, and the caches in them.
-    pub emptied: Vec<(RelPath, Facts)>,
+    pub emptied: Vec<(RelPath, FileMetadata)>,
     pub caches: Vec<RelPath>,
     pub set_changes: bool,
     /// Databases that are put back whole: what their saved set lacks leaves.
@@ -168,9 +168,9 @@ const NO_LONGER: &str = "the bundle no longer ships it";
 /// What is at a path, without ever looking through a link.
 enum Look {
     Missing,
-    There(Facts),
+    There(FileMetadata),
     /// A part of the path above is no folder.
-    Behind(RelPath, Kind),
+    Behind(RelPath, FileType),
 }
 
 impl Plan {
@@ -239,20 +239,20 @@ impl Plan {
 }
 
 fn look(root: &InstallRoot, path: &RelPath) -> Result<Look> {
-    let facts = |path: &RelPath| {
-        fsx::facts(&root.join(path)).map_err(|e| match fsx::is_denied(&e) {
+    let metadata = |path: &RelPath| {
+        fsx::metadata(&root.join(path)).map_err(|e| match fsx::is_denied(&e) {
             true => closed(root, path).into(),
             false => e,
         })
     };
     for above in path.ancestors() {
-        match facts(&above)? {
+        match metadata(&above)? {
             None => return Ok(Look::Missing),
-            Some(facts) if facts.kind == Kind::Folder => {}
-            Some(facts) => return Ok(Look::Behind(above, facts.kind)),
+            Some(metadata) if metadata.kind == FileType::Folder => {}
+            Some(metadata) => return Ok(Look::Behind(above, metadata.kind)),
         }
     }
-    Ok(facts(path)?.map_or(Look::Missing, Look::There))
+    Ok(metadata(path)?.map_or(Look::Missing, Look::There))
 }
 
 /// The folder above is closed to us, and `[backup] skip` names it: else the update had ended before.
@@ -266,15 +266,15 @@ fn closed(root: &InstallRoot, path: &RelPath) -> Failure {
 }
 
 /// What an update to `bundle` does. Errors: a file cannot be read, a setting cannot be carried, something stands in the way.
-pub fn build(order: &Order, bundle: &mut Bundle) -> Result<Plan> {
-    let mut planner = Planner::new(order)?;
+pub fn build(input: &PlanInput, bundle: &mut Bundle) -> Result<Plan> {
+    let mut planner = Planner::new(input)?;
     for index in 0..bundle.entries.len() {
         interrupt::check()?;
         let planned = planner.entry(bundle, index)?;
         planner.plan.actions.push(planned);
     }
-    whole_sets(order, bundle, &mut planner.plan)?;
-    let mut plan = leftovers::complete(order, bundle, planner)?;
+    whole_sets(input, bundle, &mut planner.plan)?;
+    let mut plan = leftovers::complete(input, bundle, planner)?;
     plan.actions.sort_by(|a, b| a.path.cmp(&b.path));
     for list in [&mut plan.held_back, &mut plan.changed_here, &mut plan.not_taken] {
         list.sort();
@@ -292,9 +292,9 @@ fn databases(census: &Census, bundle: &Bundle) -> Databases {
 
 /// The members of a database only make sense together: where one differs, or one is there that was not
 /// saved, the whole set is put back.
-fn whole_sets(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
-    let root = &order.ownership.root;
-    let databases = databases(order.census, bundle);
+fn whole_sets(input: &PlanInput, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
+    let root = &input.ownership.root;
+    let databases = databases(input.census, bundle);
     let saved: BTreeSet<&RelPath> = bundle.entries.iter().filter(|e| e.data).map(|e| &e.path).collect();
     let mains: BTreeSet<RelPath> = saved.iter().filter_map(|path| databases.main_of(path)).collect();
     for main in mains {
@@ -318,7 +318,7 @@ fn whole_sets(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<()> {
 fn has_more(root: &InstallRoot, main: &RelPath, saved: &BTreeSet<&RelPath>) -> Result<bool> {
     for ending in MEMBERS.into_iter().filter(|ending| *ending != "-shm") {
         let path = member(main, ending);
-        if !saved.contains(&path) && fsx::facts(&root.join(&path))?.is_some_and(|f| f.size > 0) {
+        if !saved.contains(&path) && fsx::metadata(&root.join(&path))?.is_some_and(|f| f.size > 0) {
             return Ok(true);
         }
     }
@@ -327,14 +327,14 @@ fn has_more(root: &InstallRoot, main: &RelPath, saved: &BTreeSet<&RelPath>) -> R
 
 /// After the stop: what was written since the plan was made is judged again. Returns the paths whose action is another
 /// one now, or has other contents.
-pub fn rejudge(order: &Order, bundle: &mut Bundle, plan: &mut Plan) -> Result<Vec<RelPath>> {
-    late::rejudge(order, bundle, plan)
+pub fn plan_again(input: &PlanInput, bundle: &mut Bundle, plan: &mut Plan) -> Result<Vec<RelPath>> {
+    late::plan_again(input, bundle, plan)
 }
 
 /// After the stop: saved data that was the same when the plan was made and no longer is, now to be put back.
 /// Returns the positions of these actions.
-pub fn recheck_data(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<Vec<usize>> {
-    let root = &order.ownership.root;
+pub fn recheck_data(input: &PlanInput, bundle: &Bundle, plan: &mut Plan) -> Result<Vec<usize>> {
+    let root = &input.ownership.root;
     let was_same: Vec<usize> =
         (0..plan.actions.len()).filter(|i| plan.actions[*i].action == Action::Unchanged).collect();
     for at in &was_same {
@@ -344,15 +344,15 @@ pub fn recheck_data(order: &Order, bundle: &Bundle, plan: &mut Plan) -> Result<V
         if !entry.data {
             continue;
         }
-        let is = fsx::facts(&root.join(&entry.path))?;
+        let is = fsx::metadata(&root.join(&entry.path))?;
         let touched = match (plan.actions[*at].live, is) {
             (Some(was), Some(is)) => !fsx::is_unchanged(&was, &is),
             _ => true,
         };
         if touched {
-            plan.actions[*at] = entries::restored(root, index, entry, &order.ownership.rules)?;
+            plan.actions[*at] = entries::restored(root, index, entry, &input.ownership.rules)?;
         }
     }
-    whole_sets(order, bundle, plan)?;
+    whole_sets(input, bundle, plan)?;
     Ok(was_same.into_iter().filter(|i| plan.actions[*i].action != Action::Unchanged).collect())
 }

@@ -6,7 +6,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::{DataPolicy, Moves};
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, files};
+use crate::system::{FileMetadata, FileType, files};
 use crate::update::ownership::member;
 use crate::update::transaction;
 use anyhow::{Context, Result};
@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 /// Puts back what was altered or deleted: whole database sets, and single files, also of the version where the swap
 /// did not move them. Newer files stay.
-pub(super) fn put_all_back(
+pub(super) fn restore_data(
     root: &InstallRoot,
     dir: &std::path::Path,
     record: &backup::Record,
@@ -29,19 +29,19 @@ pub(super) fn put_all_back(
         if let Some(main) = databases.main_of(&line.path) {
             sets.insert(main);
         } else if differs(root, dir, line)? {
-            put_back(root, dir, line, &after)?;
+            restore_file(root, dir, line, &after)?;
         }
     }
     sets.extend(moves.moves.iter().filter_map(|m| databases.main_of(&m.path)));
     for main in sets {
-        set_back(root, dir, record, &main, &swapped)?;
+        restore_database_set(root, dir, record, &main, &swapped)?;
     }
     Ok(())
 }
 
 /// Hooks may have written anywhere: what they altered of the old version beside what the swap moved is put back, and
 /// what they deleted of the users'. What of the users' was altered may have been so by the users.
-pub(super) fn program_back(
+pub(super) fn restore_program(
     root: &InstallRoot,
     dir: &std::path::Path,
     start_file: &RelPath,
@@ -55,7 +55,7 @@ pub(super) fn program_back(
     let is_gone = |line: &backup::Line| fsx::exists(&root.join(&line.path)).is_ok_and(|is_there| !is_there);
     for line in record.files.iter().filter(|l| l.path != *start_file && (!l.data || is_gone(l))) {
         if differs(root, dir, line)? {
-            put_back(root, dir, line, &transaction::after(dir))?;
+            restore_file(root, dir, line, &transaction::after(dir))?;
         }
     }
     Ok(())
@@ -67,18 +67,18 @@ const DATA_BACK: &str = ".updater-data-back";
 /// Whether the contents differ. Where only owner, mode or access lists do, they are set again.
 fn differs(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line) -> Result<bool> {
     let live = root.join(&line.path);
-    Ok(match fsx::facts(&live)? {
+    Ok(match fsx::metadata(&live)? {
         None => true,
-        Some(is) if fsx::is_unchanged(&line.facts, &is) => false,
+        Some(is) if fsx::is_unchanged(&line.metadata, &is) => false,
         // A link and a file may hold the same bytes.
-        Some(is) if is.kind != line.facts.kind => true,
-        Some(_) if !fsx::holds(&live, &line.sha256)? => true,
+        Some(is) if is.kind != line.metadata.kind => true,
+        Some(_) if !fsx::has_sha256(&live, &line.sha256)? => true,
         Some(is) => {
             let saved = dir.join(line.saved_at().to_path());
             let same = || files::same_attributes(&live, &saved).unwrap_or(true);
-            let dress = |facts: &Facts| (facts.mode, facts.owner, facts.mtime);
-            if dress(&is) != dress(&line.facts) || !same() {
-                fsx::dress_like(&saved, &live, &line.facts)?;
+            let dress = |metadata: &FileMetadata| (metadata.mode, metadata.owner, metadata.mtime);
+            if dress(&is) != dress(&line.metadata) || !same() {
+                fsx::copy_metadata(&saved, &live, &line.metadata)?;
             }
             false
         }
@@ -88,7 +88,7 @@ fn differs(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line) -> Re
 /// A database and its log only make sense together: one changed member puts the whole set back, and
 /// the shared memory, which is rebuilt from them, is taken away. A set of which the swap moved a member
 /// counts as changed; that member is the undo's.
-fn set_back(
+fn restore_database_set(
     root: &InstallRoot,
     dir: &std::path::Path,
     record: &backup::Record,
@@ -109,9 +109,9 @@ fn set_back(
                 saved.push(line);
             }
             // A folder of such a name is none of the database's.
-            None if fsx::facts(&root.join(&path))?.is_some_and(|f| f.kind == Kind::File) => {
+            None if fsx::metadata(&root.join(&path))?.is_some_and(|f| f.kind == FileType::File) => {
                 // An empty log left by a clean close says nothing.
-                let empty = fsx::facts(&root.join(&path))?.is_some_and(|f| f.size == 0);
+                let empty = fsx::metadata(&root.join(&path))?.is_some_and(|f| f.size == 0);
                 changed |= !empty;
                 extra.push(path);
             }
@@ -131,7 +131,7 @@ fn set_back(
     }
     for line in saved {
         if differs(root, dir, line)? {
-            put_back(root, dir, line, after)?;
+            restore_file(root, dir, line, after)?;
         }
     }
     Ok(())
@@ -139,18 +139,18 @@ fn set_back(
 
 /// Copies the saved file beside its place (on its volume, whichever that is), moves the altered one to
 /// `after/`, and the copy into its place. A copy that is cut off is made again by the next try.
-fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, after: &std::path::Path) -> Result<()> {
+fn restore_file(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, after: &std::path::Path) -> Result<()> {
     let live = root.join(&line.path);
     let copy = live.with_file_name(DATA_BACK);
     fsx::remove_own_file(&copy)?;
     let saved = dir.join(line.saved_at().to_path());
-    let facts = Facts {
-        kind: line.facts.kind,
-        ..files::facts(&saved).with_context(|| format!("looking at {}", saved.display()))?
+    let metadata = FileMetadata {
+        kind: line.metadata.kind,
+        ..files::metadata(&saved).with_context(|| format!("looking at {}", saved.display()))?
     };
-    let sum = fsx::copy(&saved, &copy, &facts)?;
+    let sum = fsx::copy(&saved, &copy, &metadata)?;
     anyhow::ensure!(sum == line.sha256, "the backup's {} is damaged", line.path);
-    fsx::dress_like(&saved, &copy, &line.facts)?;
+    fsx::copy_metadata(&saved, &copy, &line.metadata)?;
     if fsx::exists(&live)? {
         transaction::set_aside(&live, after, &line.path)?;
     }
@@ -163,7 +163,7 @@ fn put_back(root: &InstallRoot, dir: &std::path::Path, line: &backup::Line, afte
 
 /// Holds what the swap moved against the backup once it is back: an original that is gone, or was never brought back
 /// because the new version took it away, is put back from its copy. Errors (exit 4): there is none.
-pub(super) fn moved_back(
+pub(super) fn restore_moved(
     root: &InstallRoot,
     dir: &std::path::Path,
     record: Option<&backup::Record>,
@@ -172,7 +172,7 @@ pub(super) fn moved_back(
 ) -> Result<()> {
     for path in moves.moves.iter().filter(|m| m.old && counts(&m.path)).map(|m| &m.path) {
         let line = record.and_then(|record| record.files.iter().find(|line| line.path == *path));
-        let live = fsx::facts(&root.join(path))?;
+        let live = fsx::metadata(&root.join(path))?;
         let Some(line) = line else {
             // Caches are in no backup, and the program makes them again.
             if live.is_none() && record.is_none() {
@@ -180,25 +180,25 @@ pub(super) fn moved_back(
             }
             continue;
         };
-        let look = |facts: &Facts| (facts.kind, facts.inode, facts.size, facts.mtime);
-        if live.as_ref().map(look) != Some(look(&line.facts)) && differs(root, dir, line)? {
-            put_back(root, dir, line, &transaction::after(dir))?;
+        let look = |metadata: &FileMetadata| (metadata.kind, metadata.inode, metadata.size, metadata.mtime);
+        if live.as_ref().map(look) != Some(look(&line.metadata)) && differs(root, dir, line)? {
+            restore_file(root, dir, line, &transaction::after(dir))?;
         }
     }
     Ok(())
 }
 
 /// Gives large files that nobody saved their owner, mode, access lists and other attributes back.
-pub(super) fn watched_back(root: &InstallRoot, record: &backup::Record) -> Result<()> {
+pub(super) fn restore_watched_metadata(root: &InstallRoot, record: &backup::Record) -> Result<()> {
     for watched in &record.watched {
         let path = root.join(&watched.path);
-        let Some(is) = fsx::facts(&path)? else { continue };
+        let Some(is) = fsx::metadata(&path)? else { continue };
         // A number is given to another file once its own is gone.
-        if (is.inode, is.kind) != (watched.facts.inode, watched.facts.kind) {
+        if (is.inode, is.kind) != (watched.metadata.inode, watched.metadata.kind) {
             continue;
         }
-        if (is.mode, is.owner) != (watched.facts.mode, watched.facts.owner) {
-            fsx::dress(&path, &Facts { mtime: is.mtime, ..watched.facts })?;
+        if (is.mode, is.owner) != (watched.metadata.mode, watched.metadata.owner) {
+            fsx::apply_metadata(&path, &FileMetadata { mtime: is.mtime, ..watched.metadata })?;
         }
         if let Some(wanted) = watched.attributes() {
             files::give_attributes(&path, &wanted)

@@ -7,7 +7,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::{DataPolicy, Folder, Moves};
 use crate::state::root::InstallRoot;
-use crate::system::{Kind, Owner, files};
+use crate::system::{FileType, Owner, files};
 use crate::update::transaction;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -41,7 +41,7 @@ pub(super) fn mend(
         if !arrives(&folder.path) && !stands(root, &folder.path, &after)? && !undos.contains(&folder.path) {
             let live = root.join(&folder.path);
             fsx::make_folder(&live)?;
-            fsx::dress_folder(&live, folder.owner, folder.mode | 0o700)?;
+            fsx::apply_folder_metadata(&live, folder.owner, folder.mode | 0o700)?;
         }
     }
     for path in undos.iter().filter(|path| !arrives(path)) {
@@ -59,9 +59,9 @@ fn above_moves(moves: &Moves) -> BTreeSet<RelPath> {
 /// Anything else that stands there is set aside.
 fn stands(root: &InstallRoot, path: &RelPath, after: &Path) -> Result<bool> {
     let live = root.join(path);
-    match fsx::facts(&live)? {
+    match fsx::metadata(&live)? {
         None => Ok(false),
-        Some(is) if is.kind == Kind::Folder => match fsx::open_folder(&live) {
+        Some(is) if is.kind == FileType::Folder => match fsx::make_writable(&live) {
             // Another user's, which we may or may not use as it is.
             Err(e) if fsx::is_denied(&e) => Ok(true),
             opened => opened.map(|()| true),
@@ -91,9 +91,9 @@ fn known(record: Option<&backup::Record>, above: &BTreeSet<RelPath>) -> Vec<Fold
 /// Makes a data folder the link again that it was.
 fn relink(root: &InstallRoot, link: &backup::Linked, after: &Path) -> Result<()> {
     let live = root.join(&link.path);
-    let is = fsx::facts(&live)?;
+    let is = fsx::metadata(&live)?;
     let wanted = link.target();
-    if is.is_some_and(|is| is.kind == Kind::Link) && fsx::link_target(&live)? == wanted {
+    if is.is_some_and(|is| is.kind == FileType::Link) && fsx::link_target(&live)? == wanted {
         return Ok(());
     }
     if is.is_some() {
@@ -116,9 +116,9 @@ pub(super) fn put_back(
     // The deepest first: one that is closed again hides those in it.
     for folder in record.folders.iter().rev().filter(|folder| is_wanted(&folder.path)) {
         let live = root.join(&folder.path);
-        let Some(is) = fsx::facts(&live)?.filter(|is| is.kind == Kind::Folder) else { continue };
+        let Some(is) = fsx::metadata(&live)?.filter(|is| is.kind == FileType::Folder) else { continue };
         if (is.mode, is.owner) != (folder.mode, folder.owner) {
-            fsx::dress_folder(&live, folder.owner, folder.mode)?;
+            fsx::apply_folder_metadata(&live, folder.owner, folder.mode)?;
         }
         let saved = dir.join(folder.saved_at().to_path());
         if fsx::exists(&saved)? && !files::same_attributes(&saved, &live).unwrap_or(true) {

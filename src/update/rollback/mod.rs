@@ -19,7 +19,7 @@ pub use crate::state::journal::DataPolicy;
 use crate::state::journal::{Journal, Moves, Phase, Record};
 use crate::state::receipt;
 use crate::state::root::InstallRoot;
-use crate::update::hooks::{self, Before};
+use crate::update::hooks::{self, TreeSnapshot};
 use crate::update::install::Install;
 use crate::update::ownership::{Databases, MEMBERS, member};
 use crate::update::run::Run;
@@ -57,7 +57,7 @@ fn undo_moves(
     let dir = &backup_dir(root, journal);
     let progress = journal.progress();
     let restored = progress.is_data_restored();
-    let before = progress.hooks.as_ref().map(|_| Before::load(root.state())).transpose()?;
+    let before = progress.hooks.as_ref().map(|_| TreeSnapshot::load(root.state())).transpose()?;
     // From here on the tree of a version that was started is no longer whole.
     if !restored && progress.started.is_some() && progress.phase != Phase::Undoing(data) {
         journal.append(Record::Undoing { data })?;
@@ -76,7 +76,7 @@ fn undo_moves(
     if puts_data_back {
         let record = loaded.as_ref().map_err(|e| backup_lost(root, dir, e))?;
         transaction.withdraw_start_file()?;
-        data::put_all_back(root, dir, record, transaction.moves())?;
+        data::restore_data(root, dir, record, transaction.moves())?;
         journal.append(Record::DataRestored)?;
     }
     if data == DataPolicy::Kept {
@@ -84,28 +84,28 @@ fn undo_moves(
     }
     transaction.undo()?;
     if before.is_some() {
-        data::program_back(root, dir, transaction.start_file(), data)?;
+        data::restore_program(root, dir, transaction.start_file(), data)?;
     }
     let is_start = |path: &RelPath| path == transaction.start_file();
-    data::moved_back(root, dir, record, transaction.moves(), &|path| !is_start(path))?;
+    data::restore_moved(root, dir, record, transaction.moves(), &|path| !is_start(path))?;
     let mut altered = Vec::new();
     if let Some(record) = record.filter(|_| may_be_altered) {
         // Also where this way back was cut off after the data: what comes after it was not done.
         if data == DataPolicy::Restored || restored {
             altered = verify::altered_unsaved(root, record)?;
-            data::watched_back(root, record)?;
+            data::restore_watched_metadata(root, record)?;
         }
         folders::put_back(root, dir, record, transaction.moves(), data)?;
     }
     transaction.undo_start()?;
-    data::moved_back(root, dir, record, transaction.moves(), &is_start)?;
+    data::restore_moved(root, dir, record, transaction.moves(), &is_start)?;
     Ok(altered)
 }
 
 /// Takes away what hooks made, among the data only where that is put back.
 fn undo_hooks(
     root: &InstallRoot,
-    before: &Before,
+    before: &TreeSnapshot,
     transaction: &Transaction,
     record: Option<&backup::Record>,
     with_data: bool,
@@ -129,7 +129,7 @@ pub(super) fn backup_lost(root: &InstallRoot, dir: &std::path::Path, e: &anyhow:
 
 /// What hooks made: as it was kept at their end, or looked for now, once, before anything moves (where they had not
 /// ended nobody else can have made anything). What the swap moved is not theirs.
-fn made_by_hooks(root: &InstallRoot, before: &Before, moves: &Moves) -> Result<Vec<RelPath>> {
+fn made_by_hooks(root: &InstallRoot, before: &TreeSnapshot, moves: &Moves) -> Result<Vec<RelPath>> {
     let state = root.state();
     let mut made = match hooks::load_made(state)? {
         Some(made) => made,
@@ -147,7 +147,7 @@ fn made_by_hooks(root: &InstallRoot, before: &Before, moves: &Moves) -> Result<V
 /// what they made among the data stays; else these are the databases.
 fn take_away_made(
     root: &InstallRoot,
-    before: &Before,
+    before: &TreeSnapshot,
     made: &[RelPath],
     data: Option<&Databases>,
     after: &std::path::Path,

@@ -106,7 +106,7 @@ fn launch_old(install: &Install, journal: &mut Journal) -> Result<Option<Launche
     if is_starting(journal)? || server::find(&install.root)?.is_some() {
         return Ok(None);
     }
-    let held = starts::hold(&launch)?;
+    let held = starts::start_suspended(&launch)?;
     let boot = processes::boot_id().context("reading the boot id")?;
     // The journal knows of it before it runs.
     journal.append(Record::StartingOld { boot, process: held.id() })?;
@@ -119,7 +119,7 @@ pub fn start_new(install: &Install, journal: &Journal) -> Result<health::Healthy
     let started = match (&journal.begin.service, journal.begin.new_launch()) {
         (Some(_), _) => start_unit(install, journal)?,
         (None, Some(launch)) if server::find(&install.root)?.is_none() => {
-            Some(Launched::Child(starts::hold(launch)?.release()?))
+            Some(Launched::Child(starts::start_suspended(launch)?.release()?))
         }
         _ => None,
     };

@@ -140,7 +140,7 @@ fn the_top(table: &Table, listeners: &[Listener], root: &InstallRoot) -> anyhow:
 /// Errors: the system does not tell.
 pub fn elsewhere(root: &InstallRoot) -> anyhow::Result<Option<Failure>> {
     let table = Table::read(&[])?;
-    let folder = files::facts(root.path()).with_context(|| format!("looking at {}", root.path().display()))?;
+    let folder = files::metadata(root.path()).with_context(|| format!("looking at {}", root.path().display()))?;
     let mut pids: Vec<u32> = table.all.keys().copied().filter(|pid| table.is_fair(*pid)).collect();
     pids.sort_unstable();
     for pid in pids {

@@ -346,7 +346,7 @@ pub fn plain(path: &Path) -> PathBuf {
 /// True for a process of a user who neither owns the install nor runs us, and which no unit of the system started: that
 /// it stands in the folder makes it nobody's server.
 pub(super) fn is_strangers(pid: u32, root: &Path) -> bool {
-    files::facts(root).is_ok_and(|folder| processes::is_strangers(pid, folder.owner))
+    files::metadata(root).is_ok_and(|folder| processes::is_strangers(pid, folder.owner))
 }
 
 /// True when `path` is `root` or below it, and not in another install nested there.

@@ -41,7 +41,7 @@ fn mount(path: &Path) -> Result<(u64, u64)> {
 }
 
 fn refuse_others(root: &InstallRoot, top: &RelPath, full: &Path) -> Result<()> {
-    let (owner, is) = (fsx::owner_of(root.path())?, files::facts(full).context("looking at a data folder")?);
+    let (owner, is) = (fsx::owner_of(root.path())?, files::metadata(full).context("looking at a data folder")?);
     let place = full.display();
     let (why, remedy) = match is.owner.uid == owner.uid {
         true if is.mode & 0o002 == 0 => return Ok(()),
@@ -66,10 +66,10 @@ pub fn make(state: &StateDir, annex: &Annex) -> Result<()> {
     // Never one that is there: it could be anybody's.
     anyhow::ensure!(!fsx::exists(&annex.folder)?, "{} is there already", annex.folder.display());
     files::private_folder(&annex.folder).with_context(|| format!("creating {}", annex.folder.display()))?;
-    fsx::adopt(&annex.folder)?;
+    fsx::inherit_owner(&annex.folder)?;
     for folder in [waiting(annex), originals(annex)] {
         fsx::make_folder(&folder)?;
-        fsx::adopt(&folder)?;
+        fsx::inherit_owner(&folder)?;
     }
     files::sync_folder(&annex.folder).context("flushing an annex")?;
     fsx::sync_parent(&annex.folder)

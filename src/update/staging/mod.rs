@@ -10,7 +10,7 @@ use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
 use crate::state::journal::Annex;
 use crate::state::root::InstallRoot;
-use crate::system::{Facts, Kind, Owner, files, remedies};
+use crate::system::{FileMetadata, FileType, Owner, files, remedies};
 use crate::update::bundle::{Bundle, Entry};
 use crate::update::ownership::Ownership;
 use crate::update::plan::{self, Action, Plan, Planned};
@@ -24,13 +24,13 @@ use std::path::{Path, PathBuf};
 pub struct StagedFile {
     pub path: RelPath,
     pub sha256: String,
-    pub facts: Facts,
+    pub metadata: FileMetadata,
     /// It is a copy of what lies there, staged only so that it arrives last.
     pub is_copy: bool,
 }
 
 /// Where an arrival waits: on the volume where it will lie.
-pub fn waiting(root: &InstallRoot, annexes: &[Annex], path: &RelPath) -> PathBuf {
+pub fn staged_path(root: &InstallRoot, annexes: &[Annex], path: &RelPath) -> PathBuf {
     let annex = Annex::among(annexes, path);
     annex.map_or_else(|| root.state().staged_tree(), annex::waiting).join(path.to_path())
 }
@@ -68,11 +68,16 @@ pub fn write(
         progress(n as u64 + 1, todo.len() as u64)?;
     }
     if !written.staged.iter().any(|s| s.path == *start_file)
-        && let Some(facts) = fsx::facts(&root.join(start_file))?
+        && let Some(metadata) = fsx::metadata(&root.join(start_file))?
     {
         let to = tree.join(start_file.to_path());
-        let sha256 = fsx::copy(&root.join(start_file), &to, &facts)?;
-        written.staged.push(StagedFile { path: start_file.clone(), sha256, facts: files::facts(&to)?, is_copy: true });
+        let sha256 = fsx::copy(&root.join(start_file), &to, &metadata)?;
+        written.staged.push(StagedFile {
+            path: start_file.clone(),
+            sha256,
+            metadata: files::metadata(&to)?,
+            is_copy: true,
+        });
     }
     sync_all(&tree, plan)?;
     Ok(written)
@@ -95,7 +100,7 @@ fn slot(root: &InstallRoot, plan: &Plan, path: &RelPath) -> Result<PathBuf> {
     if let Some(annex) = plan.annex(path) {
         annex::make(root.state(), annex)?;
     }
-    Ok(waiting(root, &plan.annexes, path))
+    Ok(staged_path(root, &plan.annexes, path))
 }
 
 /// Writes one arrival with its metadata, flushes it and hashes it again.
@@ -129,7 +134,7 @@ fn stage(
         let lost = give_attributes(&ownership.root, bundle, planned, index, to)?;
         written.lost.extend(lost.into_iter().map(|attribute| Lost { path: planned.path.clone(), attribute }));
         // An access list brings the old file's mode with it.
-        if files::facts(to)?.mode != mode {
+        if files::metadata(to)?.mode != mode {
             files::set_mode(to, mode).with_context(|| format!("setting the mode of {}", entry.path))?;
         }
         give_time(&entry, planned.live.as_ref(), to)?;
@@ -142,7 +147,12 @@ fn stage(
             .remedy("check the disk, then try again")
             .into());
     }
-    written.staged.push(StagedFile { path: planned.path.clone(), sha256, facts: files::facts(to)?, is_copy: false });
+    written.staged.push(StagedFile {
+        path: planned.path.clone(),
+        sha256,
+        metadata: files::metadata(to)?,
+        is_copy: false,
+    });
     Ok(())
 }
 
@@ -165,7 +175,7 @@ fn give_owner(root: &InstallRoot, entry: &Entry, planned: &Planned, to: &Path) -
         (None, Some(live)) => live.owner,
         (None, None) => nearest_folder(root, &planned.path)?.1.owner,
     };
-    if files::facts(to)?.owner != owner {
+    if files::metadata(to)?.owner != owner {
         // A new file only takes after its folder; one that is replaced keeps its owner.
         let is_new = entry.owner.is_none() && planned.live.is_none();
         match files::set_owner(to, owner) {
@@ -185,7 +195,7 @@ fn give_attributes(
     index: usize,
     to: &Path,
 ) -> Result<Vec<String>> {
-    let live = planned.live.filter(|live| live.kind == Kind::File).map(|_| root.join(&planned.path));
+    let live = planned.live.filter(|live| live.kind == FileType::File).map(|_| root.join(&planned.path));
     let given = match bundle.saved_file(index).or(live) {
         Some(from) => files::copy_attributes(&from, to),
         None => {
@@ -198,12 +208,13 @@ fn give_attributes(
 
 /// Written files get the time of staging, and what is put back its own; never size and second of what they replace, so
 /// that no stale compiled form is believed.
-fn give_time(entry: &Entry, live: Option<&Facts>, to: &Path) -> Result<()> {
+fn give_time(entry: &Entry, live: Option<&FileMetadata>, to: &Path) -> Result<()> {
     const SECOND: i64 = 1_000_000_000;
-    let Facts { mtime: is, size, .. } = files::facts(to)?;
+    let FileMetadata { mtime: is, size, .. } = files::metadata(to)?;
     let wanted = entry.mtime.unwrap_or(is);
     // A compiled form is held against both: PEP 552.
-    let looks_same = |live: &Facts| live.size == size && live.mtime.div_euclid(SECOND) == wanted.div_euclid(SECOND);
+    let looks_same =
+        |live: &FileMetadata| live.size == size && live.mtime.div_euclid(SECOND) == wanted.div_euclid(SECOND);
     let is_same = live.is_some_and(looks_same);
     let wanted = if is_same && !entry.data { wanted + SECOND } else { wanted };
     if wanted != is {
@@ -223,14 +234,14 @@ fn cannot_own(path: &RelPath, owner: Owner, e: &std::io::Error) -> Failure {
 }
 
 /// The nearest folder that exists above `path`.
-fn nearest_folder(root: &InstallRoot, path: &RelPath) -> Result<(PathBuf, Facts)> {
+fn nearest_folder(root: &InstallRoot, path: &RelPath) -> Result<(PathBuf, FileMetadata)> {
     for above in path.ancestors().iter().rev() {
         let full = root.join(above);
-        if let Some(facts) = fsx::facts(&full)?.filter(|facts| facts.kind == Kind::Folder) {
-            return Ok((full, facts));
+        if let Some(metadata) = fsx::metadata(&full)?.filter(|metadata| metadata.kind == FileType::Folder) {
+            return Ok((full, metadata));
         }
     }
-    Ok((root.path().to_path_buf(), files::facts(root.path()).context("looking at the install")?))
+    Ok((root.path().to_path_buf(), files::metadata(root.path()).context("looking at the install")?))
 }
 
 fn sync_all(tree: &Path, plan: &Plan) -> Result<()> {

@@ -5,7 +5,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
 use crate::state::journal::Moves;
-use crate::system::{Kind, files};
+use crate::system::{FileType, files};
 use crate::update::staging::annex;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ fn free_place(folder: &Path, path: &RelPath) -> Result<PathBuf> {
     while let Some(part) = parts.next() {
         let is_last = parts.peek().is_none();
         let is_taken = |place: &Path| -> Result<bool> {
-            Ok(fsx::facts(place)?.is_some_and(|facts| is_last || facts.kind != Kind::Folder))
+            Ok(fsx::metadata(place)?.is_some_and(|metadata| is_last || metadata.kind != FileType::Folder))
         };
         let (plain, mut n) = (to.join(part), 1);
         to.push(part);
@@ -51,8 +51,9 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
         fsx::make_folders(parent)?;
     }
     // To move a folder its owner must be able to write in it.
-    if fsx::facts(live)?.is_some_and(|facts| facts.kind == Kind::Folder && facts.mode & 0o700 != 0o700) {
-        fsx::open_folder(live)?;
+    if fsx::metadata(live)?.is_some_and(|metadata| metadata.kind == FileType::Folder && metadata.mode & 0o700 != 0o700)
+    {
+        fsx::make_writable(live)?;
     }
     match files::rename_new(live, &to) {
         // A preserved folder may be a link or a mount that leads to another volume.
@@ -60,8 +61,8 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
             // Under its name only once it is whole.
             let part = after.join(PART);
             fsx::remove_own_file(&part)?;
-            let facts = files::facts(live).with_context(|| format!("looking at {}", live.display()))?;
-            fsx::copy(live, &part, &facts)?;
+            let metadata = files::metadata(live).with_context(|| format!("looking at {}", live.display()))?;
+            fsx::copy(live, &part, &metadata)?;
             rename(&part, &to)?;
             fsx::sync_parent(&to)?;
             fsx::remove_file(live)?;
@@ -75,7 +76,7 @@ pub fn set_aside(live: &Path, after: &Path, path: &RelPath) -> Result<()> {
 pub(super) fn bring_home(state: &StateDir, moves: &Moves, after: &Path) -> Result<()> {
     annex::bring_home(state, moves, &|from, path| {
         // Cut off when it was there already: the copy is whole, and goes under no second name.
-        if fsx::holds(&after.join(path.to_path()), &fsx::sha256_of(from)?)? {
+        if fsx::has_sha256(&after.join(path.to_path()), &fsx::sha256_of(from)?)? {
             return fsx::remove_own_file(from);
         }
         set_aside(from, after, path)

@@ -5,7 +5,7 @@ use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::state::journal::{Arrival, Away, Exchange, Folder, Intent, Moves};
 use crate::state::root::InstallRoot;
-use crate::system::Kind;
+use crate::system::FileType;
 use crate::update::ownership::{MEMBERS, Rules, member};
 use crate::update::plan::{Action, Plan};
 use crate::update::staging::{StagedFile, annex};
@@ -27,7 +27,7 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[StagedFile], rules: &Ru
             data: rules.is_data(&one.path, false),
             path: one.path.clone(),
             old: fsx::exists(&root.join(&one.path))? && !is_behind_or_folder(root, &one.path, rules)?,
-            new: Some(Arrival { sha256: one.sha256.clone(), size: one.facts.size }),
+            new: Some(Arrival { sha256: one.sha256.clone(), size: one.metadata.size }),
             away: away_of(&one.path),
         });
     }
@@ -50,8 +50,8 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[StagedFile], rules: &Ru
     let parents: BTreeSet<RelPath> = moves.moves.iter().flat_map(|m| m.path.ancestors()).collect();
     let arriving: BTreeSet<RelPath> = staged.iter().flat_map(|s| s.path.ancestors()).collect();
     for path in parents {
-        match fsx::facts(&root.join(&path))? {
-            Some(f) if f.kind == Kind::Folder => {
+        match fsx::metadata(&root.join(&path))? {
+            Some(f) if f.kind == FileType::Folder => {
                 moves.touched.push(Folder::of(&path, &f));
             }
             Some(_) if is_data_folder(root, &path, rules) => {}
@@ -72,7 +72,7 @@ pub fn intend(root: &InstallRoot, plan: &Plan, staged: &[StagedFile], rules: &Ru
 /// Adds what hooks may write to the moves.
 pub fn intend_exchanges(root: &InstallRoot, moves: &mut Moves, exchanges: Vec<Exchange>) -> Result<()> {
     for path in exchanges.iter().flat_map(|one| one.path.ancestors()) {
-        if let Some(f) = fsx::facts(&root.join(&path))?.filter(|f| f.kind == Kind::Folder)
+        if let Some(f) = fsx::metadata(&root.join(&path))?.filter(|f| f.kind == FileType::Folder)
             && !moves.touched.iter().any(|folder| folder.path == path)
         {
             moves.touched.push(Folder::of(&path, &f));
@@ -89,7 +89,7 @@ pub fn intend_folders(root: &InstallRoot, moves: &mut Moves, folders: &[Folder],
         |moves: &Moves, path: &RelPath| moves.moves.iter().any(|m| m.path == *path && m.old && m.new.is_none());
     for path in folders.iter().map(|folder| &folder.path) {
         let is_vacated = leaves(moves, path) || path.ancestors().iter().any(|above| leaves(moves, above));
-        let stands = fsx::facts(&root.join(path))?;
+        let stands = fsx::metadata(&root.join(path))?;
         let is_wanted = if stands.is_some() { leaves(moves, path) } else { all || is_vacated };
         if !is_wanted || moves.make.contains(path) {
             continue;
@@ -97,7 +97,7 @@ pub fn intend_folders(root: &InstallRoot, moves: &mut Moves, folders: &[Folder],
         let above = path.parent();
         let is_made = above.as_ref().is_some_and(|above| moves.make.contains(above));
         let place = above.as_ref().map_or_else(|| root.path().to_path_buf(), |above| root.join(above));
-        let Some(is) = fsx::facts(&place)?.filter(|is| !is_made && is.kind == Kind::Folder) else {
+        let Some(is) = fsx::metadata(&place)?.filter(|is| !is_made && is.kind == FileType::Folder) else {
             // What stands above it stays, and it has no place.
             moves.make.extend(is_made.then(|| path.clone()));
             continue;
@@ -116,11 +116,11 @@ pub fn intend_folders(root: &InstallRoot, moves: &mut Moves, folders: &[Folder],
 fn is_behind_or_folder(root: &InstallRoot, path: &RelPath, rules: &Rules) -> Result<bool> {
     for above in path.ancestors() {
         let full = root.join(&above);
-        if !is_data_folder(root, &above, rules) && fsx::facts(&full)?.is_some_and(|f| f.kind != Kind::Folder) {
+        if !is_data_folder(root, &above, rules) && fsx::metadata(&full)?.is_some_and(|f| f.kind != FileType::Folder) {
             return Ok(true);
         }
     }
-    Ok(fsx::facts(&root.join(path))?.is_some_and(|f| f.kind == Kind::Folder))
+    Ok(fsx::metadata(&root.join(path))?.is_some_and(|f| f.kind == FileType::Folder))
 }
 
 /// A data folder at the top, also one that is a link to a folder.

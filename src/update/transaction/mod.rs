@@ -17,7 +17,7 @@ use crate::base::path::RelPath;
 use crate::state::dir::StateDir;
 use crate::state::journal::{Away, Exchange, Folder, Intent, Journal, Moves};
 use crate::state::root::InstallRoot;
-use crate::system::{Kind, files};
+use crate::system::{FileType, files};
 use crate::update::staging;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -127,7 +127,7 @@ impl<'a> Transaction<'a> {
         }
         for path in self.moves.make.iter().rev() {
             let folder = self.root.join(path);
-            if fsx::facts(&folder)?.is_some_and(|f| f.kind == Kind::Folder) {
+            if fsx::metadata(&folder)?.is_some_and(|f| f.kind == FileType::Folder) {
                 empty_made_folder(path, &folder, &self.after())?;
             }
         }
@@ -182,7 +182,7 @@ impl<'a> Transaction<'a> {
 
     /// The place in which an arrival waits.
     fn waiting(&self, path: &RelPath) -> PathBuf {
-        staging::waiting(self.root, &self.moves.annexes, path)
+        staging::staged_path(self.root, &self.moves.annexes, path)
     }
 
     /// The place to which an original goes. From an annex it goes on to the backup after the end.
@@ -224,7 +224,7 @@ impl<'a> Transaction<'a> {
             return Ok(());
         }
         let as_shipped = match &intent.new {
-            Some(new) => fsx::holds(&live, &new.sha256)?,
+            Some(new) => fsx::has_sha256(&live, &new.sha256)?,
             None => false,
         };
         if as_shipped { rename_making(&live, &slot) } else { set_aside(&live, &self.after(), &intent.path) }
@@ -239,7 +239,7 @@ impl<'a> Transaction<'a> {
     /// True where a folder gave way to an arrival at its path and stands there again, or has not left: then no arrival does.
     fn folder_is_back(&self, path: &RelPath) -> Result<bool> {
         let Some(at) = self.moves.remove.iter().position(|folder| folder.path == *path) else { return Ok(false) };
-        let is_folder = fsx::facts(&self.root.join(path))?.is_some_and(|f| f.kind == Kind::Folder);
+        let is_folder = fsx::metadata(&self.root.join(path))?.is_some_and(|f| f.kind == FileType::Folder);
         Ok(is_folder && !fsx::exists(&self.root.state().removed_folder(at))?)
     }
 
@@ -253,7 +253,7 @@ impl<'a> Transaction<'a> {
             return rename(&original, &path);
         }
         fsx::make_folder(&path)?;
-        fsx::dress_folder(&path, folder.owner, folder.mode)
+        fsx::apply_folder_metadata(&path, folder.owner, folder.mode)
     }
 
     /// Makes the folders of the new version; those of a saved one with the attributes that it had.
@@ -278,7 +278,7 @@ impl<'a> Transaction<'a> {
         let parents = self.moves.exchanges.iter().filter_map(|one| one.path.parent());
         for folder in folders.into_iter().chain(parents) {
             let path = self.root.join(&folder);
-            if fsx::facts(&path)?.is_some_and(|f| f.kind == Kind::Folder) {
+            if fsx::metadata(&path)?.is_some_and(|f| f.kind == FileType::Folder) {
                 files::sync_folder(&path).with_context(|| format!("flushing {folder}"))?;
             }
         }
@@ -297,13 +297,13 @@ pub fn make_trash(state: &StateDir) -> Result<()> {
 fn make_folder(folder: &Path, saved: Option<&Folder>) -> Result<()> {
     fsx::make_folder(folder)?;
     if let Some(saved) = saved {
-        return fsx::dress_folder(folder, saved.owner, saved.mode);
+        return fsx::apply_folder_metadata(folder, saved.owner, saved.mode);
     }
-    fsx::adopt(folder)?;
+    fsx::inherit_owner(folder)?;
     let above = folder.parent().context("a folder of the install lies in one")?;
     if !files::has_default_list(above)? {
         // A folder's set-group-id bit is passed on, too.
-        files::set_mode(folder, 0o755 | files::facts(above)?.mode & 0o2000)?;
+        files::set_mode(folder, 0o755 | files::metadata(above)?.mode & 0o2000)?;
     }
     Ok(())
 }
@@ -311,7 +311,7 @@ fn make_folder(folder: &Path, saved: Option<&Folder>) -> Result<()> {
 /// Empties a folder that the swap made: what is in it now was written by the new version.
 fn empty_made_folder(path: &RelPath, folder: &Path, after: &Path) -> Result<()> {
     // The new version may have closed it.
-    fsx::open_folder(folder)?;
+    fsx::make_writable(folder)?;
     for child in fsx::names(folder)? {
         if let Some(name) = path.child(&child) {
             if name.name() == "__pycache__" {

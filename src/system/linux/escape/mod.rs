@@ -3,14 +3,14 @@
 //! Refuses to decide when to leave; that is the pipeline's decision. Refuses to leave half: a process that did
 //! not get in touch from outside has not left.
 
-mod line;
+mod control_socket;
 
-pub use line::{Line, Moved, arrive, depart, send};
+pub use control_socket::{ControlSocket, RemoteUpdater, arrive, depart, send};
 
 use super::monitor::{self, Answer, Ask};
 use super::{boot, processes, systemd};
 use crate::system::service;
-use crate::system::{ProcessId, Tie, Way, ancestry};
+use crate::system::{EscapeRoute, ProcessId, Tie, ancestry};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -51,24 +51,24 @@ fn is(id: ProcessId) -> io::Result<bool> {
 
 /// The way out of what ties us, or, where nothing does, away from the caller. The inner error: there is none, in
 /// words. `helper` is the name of the install's helper unit.
-pub fn way_out(tie: Option<&Tie>, helper: &str) -> io::Result<Result<Way, String>> {
+pub fn way_out(tie: Option<&Tie>, helper: &str) -> io::Result<Result<EscapeRoute, String>> {
     let own = rustix::process::geteuid();
     match tie {
-        Some(Tie::Unit(_)) if own.is_root() => Ok(Ok(Way::Transient { of_user: false })),
-        Some(Tie::Unit(unit)) if unit.user == Some(own.as_raw()) => Ok(Ok(Way::Transient { of_user: true })),
+        Some(Tie::Unit(_)) if own.is_root() => Ok(Ok(EscapeRoute::Transient { of_user: false })),
+        Some(Tie::Unit(unit)) if unit.user == Some(own.as_raw()) => Ok(Ok(EscapeRoute::Transient { of_user: true })),
         Some(Tie::Unit(unit)) => {
             if boot::helper_answers(helper) {
-                return Ok(Ok(Way::Helper));
+                return Ok(Ok(EscapeRoute::Helper));
             }
             // Who may control the unit may usually start another one.
             Ok(match service::manager().refusal(unit)? {
-                None => Ok(Way::Transient { of_user: false }),
+                None => Ok(EscapeRoute::Transient { of_user: false }),
                 Some(why) => Err(format!("a unit of our own outside of {unit} cannot be started by us: {why}")),
             })
         }
         // A session of a terminal or a job of cron ends by itself; a unit of root's own outlives both.
-        None if own.is_root() && systemd::is_there() => Ok(Ok(Way::Transient { of_user: false })),
-        Some(Tie::Tree | Tie::Session) | None => Ok(Ok(Way::Session)),
+        None if own.is_root() && systemd::is_there() => Ok(Ok(EscapeRoute::Transient { of_user: false })),
+        Some(Tie::Tree | Tie::Session) | None => Ok(Ok(EscapeRoute::Session)),
     }
 }
 

@@ -2,8 +2,8 @@
 //! Refuses to lose one in silence: those that cannot be given are named.
 
 use super::super::trust::anchored;
-use super::metadata::{facts, set_mode};
-use crate::system::{Attributes, Kind};
+use super::metadata::{metadata, set_mode};
+use crate::system::{Attributes, FileType};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -62,11 +62,11 @@ pub fn give_attributes(to: &Path, wanted: &Attributes) -> io::Result<Vec<String>
         return Ok(Vec::new());
     }
     // Attributes of users' are written like contents, so not even its owner sets them where he may not write.
-    let facts = facts(to)?;
-    let is_closed = facts.kind != Kind::Link && facts.mode & 0o200 == 0;
-    if is_closed && set_mode(to, facts.mode | 0o200).is_ok() {
+    let metadata = metadata(to)?;
+    let is_closed = metadata.kind != FileType::Link && metadata.mode & 0o200 == 0;
+    if is_closed && set_mode(to, metadata.mode | 0o200).is_ok() {
         let lost = exchange_attributes(to, wanted, &is);
-        set_mode(to, facts.mode)?;
+        set_mode(to, metadata.mode)?;
         return lost;
     }
     exchange_attributes(to, wanted, &is)
@@ -107,7 +107,7 @@ pub fn has_default_list(folder: &Path) -> io::Result<bool> {
 /// Gives a new file what `folder` gives to what is made in it: its default access list, limited by the file's mode.
 pub fn inherit_list(folder: &Path, file: &Path) -> io::Result<()> {
     let Some(mut list) = attributes(folder)?.remove(DEFAULT_LIST.as_bytes()) else { return Ok(()) };
-    let mode = facts(file)?.mode;
+    let mode = metadata(file)?.mode;
     let file = &*anchored(file)?;
     // A header of 4 bytes, then entries of a tag and permissions (2 bytes each, little-endian) and an id of 4 bytes.
     let (owner, group, mask, other) = (0x01, 0x04, 0x10, 0x20);

@@ -2,8 +2,8 @@
 //! Refuses to replace anything by a rename, unless it is asked for.
 
 use super::super::trust::anchored;
-use super::metadata::facts;
-use crate::system::Kind;
+use super::metadata::metadata;
+use crate::system::FileType;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::OsString;
@@ -103,7 +103,7 @@ pub fn private_folder(path: &Path) -> io::Result<()> {
     let entry = anchored(path)?;
     let (folder, name) = entry.at();
     match rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o700)) {
-        Err(Errno::EXIST) if facts(path)?.kind == Kind::Folder => Ok(()),
+        Err(Errno::EXIST) if metadata(path)?.kind == FileType::Folder => Ok(()),
         done => Ok(done?),
     }
 }

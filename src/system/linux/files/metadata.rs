@@ -2,7 +2,7 @@
 //! Refuses to follow a link at the end of a path.
 
 use super::super::trust::anchored;
-use crate::system::{Credentials, Facts, Kind, Owner};
+use crate::system::{Credentials, FileMetadata, FileType, Owner};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use std::fs::{File, Metadata, OpenOptions};
@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// What stands at `path`; a link is described, not followed.
-pub fn facts(path: &Path) -> io::Result<Facts> {
+pub fn metadata(path: &Path) -> io::Result<FileMetadata> {
     let path = &*anchored(path)?;
     std::fs::symlink_metadata(path).map(|data| facts_from(&data))
 }
@@ -22,11 +22,11 @@ pub fn facts(path: &Path) -> io::Result<Facts> {
 pub fn mount(path: &Path) -> io::Result<(u64, u64)> {
     let seen = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
     let told = seen.ok().filter(|seen| seen.stx_mask & StatxFlags::MNT_ID.bits() != 0);
-    Ok((facts(path)?.volume, told.map_or(0, |seen| seen.stx_mnt_id)))
+    Ok((metadata(path)?.volume, told.map_or(0, |seen| seen.stx_mnt_id)))
 }
 
 /// What this open file is.
-pub fn facts_of(file: &File) -> io::Result<Facts> {
+pub fn metadata_of(file: &File) -> io::Result<FileMetadata> {
     file.metadata().map(|data| facts_from(&data))
 }
 
@@ -54,21 +54,21 @@ impl Folder {
 }
 
 /// This program, and the files that are open as its standard output and error.
-pub fn own_files() -> Vec<Facts> {
+pub fn own_files() -> Vec<FileMetadata> {
     let places = ["/proc/self/exe", "/proc/self/fd/1", "/proc/self/fd/2"];
     let all = places.iter().filter_map(|place| std::fs::metadata(place).ok());
     all.filter(Metadata::is_file).map(|data| facts_from(&data)).collect()
 }
 
-fn facts_from(data: &Metadata) -> Facts {
+fn facts_from(data: &Metadata) -> FileMetadata {
     let kind = match data.file_type() {
-        t if t.is_file() => Kind::File,
-        t if t.is_dir() => Kind::Folder,
-        t if t.is_symlink() => Kind::Link,
-        _ => Kind::Other,
+        t if t.is_file() => FileType::File,
+        t if t.is_dir() => FileType::Folder,
+        t if t.is_symlink() => FileType::Link,
+        _ => FileType::Other,
     };
     let nanos = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
-    Facts {
+    FileMetadata {
         kind,
         size: data.size(),
         mode: data.mode() & 0o7777,
@@ -128,8 +128,8 @@ pub fn allocated(path: &Path) -> io::Result<u64> {
 /// Why names in this folder, or this file itself, cannot be moved; None where nothing speaks against it.
 pub fn obstacle(path: &Path) -> io::Result<Option<&'static str>> {
     let path = &*anchored(path)?;
-    let kind = facts(path)?.kind;
-    if kind == Kind::Folder {
+    let kind = metadata(path)?.kind;
+    if kind == FileType::Folder {
         match rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
             Ok(()) => {}
             Err(Errno::ROFS) => return Ok(Some("its volume is read-only")),
@@ -137,7 +137,7 @@ pub fn obstacle(path: &Path) -> io::Result<Option<&'static str>> {
             Err(error) => return Err(error.into()),
         }
     }
-    if !matches!(kind, Kind::File | Kind::Folder) {
+    if !matches!(kind, FileType::File | FileType::Folder) {
         return Ok(None);
     }
     // A file that may not be read is found out elsewhere; a volume without such flags has none.

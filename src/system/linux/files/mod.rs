@@ -13,7 +13,7 @@ pub use entries::{
     rename_new, rename_over,
 };
 pub use metadata::{
-    Folder, allocated, facts, facts_of, may_write, mount, obstacle, own_files, set_mode, set_mtime, set_owner,
+    Folder, allocated, may_write, metadata, metadata_of, mount, obstacle, own_files, set_mode, set_mtime, set_owner,
 };
 pub use open::{create_new, open_log, open_plain, open_private, open_to_change, open_to_read};
 pub use volume::{clone_contents, free_space, may_clone, preallocate, sync_file, sync_folder, sync_tree};
@@ -51,7 +51,7 @@ pub fn is_per_process(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::system::Kind;
+    use crate::system::FileType;
     use std::fs::File;
     use std::io;
     use std::io::Write;
@@ -62,12 +62,12 @@ mod tests {
         let (file, link) = (dir.path().join("f"), dir.path().join("l"));
         std::fs::write(&file, "abc").unwrap();
         make_link(Path::new("f"), &link).unwrap();
-        assert_eq!(facts(&file).unwrap().kind, Kind::File);
-        assert_eq!(facts(&file).unwrap().size, 3);
-        assert_eq!(facts(&link).unwrap().kind, Kind::Link);
-        assert_eq!(facts(dir.path()).unwrap().kind, Kind::Folder);
-        assert_eq!(facts(Path::new("/dev/null")).unwrap().kind, Kind::Other);
-        assert_eq!(facts_of(&File::open(&link).unwrap()).unwrap(), facts(&file).unwrap());
+        assert_eq!(metadata(&file).unwrap().kind, FileType::File);
+        assert_eq!(metadata(&file).unwrap().size, 3);
+        assert_eq!(metadata(&link).unwrap().kind, FileType::Link);
+        assert_eq!(metadata(dir.path()).unwrap().kind, FileType::Folder);
+        assert_eq!(metadata(Path::new("/dev/null")).unwrap().kind, FileType::Other);
+        assert_eq!(metadata_of(&File::open(&link).unwrap()).unwrap(), metadata(&file).unwrap());
     }
 
     #[test]
@@ -78,13 +78,13 @@ mod tests {
         make_link(Path::new("f"), &link).unwrap();
         set_mode(&file, 0o640).unwrap();
         set_mtime(&file, -1_500_000_000).unwrap();
-        let before = facts(&file).unwrap();
+        let before = metadata(&file).unwrap();
         assert_eq!((before.mode, before.mtime), (0o640, -1_500_000_000));
         assert!(set_mode(&link, 0o777).is_err());
         set_mtime(&link, 77).unwrap();
-        set_owner(&link, facts(&link).unwrap().owner).unwrap();
-        assert_eq!(facts(&link).unwrap().mtime, 77);
-        assert_eq!(facts(&file).unwrap(), before);
+        set_owner(&link, metadata(&link).unwrap().owner).unwrap();
+        assert_eq!(metadata(&link).unwrap().mtime, 77);
+        assert_eq!(metadata(&file).unwrap(), before);
     }
 
     #[test]
@@ -108,10 +108,10 @@ mod tests {
         let (folder, file) = (dir.path().join("d"), dir.path().join("f"));
         private_folder(&folder).unwrap();
         private_folder(&folder).unwrap();
-        assert_eq!(facts(&folder).unwrap().mode, 0o700);
+        assert_eq!(metadata(&folder).unwrap().mode, 0o700);
         open_private(&file).unwrap().write_all(b"abc").unwrap();
-        assert_eq!(facts_of(&open_private(&file).unwrap()).unwrap().size, 3);
-        assert_eq!(facts(&file).unwrap().mode, 0o600);
+        assert_eq!(metadata_of(&open_private(&file).unwrap()).unwrap().size, 3);
+        assert_eq!(metadata(&file).unwrap().mode, 0o600);
         assert!(private_folder(&file).is_err());
         make_link(Path::new("f"), &dir.path().join("l")).unwrap();
         assert!(open_private(&dir.path().join("l")).is_err());
@@ -125,7 +125,7 @@ mod tests {
         std::fs::write(&a, "abc").unwrap();
         let to = File::create(&b).unwrap();
         preallocate(&to, 1 << 20).unwrap();
-        assert_eq!(facts(&b).unwrap().size, 0);
+        assert_eq!(metadata(&b).unwrap().size, 0);
         let cloned = clone_contents(&File::open(&a).unwrap(), &to).unwrap();
         assert_eq!(std::fs::read(&b).unwrap(), if cloned { &b"abc"[..] } else { b"" });
         let odd = path_from_bytes(b"a/\xff");

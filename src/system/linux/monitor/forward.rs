@@ -4,7 +4,7 @@
 
 use super::{Answer, Ask, Verb, ask};
 use crate::system::service::{Job, ServiceManager, ServiceRequest};
-use crate::system::starts::{Held, Running, StartedProcess, Starter, SuspendedStart};
+use crate::system::starts::{Running, StartedProcess, Starter, SuspendedServer, SuspendedStart};
 use crate::system::{LaunchSpec, ProcessId, Unit};
 use std::io;
 
@@ -114,15 +114,15 @@ impl ServiceRequest for RootsJob {
 }
 
 impl<S: Starter> Starter for Monitored<S> {
-    fn hold(&self, spec: &LaunchSpec) -> io::Result<Held> {
+    fn start_suspended(&self, spec: &LaunchSpec) -> io::Result<SuspendedServer> {
         match ask(&Ask::Hold(Box::new(spec.clone()))) {
             Ok(Some(Answer::Held(number, id))) => Ok(Box::new(RootsStart { id, number, is_released: false })),
             // A server that lacks a group is better than none.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.0.hold(&LaunchSpec { credentials: None, ..spec.clone() })
+                self.0.start_suspended(&LaunchSpec { credentials: None, ..spec.clone() })
             }
             Err(error) => Err(error),
-            Ok(_) => self.0.hold(spec),
+            Ok(_) => self.0.start_suspended(spec),
         }
     }
 }

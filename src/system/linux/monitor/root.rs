@@ -5,7 +5,7 @@ use super::{Answer, Ask, Verb};
 use crate::roles::{Given, Role};
 use crate::system::linux::{accounts, escape, ourselves, processes, systemd::Systemd};
 use crate::system::service::{Job, ServiceManager as _};
-use crate::system::starts::{Held, Running, Starter as _};
+use crate::system::starts::{Running, Starter as _, SuspendedServer};
 use crate::system::{Credentials, LaunchSpec, Owner, Unit, interrupt, is_passed_on};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
@@ -70,9 +70,13 @@ pub fn run(
     // Programs that we start for the child get none of them.
     inherit(kept, FdFlags::CLOEXEC)?;
     let mut child = child?;
-    let mut office =
-        Office { allowed: allowed_groups(&who)?, who, bound: bound.map(str::to_string), ..Office::default() };
-    office.serve(&ours, &mut child, &signals)?;
+    let mut server = PrivilegedServer {
+        allowed: allowed_groups(&who)?,
+        who,
+        bound: bound.map(str::to_string),
+        ..PrivilegedServer::default()
+    };
+    server.serve(&ours, &mut child, &signals)?;
     let status = child.wait()?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).filter(|_| status.signal().is_none()))
 }
@@ -124,17 +128,17 @@ fn allowed_groups(who: &Credentials) -> io::Result<BTreeSet<u32>> {
 
 /// What the child has under way with us.
 #[derive(Default)]
-struct Office {
+struct PrivilegedServer {
     who: Credentials,
     allowed: BTreeSet<u32>,
     bound: Option<String>,
     next: u32,
-    held: BTreeMap<u32, Held>,
+    held: BTreeMap<u32, SuspendedServer>,
     running: BTreeMap<u32, Running>,
     jobs: BTreeMap<u32, Job>,
 }
 
-impl Office {
+impl PrivilegedServer {
     /// Answers until the child has gone.
     fn serve(&mut self, line: &UnixStream, child: &mut Child, signals: &processes::Signals) -> io::Result<()> {
         line.set_nonblocking(true)?;
@@ -204,7 +208,7 @@ impl Office {
                 if self.held.len() >= MOST_HELD || self.running.len() >= MOST_STARTED {
                     return Err(io::Error::other("root's half starts no more programs for this update"));
                 }
-                let held = processes::OwnChildren.hold(&self.checked(*spec)?)?;
+                let held = processes::OwnChildren.start_suspended(&self.checked(*spec)?)?;
                 let (number, id) = (self.number(), held.id());
                 self.held.insert(number, held);
                 Answer::Held(number, id)
@@ -315,9 +319,9 @@ mod tests {
         }
     }
 
-    fn office() -> Office {
+    fn server() -> PrivilegedServer {
         let who = Credentials { uid: 4711, gid: 4712, groups: vec![4712], umask: 0o022, user: "scout".into() };
-        Office { allowed: BTreeSet::from([4712, 4713]), who, ..Office::default() }
+        PrivilegedServer { allowed: BTreeSet::from([4712, 4713]), who, ..PrivilegedServer::default() }
     }
 
     fn spec(uid: u32, gid: u32, groups: &[u32]) -> LaunchSpec {
@@ -333,29 +337,29 @@ mod tests {
 
     #[test]
     fn a_start_is_of_the_user_and_his_groups_alone() {
-        let office = office();
-        let good = office.checked(spec(4711, 4712, &[4713])).unwrap().credentials.unwrap();
+        let server = server();
+        let good = server.checked(spec(4711, 4712, &[4713])).unwrap().credentials.unwrap();
         assert_eq!((good.uid, good.user.as_str()), (4711, "scout"));
         let nobody = LaunchSpec { credentials: None, ..spec(0, 0, &[]) };
-        assert_eq!(office.checked(nobody).unwrap().credentials.unwrap().uid, 4711);
+        assert_eq!(server.checked(nobody).unwrap().credentials.unwrap().uid, 4711);
         for bad in [spec(0, 4712, &[]), spec(4711, 0, &[]), spec(4711, 4712, &[0]), spec(4710, 4712, &[])] {
-            assert!(office.checked(bad).is_err());
+            assert!(server.checked(bad).is_err());
         }
     }
 
     /// Serves what `write` sends from the child's side, until its end.
-    fn serve(write: impl FnOnce(UnixStream) + Send + 'static) -> (io::Result<()>, Office) {
+    fn serve(write: impl FnOnce(UnixStream) + Send + 'static) -> (io::Result<()>, PrivilegedServer) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let writer = std::thread::spawn(move || write(theirs));
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let signals = processes::Signals::install().unwrap();
-        let mut office = office();
-        let served = office.serve(&ours, &mut child, &signals);
+        let mut server = server();
+        let served = server.serve(&ours, &mut child, &signals);
         child.kill().unwrap();
         child.wait().unwrap();
         drop(ours);
         writer.join().unwrap();
-        (served, office)
+        (served, server)
     }
 
     #[test]
@@ -380,13 +384,13 @@ mod tests {
 
     #[test]
     fn held_starts_have_a_bound() {
-        let mut office = office();
+        let mut server = server();
         for _ in 0..MOST_HELD {
             // What is held needs root to become the user: only the count matters here.
-            let number = office.number();
-            office.held.insert(number, Box::new(Nobody));
+            let number = server.number();
+            server.held.insert(number, Box::new(Nobody));
         }
-        let refused = office.answer(Ask::Hold(Box::new(spec(4711, 4712, &[4713])))).unwrap_err();
+        let refused = server.answer(Ask::Hold(Box::new(spec(4711, 4712, &[4713])))).unwrap_err();
         assert!(refused.to_string().contains("no more programs"), "{refused}");
     }
 
@@ -398,11 +402,11 @@ mod tests {
 
     #[test]
     fn a_unit_has_a_plain_name_and_the_bound_one_if_any() {
-        let mut office = office();
+        let mut server = server();
         for name in ["web", "-x.service", "../x.service", "a b.service", "x.service/y"] {
-            assert!(office.unit(name).unwrap().is_err(), "{name}");
+            assert!(server.unit(name).unwrap().is_err(), "{name}");
         }
-        office.bound = Some("web.service".into());
-        assert!(office.unit("ssh.service").unwrap().unwrap_err().contains("bound to web.service"));
+        server.bound = Some("web.service".into());
+        assert!(server.unit("ssh.service").unwrap().unwrap_err().contains("bound to web.service"));
     }
 }

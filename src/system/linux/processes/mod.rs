@@ -1,15 +1,15 @@
 //! Processes on Linux: who they are, held handles, signals, credentials; in `held`, the start of a server.
 //! Refuses to act on a bare pid: a signal goes through a pidfd whose identity was checked.
 
-mod held;
+mod suspended;
 mod network;
 mod stat;
 
-pub(super) use held::become_user;
-pub use held::{OwnChildren, run_held};
 pub use network::{ports_elsewhere, stands_in, users_listening};
 pub(super) use stat::not_shown;
 pub use stat::{identity, list_is_readable, parent, session};
+pub(super) use suspended::become_user;
+pub use suspended::{OwnChildren, exec_when_released};
 
 use self::stat::stat;
 use super::accounts::user_name;

@@ -3,7 +3,7 @@
 //! Refuses to enter a namespace: it reads what /proc shows of it.
 
 use super::super::accounts::user_name;
-use crate::system::Facts;
+use crate::system::FileMetadata;
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -58,7 +58,7 @@ pub fn users_listening(port: u16) -> Vec<String> {
 }
 
 /// True when the process stands in this very folder, under whatever name it sees it.
-pub fn stands_in(pid: u32, folder: &Facts) -> bool {
+pub fn stands_in(pid: u32, folder: &FileMetadata) -> bool {
     let at = std::fs::metadata(format!("/proc/{pid}/cwd"));
     at.is_ok_and(|at| (at.dev(), at.ino()) == (folder.volume, folder.inode))
 }

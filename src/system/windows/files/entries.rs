@@ -1,9 +1,9 @@
 //! The names in folders: made, listed, renamed, removed, links among them.
 //! Refuses to replace anything by a rename, unless it is asked for.
 
-use super::metadata::facts;
+use super::metadata::metadata;
 use super::{check, is_one_of, wide};
-use crate::system::Kind;
+use crate::system::FileType;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,7 +73,9 @@ pub fn make_link(target: &Path, at: &Path) -> io::Result<()> {
 /// Makes a folder; who may enter it is inherited. Ok if a folder is there. Errors: something else is.
 pub fn private_folder(path: &Path) -> io::Result<()> {
     match std::fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && facts(path)?.kind == Kind::Folder => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && metadata(path)?.kind == FileType::Folder => {
+            Ok(())
+        }
         done => done,
     }
 }

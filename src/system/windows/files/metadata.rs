@@ -2,7 +2,7 @@
 //! Refuses to follow a link at the end of a path.
 
 use super::{check, open_entry};
-use crate::system::{Credentials, Facts, Kind, Owner};
+use crate::system::{Credentials, FileMetadata, FileType, Owner};
 use std::fs::File;
 use std::io;
 use std::os::windows::io::AsRawHandle;
@@ -17,8 +17,8 @@ use windows_sys::Win32::Storage::FileSystem::{
 const UNIX_EPOCH: i64 = 116_444_736_000_000_000;
 
 /// What stands at `path`; a link is described, not followed.
-pub fn facts(path: &Path) -> io::Result<Facts> {
-    facts_of(&open_entry(path, FILE_READ_ATTRIBUTES)?)
+pub fn metadata(path: &Path) -> io::Result<FileMetadata> {
+    metadata_of(&open_entry(path, FILE_READ_ATTRIBUTES)?)
 }
 
 /// A folder that is known by its number on its volume, whatever becomes of its name.
@@ -31,8 +31,8 @@ pub struct Folder {
 impl Folder {
     /// Errors: there is no folder at `path`; a link is none.
     pub fn open(path: &Path) -> io::Result<Folder> {
-        let is = facts(path)?;
-        if is.kind != Kind::Folder {
+        let is = metadata(path)?;
+        if is.kind != FileType::Folder {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         Ok(Folder { path: path.to_path_buf(), id: (is.volume, is.inode) })
@@ -40,7 +40,7 @@ impl Folder {
 
     /// True when it still is what stands at `path`.
     pub fn is_at(&self, path: &Path) -> io::Result<bool> {
-        let there = facts(path)?;
+        let there = metadata(path)?;
         Ok(self.id == (there.volume, there.inode))
     }
 
@@ -52,21 +52,21 @@ impl Folder {
 
 /// The volume on which a folder lies; the second number is of other systems.
 pub fn mount(path: &Path) -> io::Result<(u64, u64)> {
-    Ok((facts(path)?.volume, 0))
+    Ok((metadata(path)?.volume, 0))
 }
 
 /// This program, and the files that are open as its standard output and error.
-pub fn own_files() -> Vec<Facts> {
+pub fn own_files() -> Vec<FileMetadata> {
     use std::os::windows::io::AsHandle;
-    let exe = std::env::current_exe().ok().and_then(|exe| facts(&exe).ok());
+    let exe = std::env::current_exe().ok().and_then(|exe| metadata(&exe).ok());
     let outputs =
         [std::io::stdout().as_handle().try_clone_to_owned(), std::io::stderr().as_handle().try_clone_to_owned()];
-    let outputs = outputs.into_iter().filter_map(|handle| facts_of(&File::from(handle.ok()?)).ok());
-    exe.into_iter().chain(outputs).filter(|facts| facts.kind == Kind::File).collect()
+    let outputs = outputs.into_iter().filter_map(|handle| metadata_of(&File::from(handle.ok()?)).ok());
+    exe.into_iter().chain(outputs).filter(|metadata| metadata.kind == FileType::File).collect()
 }
 
 /// What this open file is.
-pub fn facts_of(file: &File) -> io::Result<Facts> {
+pub fn metadata_of(file: &File) -> io::Result<FileMetadata> {
     let mut info = BY_HANDLE_FILE_INFORMATION::default();
     // SAFETY: the handle is open while `file` lives; `info` is ours and of the type asked for.
     check(unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut info) })?;
@@ -77,14 +77,14 @@ pub fn facts_of(file: &File) -> io::Result<Facts> {
     check(unsafe { GetFileInformationByHandleEx(file.as_raw_handle(), FileBasicInfo, at, size) })?;
     let file_type = file.metadata()?.file_type();
     let kind = match file_type {
-        t if t.is_symlink() => Kind::Link,
-        t if t.is_dir() => Kind::Folder,
-        t if t.is_file() => Kind::File,
-        _ => Kind::Other,
+        t if t.is_symlink() => FileType::Link,
+        t if t.is_dir() => FileType::Folder,
+        t if t.is_file() => FileType::File,
+        _ => FileType::Other,
     };
     let join = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
     let nanos = |time: i64| time.saturating_sub(UNIX_EPOCH).saturating_mul(100);
-    Ok(Facts {
+    Ok(FileMetadata {
         kind,
         size: join(info.nFileSizeHigh, info.nFileSizeLow),
         mode: if info.dwFileAttributes & FILE_ATTRIBUTE_READONLY != 0 { 0o444 } else { 0o644 },
@@ -105,10 +105,10 @@ pub fn set_owner(path: &Path, _owner: Owner) -> io::Result<()> {
 /// Sets or clears the read-only mark of a file by the owner's write bit. Folders: nothing to set.
 /// Errors: the entry is a link.
 pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    match facts(path)?.kind {
-        Kind::Link => Err(io::Error::new(io::ErrorKind::InvalidInput, "a link has no mode of its own")),
-        Kind::Folder => Ok(()),
-        Kind::File | Kind::Other => {
+    match metadata(path)?.kind {
+        FileType::Link => Err(io::Error::new(io::ErrorKind::InvalidInput, "a link has no mode of its own")),
+        FileType::Folder => Ok(()),
+        FileType::File | FileType::Other => {
             let mut permissions = std::fs::symlink_metadata(path)?.permissions();
             permissions.set_readonly(mode & 0o200 == 0);
             std::fs::set_permissions(path, permissions)

@@ -14,7 +14,7 @@ pub use entries::{
     rename_new, rename_over,
 };
 pub use metadata::{
-    Folder, allocated, facts, facts_of, may_write, mount, obstacle, own_files, set_mode, set_mtime, set_owner,
+    Folder, allocated, may_write, metadata, metadata_of, mount, obstacle, own_files, set_mode, set_mtime, set_owner,
 };
 pub use open::{create_new, open_log, open_plain, open_private, open_to_change, open_to_read};
 pub use volume::{clone_contents, free_space, may_clone, preallocate, sync_file, sync_folder, sync_tree};

@@ -1,8 +1,8 @@
 //! Opening and making ordinary files.
 //! Refuses pipes, devices and sockets, and to wait for anybody; logs may be devices.
 
-use super::metadata::{facts, facts_of};
-use crate::system::Kind;
+use super::metadata::{metadata, metadata_of};
+use crate::system::FileType;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::windows::fs::OpenOptionsExt;
@@ -12,7 +12,7 @@ use windows_sys::Win32::Storage::FileSystem::FILE_FLAG_OPEN_REPARSE_POINT;
 /// Opens a log for appending, creating it. Errors: a link stands there.
 pub fn open_log(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().append(true).create(true).custom_flags(FILE_FLAG_OPEN_REPARSE_POINT).open(path)?;
-    if facts_of(&file)?.kind == Kind::Link { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(file) }
+    if metadata_of(&file)?.kind == FileType::Link { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(file) }
 }
 
 /// Opens for reading and writing, creating it; the contents stay. Errors: a link stands there.
@@ -27,7 +27,7 @@ pub fn open_private(path: &Path) -> io::Result<File> {
 
 /// Opens an ordinary file for reading. Errors: anything else stands there, also a link.
 pub fn open_plain(path: &Path) -> io::Result<File> {
-    if facts(path)?.kind == Kind::File { File::open(path) } else { Err(no_file()) }
+    if metadata(path)?.kind == FileType::File { File::open(path) } else { Err(no_file()) }
 }
 
 /// The same, following a link at the end of the path.
@@ -46,7 +46,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 
 /// Opens an ordinary file for reading and writing; its contents stay. Errors: anything else stands there.
 pub fn open_to_change(path: &Path) -> io::Result<File> {
-    if facts(path)?.kind != Kind::File {
+    if metadata(path)?.kind != FileType::File {
         return Err(no_file());
     }
     OpenOptions::new().read(true).write(true).open(path)

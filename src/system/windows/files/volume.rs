@@ -1,9 +1,9 @@
 //! What a volume does for files: flushes, shared contents, room.
 //! Refuses to fail where a volume merely lacks something: it says so.
 
-use super::metadata::facts;
+use super::metadata::metadata;
 use super::{check, is_one_of, wide};
-use crate::system::Kind;
+use crate::system::FileType;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::windows::fs::OpenOptionsExt;
@@ -27,7 +27,7 @@ pub fn may_clone(_path: &Path) -> io::Result<bool> {
 
 /// Flushes a folder. Where the volume flushes no folders, the renames here are written through anyway.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    if facts(path)?.kind == Kind::File {
+    if metadata(path)?.kind == FileType::File {
         return Err(io::ErrorKind::NotADirectory.into());
     }
     let unable = [ERROR_ACCESS_DENIED, ERROR_INVALID_FUNCTION, ERROR_INVALID_HANDLE, ERROR_NOT_SUPPORTED];

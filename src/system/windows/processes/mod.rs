@@ -3,10 +3,10 @@
 
 mod start;
 
-pub use start::{OwnChildren, run_held};
+pub use start::{OwnChildren, exec_when_released};
 
 use super::files::{check, is_one_of};
-use crate::system::{CommandLine, Credentials, Facts, Owner, ProcessId};
+use crate::system::{CommandLine, Credentials, FileMetadata, Owner, ProcessId};
 use std::io;
 use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
 use std::path::PathBuf;
@@ -284,7 +284,7 @@ pub fn users_listening(_port: u16) -> Vec<String> {
 }
 
 /// True when the process stands in this very folder under another name: a folder has one name here.
-pub fn stands_in(_pid: u32, _folder: &Facts) -> bool {
+pub fn stands_in(_pid: u32, _folder: &FileMetadata) -> bool {
     false
 }
 

@@ -4,7 +4,7 @@
 
 use super::super::files::{check, wide};
 use super::{created, has_ended, own_credentials, owned};
-use crate::system::starts::{Held, Running, StartedProcess, Starter, SuspendedStart};
+use crate::system::starts::{Running, StartedProcess, Starter, SuspendedServer, SuspendedStart};
 use crate::system::{LaunchSpec, ProcessId};
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -30,7 +30,7 @@ pub struct OwnChildren;
 
 impl Starter for OwnChildren {
     /// Errors, too: another user is asked for.
-    fn hold(&self, spec: &LaunchSpec) -> io::Result<Held> {
+    fn start_suspended(&self, spec: &LaunchSpec) -> io::Result<SuspendedServer> {
         Ok(Box::new(suspended(spec)?))
     }
 }
@@ -236,7 +236,7 @@ impl StartedProcess for Started {
 
 /// Reads a LaunchSpec from stdin, starts it, waits for its end and ends with the same code. `hold` does not need
 /// this here; it stands for the hidden command, which exists on every system.
-pub fn run_held() -> io::Result<Infallible> {
+pub fn exec_when_released() -> io::Result<Infallible> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     let suspended = suspended(&serde_json::from_str(&line)?)?;

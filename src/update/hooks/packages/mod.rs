@@ -11,7 +11,7 @@
 mod pip;
 mod requirements;
 
-use super::{Due, When};
+use super::{PlannedHook, When};
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
@@ -40,7 +40,7 @@ pub(super) const NOT_FETCHED: Code = Code::PackagesNotFetched;
 const REQUIREMENTS: &str = "requirements.txt";
 
 /// What was brought, in the folder of the hooks.
-const BROUGHT: &str = "brought.txt";
+const PINNED_REQUIREMENTS: &str = "brought.txt";
 
 /// The environment that lacks something, and what the new version asks for.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub(super) enum Need {
     /// Something is to be installed.
     Unmet(Packages),
     /// They are left alone, which is said: code and words.
-    LeftAlone(Code, String),
+    Skipped(Code, String),
 }
 
 /// Finds out whether the environment of the server satisfies the new version. Without network; writes to `scratch`.
@@ -89,14 +89,14 @@ pub(super) fn need(install: &Install, run: &Run, bundle: &mut Bundle, plan: &Pla
                 "{REQUIREMENTS} changes, and the server runs from no environment of the install: its packages are left \
                  as they are"
             );
-            return Ok(Need::LeftAlone(Code::PackagesOutside, text));
+            return Ok(Need::Skipped(Code::PackagesOutside, text));
         }
     };
     authority::may_use(install, &environment, &python)?;
     let pip = Pip { install, run, python: &python, env, folder: scratch };
     let Some(version) = pip.version()? else {
         let text = format!("{REQUIREMENTS} changes, and {environment} has no pip: its packages are left as they are");
-        return Ok(Need::LeftAlone(Code::PackagesNoPip, text));
+        return Ok(Need::Skipped(Code::PackagesNoPip, text));
     };
     let packages = Packages { python: python.clone(), environment, files, can_ask: version >= (22, 2) };
     packages.write(scratch, &[install.root.path().to_path_buf()])?;
@@ -108,13 +108,13 @@ pub(super) fn need(install: &Install, run: &Run, bundle: &mut Bundle, plan: &Pla
 impl Packages {
     /// What installs them, once they are there: exactly what was brought, whatever the requirements say of sources. An
     /// old pip, which cannot tell beforehand what that is, finds it out from the requirements.
-    pub(super) fn install(&self, work: &Path) -> Due {
+    pub(super) fn install(&self, work: &Path) -> PlannedHook {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let words = [&self.python, "-I", "-m", "pip", "install", "--no-index", "--find-links"].map(str::to_string);
-        let exactly = ["--no-deps".to_string(), "-r".to_string(), text(work.join(BROUGHT))];
+        let exactly = ["--no-deps".to_string(), "-r".to_string(), text(work.join(PINNED_REQUIREMENTS))];
         let all = vec!["-r".to_string(), text(requirements(work))];
         let what = if self.can_ask { exactly.to_vec() } else { all };
-        Due {
+        PlannedHook {
             when: When::AfterSwap,
             run: words.into_iter().chain([text(wheels(work))]).chain(what).collect(),
             changes: vec![self.environment.clone()],
@@ -124,11 +124,11 @@ impl Packages {
     }
 
     /// What brings them, as `plan` shows it.
-    pub(super) fn fetch_shown(&self, work: &Path) -> Due {
+    pub(super) fn fetch_shown(&self, work: &Path) -> PlannedHook {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let words = [&self.python, "-I", "-m", "pip", "wheel", "--wheel-dir"].map(str::to_string);
         let places = [text(wheels(work)), "-r".to_string(), text(requirements(work))];
-        Due {
+        PlannedHook {
             when: When::BeforeStop,
             run: words.into_iter().chain(places).collect(),
             changes: Vec::new(),
@@ -141,7 +141,8 @@ impl Packages {
     pub(super) fn fetch(&self, install: &Install, run: &Run, env: &[(String, String)], work: &Path) -> Result<()> {
         let pip = Pip { install, run, python: &self.python, env, folder: work };
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let (wheels_at, all, brought) = (text(wheels(work)), text(requirements(work)), text(work.join(BROUGHT)));
+        let (wheels_at, all, brought) =
+            (text(wheels(work)), text(requirements(work)), text(work.join(PINNED_REQUIREMENTS)));
         // Of the new version first: it may ship packages itself.
         self.write(work, &[install.state().staged_tree(), install.root.path().to_path_buf()])?;
         fsx::make_folders(&wheels(work))?;
@@ -152,7 +153,7 @@ impl Packages {
         }
         let missing = pip.would_install(&["-r", &all])?.map_err(|said| self.not_fetched(&said))?;
         let exactly: String = missing.iter().map(|one| format!("{}=={}\n", one.name, one.version)).collect();
-        fs_err::write(work.join(BROUGHT), exactly)?;
+        fs_err::write(work.join(PINNED_REQUIREMENTS), exactly)?;
         if missing.is_empty() {
             return Ok(());
         }

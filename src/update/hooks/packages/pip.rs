@@ -25,11 +25,11 @@ pub(super) struct Pip<'a> {
 }
 
 /// What pip printed.
-pub(super) type Said = Vec<String>;
+pub(super) type Output = Vec<String>;
 
 impl Pip<'_> {
     /// Runs `pip WORDS`. The inner error: it failed.
-    pub fn run(&self, words: &[&str], timeout: Duration) -> Result<std::result::Result<Said, Said>> {
+    pub fn run(&self, words: &[&str], timeout: Duration) -> Result<std::result::Result<Output, Output>> {
         // Isolated (-I): a module of the install must not stand in for one of Python's.
         let argv = [self.python, "-I", "-B", "-m", "pip"].iter().chain(words).map(|word| word.to_string()).collect();
         let output = self.folder.join("pip.txt");
@@ -61,7 +61,7 @@ impl Pip<'_> {
     }
 
     /// What pip would install when asked so. The inner error: what it printed, when it found no way.
-    pub fn would_install(&self, words: &[&str]) -> Result<std::result::Result<Vec<Missing>, Said>> {
+    pub fn would_install(&self, words: &[&str]) -> Result<std::result::Result<Vec<Missing>, Output>> {
         let report = self.folder.join("report.json");
         let place = report.to_string_lossy();
         let words = [&["install", "--dry-run", "--report", &place][..], words].concat();

@@ -7,7 +7,7 @@
 use super::{identity, own_ids};
 use crate::roles::Role;
 use crate::system::linux::ourselves;
-use crate::system::starts::{Held, Running, StartedProcess, Starter, SuspendedStart};
+use crate::system::starts::{Running, StartedProcess, Starter, SuspendedServer, SuspendedStart};
 use crate::system::{Credentials, LaunchSpec, ProcessId};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 pub struct OwnChildren;
 
 impl Starter for OwnChildren {
-    fn hold(&self, spec: &LaunchSpec) -> io::Result<Held> {
-        Ok(Box::new(hold_with(ourselves(&Role::ExecServer), spec)?))
+    fn start_suspended(&self, spec: &LaunchSpec) -> io::Result<SuspendedServer> {
+        Ok(Box::new(start_suspended_with(ourselves(&Role::ExecServer), spec)?))
     }
 }
 
@@ -47,7 +47,7 @@ struct Parts {
     status: BufReader<ChildStdout>,
 }
 
-fn hold_with(mut command: Command, spec: &LaunchSpec) -> io::Result<Suspended> {
+fn start_suspended_with(mut command: Command, spec: &LaunchSpec) -> io::Result<Suspended> {
     let mut line = serde_json::to_vec(spec)?;
     line.push(b'\n');
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -167,13 +167,13 @@ impl StartedProcess for Started {
 
 /// The other side of `hold`: what our executable does as `Role::ExecServer`, before any thread.
 /// Returns only when its pipes are unusable.
-pub fn run_held() -> io::Result<Infallible> {
+pub fn exec_when_released() -> io::Result<Infallible> {
     let status = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
     let orders = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    run_held_on(File::from(orders), File::from(status))
+    exec_when_released_on(File::from(orders), File::from(status))
 }
 
-fn run_held_on(orders: File, mut status: File) -> io::Result<Infallible> {
+fn exec_when_released_on(orders: File, mut status: File) -> io::Result<Infallible> {
     let Err(error) = launch(BufReader::new(orders), &mut status);
     let text = format!("error: {error}").replace('\n', " ");
     // Nobody may be there to read it.
@@ -310,12 +310,12 @@ mod tests {
         let status = rustix::io::fcntl_dupfd_cloexec(three, 4).unwrap();
         rustix::io::fcntl_setfd(three, rustix::io::FdFlags::CLOEXEC).unwrap();
         let orders = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 4).unwrap();
-        let Err(error) = run_held_on(File::from(orders), File::from(status));
+        let Err(error) = exec_when_released_on(File::from(orders), File::from(status));
         panic!("{error}");
     }
 
     fn held(spec: &LaunchSpec) -> io::Result<Box<Suspended>> {
-        let name = "system::linux::processes::held::tests::held_child";
+        let name = "system::linux::processes::suspended::tests::held_child";
         let own = std::env::current_exe().unwrap();
         // With SIGHUP and SIGINT ignored, as under nohup.
         let script = format!(
@@ -325,7 +325,7 @@ mod tests {
         );
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &script]);
-        hold_with(command, spec).map(Box::new)
+        start_suspended_with(command, spec).map(Box::new)
     }
 
     fn spec(dir: &Path, argv: &[&str]) -> LaunchSpec {

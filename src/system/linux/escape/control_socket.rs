@@ -9,7 +9,7 @@
 
 use crate::roles::Role;
 use crate::system::linux::{monitor, ourselves, processes};
-use crate::system::{Errand, Said, Way, interrupt};
+use crate::system::{EscapeRoute, Handoff, Notice, interrupt};
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
@@ -51,7 +51,7 @@ struct Words {
 
 /// The process outside, as the first one knows it.
 #[derive(Debug)]
-pub struct Moved {
+pub struct RemoteUpdater {
     handle: Option<processes::Handle>,
     pid: u32,
     line: UnixStream,
@@ -60,25 +60,25 @@ pub struct Moved {
 
 /// Sends this process's work out by `way`. When this returns the other one has everything it needs.
 /// Errors: it could not be started, or did not get in touch.
-pub fn send(way: &Way, errand: &Errand) -> io::Result<Moved> {
-    forget_the_dead(errand.place);
+pub fn send(way: &EscapeRoute, handoff: &Handoff) -> io::Result<RemoteUpdater> {
+    forget_the_dead(handoff.place);
     let name = format!("{SOCKET}{}", std::process::id());
-    let folder = File::open(errand.place)?;
+    let folder = File::open(handoff.place)?;
     // A socket's path may have 107 bytes: this one is short wherever the folder lies.
     let short = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
     let listener = UnixListener::bind(&short)?;
-    let met = meet(way, errand, &listener, &short, &name);
+    let met = meet(way, handoff, &listener, &short, &name);
     let _ = std::fs::remove_file(&short);
-    if met.is_err() && *way == Way::Helper {
+    if met.is_err() && *way == EscapeRoute::Helper {
         // Nobody is left to whom a helper that comes late could be of use.
-        let _ = std::fs::remove_file(errand.place.join(REQUEST));
+        let _ = std::fs::remove_file(handoff.place.join(REQUEST));
     }
     let (line, pid) = met?;
-    hand_over(&line, errand)?;
+    hand_over(&line, handoff)?;
     let id = processes::identity(pid)?;
     let handle = id.map(processes::Handle::open).transpose()?.flatten();
     line.set_nonblocking(true)?;
-    Ok(Moved { handle, pid, line, heard: Vec::new() })
+    Ok(RemoteUpdater { handle, pid, line, heard: Vec::new() })
 }
 
 /// Sockets whose process was killed before it could take them away.
@@ -92,10 +92,16 @@ fn forget_the_dead(place: &Path) {
     }
 }
 
-fn meet(way: &Way, errand: &Errand, listener: &UnixListener, short: &str, name: &str) -> io::Result<(UnixStream, u32)> {
+fn meet(
+    way: &EscapeRoute,
+    handoff: &Handoff,
+    listener: &UnixListener,
+    short: &str,
+    name: &str,
+) -> io::Result<(UnixStream, u32)> {
     std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
-    let mut starter = start(way, errand, name)?;
+    let mut starter = start(way, handoff, name)?;
     let begun = Instant::now();
     loop {
         match listener.accept() {
@@ -137,14 +143,14 @@ fn trusted(line: BorrowedFd, or_root: bool) -> io::Result<Option<u32>> {
 }
 
 /// Has our executable started outside. The child is whatever tells when that fails.
-fn start(way: &Way, errand: &Errand, name: &str) -> io::Result<Option<Child>> {
+fn start(way: &EscapeRoute, handoff: &Handoff, name: &str) -> io::Result<Option<Child>> {
     let mut command = match way {
-        Way::Session => {
+        EscapeRoute::Session => {
             let mut command = ourselves(&Role::Depart { socket: name.into() });
-            command.current_dir(errand.place);
+            command.current_dir(handoff.place);
             command
         }
-        Way::Transient { of_user } => {
+        EscapeRoute::Transient { of_user } => {
             let exe = std::env::current_exe()?;
             let mut command = Command::new("systemd-run");
             let own = rustix::process::geteuid();
@@ -159,20 +165,20 @@ fn start(way: &Way, errand: &Errand, name: &str) -> io::Result<Option<Child>> {
             command.args(["--quiet", "--collect", "--no-ask-password", "--service-type=exec"]);
             // A server of no unit that it starts outlives it.
             command.arg("--property=KillMode=process");
-            command.arg(format!("--unit=updater-{}", errand.update_id.to_lowercase()));
-            command.arg("--working-directory").arg(errand.place).arg("--").arg(exe);
+            command.arg(format!("--unit=updater-{}", handoff.update_id.to_lowercase()));
+            command.arg("--working-directory").arg(handoff.place).arg("--").arg(exe);
             command.args(Role::Arrive { socket: name.into() }.words());
             command
         }
-        Way::Helper => {
-            let request = errand.place.join(REQUEST);
-            let fresh = errand.place.join(format!("{REQUEST}.{}.tmp", std::process::id()));
+        EscapeRoute::Helper => {
+            let request = handoff.place.join(REQUEST);
+            let fresh = handoff.place.join(format!("{REQUEST}.{}.tmp", std::process::id()));
             std::fs::write(&fresh, name)?;
             std::fs::rename(&fresh, &request)?;
             return Ok(None);
         }
     };
-    if *way != Way::Session {
+    if *way != EscapeRoute::Session {
         // A Ctrl-C at the terminal is not meant for it; who leads no group may lead a session.
         command.process_group(0);
     }
@@ -180,17 +186,17 @@ fn start(way: &Way, errand: &Errand, name: &str) -> io::Result<Option<Child>> {
     command.spawn().map(Some)
 }
 
-fn hand_over(line: &UnixStream, errand: &Errand) -> io::Result<()> {
+fn hand_over(line: &UnixStream, handoff: &Handoff) -> io::Result<()> {
     let bytes = |text: &OsStr| text.as_bytes().to_vec();
     let words = Words {
-        argv: errand.argv.iter().map(|word| bytes(word)).collect(),
-        cwd: bytes(errand.cwd.as_os_str()),
+        argv: handoff.argv.iter().map(|word| bytes(word)).collect(),
+        cwd: bytes(handoff.cwd.as_os_str()),
         env: std::env::vars_os().map(|(name, value)| (bytes(&name), bytes(&value))).collect(),
-        update_id: errand.update_id.to_string(),
+        update_id: handoff.update_id.to_string(),
     };
     let (stdin, stdout, stderr) = (rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr());
     let null = File::open("/dev/null")?;
-    let handles = match errand.outputs {
+    let handles = match handoff.outputs {
         Some([out, err]) => [null.as_fd(), out.as_fd(), err.as_fd()],
         None => [stdin, stdout, stderr],
     };
@@ -206,36 +212,36 @@ fn hand_over(line: &UnixStream, errand: &Errand) -> io::Result<()> {
     (&*line).write_all(&text)
 }
 
-impl Moved {
+impl RemoteUpdater {
     /// The pid of the process outside, as the system told it over the line.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// What it says within `limit`; None: nothing yet.
-    pub fn hear(&mut self, limit: Duration) -> io::Result<Option<Said>> {
+    pub fn hear(&mut self, limit: Duration) -> io::Result<Option<Notice>> {
         let begun = Instant::now();
         loop {
             match self.heard.as_slice() {
                 [b'b', ..] => {
                     self.heard.remove(0);
-                    return Ok(Some(Said::Begun));
+                    return Ok(Some(Notice::Begun));
                 }
                 [b's', ..] => {
                     self.heard.remove(0);
-                    return Ok(Some(Said::Stopping));
+                    return Ok(Some(Notice::Stopping));
                 }
-                [b'e', code, ..] => return Ok(Some(Said::Ended(*code))),
+                [b'e', code, ..] => return Ok(Some(Notice::Ended(*code))),
                 _ => {}
             }
             let mut more = [0; 16];
             match (&self.line).read(&mut more) {
-                Ok(0) => return Ok(Some(Said::Lost)),
+                Ok(0) => return Ok(Some(Notice::Lost)),
                 Ok(count) => self.heard.extend(more.iter().take(count)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() >= limit => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(POLL),
-                Err(_) => return Ok(Some(Said::Lost)),
+                Err(_) => return Ok(Some(Notice::Lost)),
             }
         }
     }
@@ -318,24 +324,24 @@ fn receive_handles(line: &UnixStream) -> io::Result<[OwnedFd; 3]> {
 
 /// The other end of the line: the one outside tells the first one how far it is. Nobody may be there to hear it.
 #[derive(Debug)]
-pub struct Line(UnixStream);
+pub struct ControlSocket(UnixStream);
 
-impl Line {
+impl ControlSocket {
     /// The line that `arrive` left open under this number. To be called first, once.
-    pub fn taken(number: RawFd) -> io::Result<Line> {
+    pub fn taken(number: RawFd) -> io::Result<ControlSocket> {
         // SAFETY: called at the start with the number that our own `arrive` put into the command line; nothing else
         // in this process owns the handle. A number that is not open fails in the next call.
         let line = unsafe { UnixStream::from_raw_fd(number) };
         rustix::io::fcntl_setfd(&line, FdFlags::CLOEXEC)?;
-        Ok(Line(line))
+        Ok(ControlSocket(line))
     }
 
-    pub fn say(&self, said: Said) {
-        let _ = match said {
-            Said::Begun => (&self.0).write_all(b"b"),
-            Said::Stopping => (&self.0).write_all(b"s"),
-            Said::Ended(code) => (&self.0).write_all(&[b'e', code]),
-            Said::Lost => Ok(()),
+    pub fn notify(&self, notice: Notice) {
+        let _ = match notice {
+            Notice::Begun => (&self.0).write_all(b"b"),
+            Notice::Stopping => (&self.0).write_all(b"s"),
+            Notice::Ended(code) => (&self.0).write_all(&[b'e', code]),
+            Notice::Lost => Ok(()),
         };
     }
 }
@@ -347,12 +353,12 @@ mod tests {
     #[test]
     fn a_signal_ends_the_wait_for_one_that_never_arrives() {
         let folder = tempfile::tempdir().unwrap();
-        let errand = Errand { argv: &[], cwd: Path::new("/"), update_id: "1", place: folder.path(), outputs: None };
+        let handoff = Handoff { argv: &[], cwd: Path::new("/"), update_id: "1", place: folder.path(), outputs: None };
         let _signals = processes::Signals::install().unwrap();
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
         // No helper is installed that would look at the request.
         let begun = Instant::now();
-        let ended = interrupt::during(|| send(&Way::Helper, &errand)).unwrap_err();
+        let ended = interrupt::during(|| send(&EscapeRoute::Helper, &handoff)).unwrap_err();
         assert_eq!(ended.to_string(), "stopped by a signal");
         assert!(begun.elapsed() < ARRIVAL / 3, "{:?}", begun.elapsed());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left that could start one later");
