@@ -8,7 +8,6 @@ use crate::base::path::RelPath;
 use crate::base::report::Stage;
 use crate::state::journal::Journal;
 use crate::system::service;
-use crate::update::health;
 use crate::update::install::Install;
 use crate::update::run::Run;
 use crate::update::server::Launched;
@@ -146,7 +145,7 @@ fn show_log(run: &mut Run, journal: &Journal, new: &Attempt) {
         ));
     }
     for (file, from) in &new.logs {
-        all.push((format!("log {}", file.display()), health::tail(file, *from, TAIL).unwrap_or_default()));
+        all.push((format!("log {}", file.display()), super::log::tail(file, *from, TAIL).unwrap_or_default()));
     }
     for (name, lines) in all.iter().filter(|(_, lines)| !lines.is_empty()) {
         let message = format!("the new server's {name} ends so:\n  {}", lines.join("\n  "));

@@ -5,6 +5,7 @@
 mod data;
 mod folders;
 mod interrupted;
+mod log;
 mod server;
 
 pub use interrupted::{Attempt, Interrupted, code_of, roll_back};

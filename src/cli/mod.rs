@@ -1,15 +1,17 @@
 //! The command line as types, and which folder is the root.
 //! Refuses to do anything: the commands act, `report` writes.
 
+mod root;
+
+pub use root::find_root;
+
 use crate::base::error::{Code, ErrorRecord, Failure};
-use crate::base::fsx;
 use crate::base::net::url::masked;
 use crate::base::report::{self, Color, ascii};
 use crate::roles;
-use crate::state::root::InstallRoot;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::state::settings::duration;
@@ -450,182 +452,5 @@ fn sha256(text: &str) -> Result<String, String> {
     }
 }
 
-/// The root that was given, or else the nearest folder upwards from `cwd`, then from the folder of
-/// `exe`, that looks like an install. Errors: usage, with the places that were searched.
-pub fn find_root(cli_root: Option<&Path>, cwd: &Path, exe: &Path) -> anyhow::Result<InstallRoot> {
-    let remedy = "give --root DIR, the folder that holds the server";
-    if let Some(given) = cli_root {
-        let named = cwd.join(given);
-        let full = fs_err::canonicalize(&named)
-            .map_err(|e| Failure::usage(Code::NoRoot, format!("the root cannot be used: {e}")).remedy(remedy))?;
-        if !may_be_root(&full) {
-            let message = format!("{} is a backup or lies in .updater, so it is not an install", full.display());
-            return Err(Failure::usage(Code::NoRoot, message).at(full.display()).remedy(remedy).into());
-        }
-        return InstallRoot::resolve(&named);
-    }
-    let mut searched: Vec<PathBuf> = Vec::new();
-    let exe = fs_err::canonicalize(exe).unwrap_or_else(|_| exe.to_path_buf());
-    for start in [Some(cwd), exe.parent()].into_iter().flatten() {
-        let start = fs_err::canonicalize(start).unwrap_or_else(|_| start.to_path_buf());
-        for folder in start.ancestors() {
-            if searched.iter().any(|seen| seen == folder) {
-                continue;
-            }
-            if may_be_root(folder) && looks_like_root(folder) {
-                return InstallRoot::resolve(folder);
-            }
-            searched.push(folder.to_path_buf());
-        }
-    }
-    let places: Vec<String> = searched.iter().map(|place| place.display().to_string()).collect();
-    let message = format!("no install found (.updater/, updater.toml or run.py); searched: {}", places.join(", "));
-    Err(Failure::usage(Code::NoRoot, message).remedy(remedy).into())
-}
-
-fn looks_like_root(folder: &Path) -> bool {
-    folder.join(".updater").is_dir() || folder.join("updater.toml").is_file() || folder.join("run.py").is_file()
-}
-
-fn may_be_root(folder: &Path) -> bool {
-    let own = folder.components().any(|part| part.as_os_str().eq_ignore_ascii_case(".updater"));
-    !own && !is_backup(folder)
-}
-
-/// True for a folder with the record of a backup. An application may have a file of that name; then its folder has
-/// `.updater/`, which no backup holds, or the file is plainly another one.
-fn is_backup(folder: &Path) -> bool {
-    let record = folder.join("backup.json");
-    if fs_err::symlink_metadata(&record).is_err() || folder.join(".updater").is_dir() {
-        return false;
-    }
-    let object =
-        fsx::read(&record, fsx::RECORD).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-    object.is_none_or(|object| object.get("update_id").is_some())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    fn read(line: &str) -> Result<Cli, Ended> {
-        parse(std::iter::once("updater").chain(line.split_whitespace()).map(OsString::from))
-    }
-
-    #[test]
-    fn the_definition_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn apply_takes_its_options() {
-        let cli = read("apply a.zip --json --set PORT=8081 --set A=b=c --wait 2m --port 8081 --sha256 AB --root /x");
-        assert!(matches!(cli, Err(Ended::Usage { json: true, events: true, .. })));
-        let cli = read("apply a.zip --json --set PORT=8081 --set A=b=c --wait 2m --port 8081 --root /x -v").unwrap();
-        let Command::Apply(apply) = &cli.command else { panic!("not apply") };
-        assert_eq!(apply.set, [("PORT".into(), "8081".into()), ("A".into(), "b=c".into())]);
-        assert_eq!(apply.run.wait, Some(Duration::from_secs(120)));
-        assert_eq!(cli.global.root.as_deref(), Some(Path::new("/x")));
-        assert!(cli.command.writes_events() && cli.global.report().verbose);
-    }
-
-    #[test]
-    fn the_legacy_call_is_an_update() {
-        let cli = read("--zip-url http://x/a.zip --port 8080 --use-waitress --root /x").unwrap();
-        let Command::Apply(apply) = &cli.command else { panic!("not apply") };
-        assert_eq!(apply.bundle.as_deref(), Some("http://x/a.zip".as_ref()));
-        assert_eq!((apply.run.port, apply.legacy_port), (None, Some(8080)));
-        assert_eq!(apply.set, [("USE_WAITRESS".into(), "True".into())]);
-        let cli = read("--zip-url=a.zip --port=1").unwrap();
-        assert!(matches!(&cli.command, Command::Apply(apply) if apply.set.is_empty()));
-        for line in ["--zip-url", "--zip-url x --port 0", "--zip-url x --prot 1", "--zip-url x apply"] {
-            assert!(matches!(read(line), Err(Ended::Usage { events: true, .. })), "{line}");
-        }
-    }
-
-    #[test]
-    fn every_command_is_there() {
-        for line in [
-            "plan",
-            "plan a.zip --dry-run",
-            "status --json",
-            "verify --repair --from x.zip --no-restart",
-            "recover --if-needed --boot --data keep",
-            "init --force",
-            "init --boot-recovery --remove",
-            "init --systemd-helper --remove",
-            "status --follow --json",
-            "shim --remove",
-            "doctor --json",
-            "apply x.zip --detach",
-            "__launch --port x",
-            "--color never status -q",
-        ] {
-            assert!(read(line).is_ok(), "{line}");
-        }
-        for line in [
-            "",
-            "aply",
-            "apply --prot 1",
-            "apply --port 0",
-            "apply --wait 5",
-            "verify --from x",
-            "recover --data both",
-            "init --remove",
-            "init --force --boot-recovery",
-            "init --systemd-helper --boot-recovery",
-            "apply --set x",
-            "apply --zzz=\u{e9}",
-        ] {
-            let Err(Ended::Usage { failure, .. }) = read(line) else { panic!("{line} was accepted") };
-            assert!(failure.message.is_ascii(), "{line}");
-        }
-    }
-
-    #[test]
-    fn help_and_version_are_no_errors() {
-        for line in ["--help", "-V", "apply --help", "help recover"] {
-            let Err(Ended::Text(text)) = read(line) else { panic!("{line}") };
-            assert!(text.is_ascii() && text.ends_with('\n') && !text.contains("__launch"));
-        }
-        let error = ErrorRecord { code: Code::Usage.to_string(), message: "x".into(), path: None, remedy: None };
-        assert_eq!(
-            report::ascii_json(&error_object(&error)),
-            r#"{"error":{"code":"usage","message":"x","path":null,"remedy":null}}"#
-        );
-    }
-
-    #[test]
-    fn the_nearest_root_is_found_and_a_backup_never() {
-        let folder = tempfile::tempdir().unwrap();
-        let top = folder.path().canonicalize().unwrap();
-        let make = |name: &str| {
-            let path = top.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "").unwrap();
-        };
-        make("web/run.py");
-        make("web/.updater/staging/x/run.py");
-        make("web/backups/one/run.py");
-        make("web/backups/one/backup.json");
-        make("other/bin/updater");
-        let exe = top.join("other/bin/updater");
-        for cwd in ["web", "web/backups/one", "web/.updater/staging/x", "web/.updater"] {
-            assert_eq!(find_root(None, &top.join(cwd), &exe).unwrap().path(), top.join("web"), "{cwd}");
-        }
-        // An application's own file of that name.
-        make("web/backup.json");
-        assert_eq!(find_root(None, &top.join("web"), &exe).unwrap().path(), top.join("web"));
-        let own = top.join("web/.updater/updater");
-        assert_eq!(find_root(None, &top.join("other"), &own).unwrap().path(), top.join("web"));
-        assert_eq!(find_root(Some(Path::new("../web")), &top.join("other"), &exe).unwrap().path(), top.join("web"));
-        for given in ["web/backups/one", "web/.updater", "nowhere"] {
-            let error = find_root(Some(Path::new(given)), &top, &exe).unwrap_err();
-            assert_eq!(crate::base::error::record(&error).code, "no-root");
-        }
-        let error = find_root(None, &top.join("other"), &exe).unwrap_err();
-        assert!(error.to_string().contains(&format!("searched: {}, ", top.join("other").display())));
-        assert_eq!(crate::base::error::class(&error) as i32, 2);
-    }
-}
+mod tests;
