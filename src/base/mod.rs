@@ -5,6 +5,7 @@ pub mod error;
 pub mod path;
 pub mod head;
 pub mod fsx;
+pub mod digest;
 pub mod background;
 pub mod net;
 pub mod version;

@@ -14,7 +14,7 @@ pub const STATE_DIR: &str = ".updater";
 /// A relative path below the root, `/` between its parts; never empty, never leaving the root.
 /// Names from disk keep their bytes, whatever their encoding.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RelPath(Vec<u8>);
+pub struct RelPath(Box<[u8]>);
 
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +67,7 @@ impl RelPath {
                 return bad(reason);
             }
         }
-        Ok(Self(name.as_bytes().to_vec()))
+        Ok(Self(name.as_bytes().into()))
     }
 
     /// A path of something that is on disk, relative to the root. None when it is empty, absolute,
@@ -75,7 +75,7 @@ impl RelPath {
     pub fn from_disk(relative: &Path) -> Option<Self> {
         let plain = relative.components().all(|c| matches!(c, std::path::Component::Normal(_)));
         let bytes = system::files::path_to_bytes(relative)?;
-        (plain && !bytes.is_empty()).then_some(Self(bytes))
+        (plain && !bytes.is_empty()).then(|| Self(bytes.into()))
     }
 
     pub fn to_path(&self) -> PathBuf {
@@ -93,7 +93,7 @@ impl RelPath {
     }
     /// The first part: the top-level name.
     pub fn top(&self) -> RelPath {
-        RelPath(self.parts().next().unwrap_or(&self.0).to_vec())
+        RelPath(self.parts().next().unwrap_or(&self.0).into())
     }
     /// The last part.
     pub fn name(&self) -> std::borrow::Cow<'_, str> {
@@ -101,7 +101,7 @@ impl RelPath {
     }
     pub fn parent(&self) -> Option<RelPath> {
         let at = self.0.iter().rposition(|b| *b == b'/')?;
-        Some(RelPath(self.0.get(..at)?.to_vec()))
+        Some(RelPath(self.0.get(..at)?.into()))
     }
     /// Every folder above, outermost first.
     pub fn ancestors(&self) -> Vec<RelPath> {
@@ -118,12 +118,12 @@ impl RelPath {
     }
     /// The name with something added to its end.
     pub fn with_ending(&self, ending: &str) -> RelPath {
-        RelPath([&self.0, ending.as_bytes()].concat())
+        RelPath([&self.0, ending.as_bytes()].concat().into())
     }
     /// The name without its last `length` bytes. None: nothing, or no whole name, would be left.
     pub fn without_ending(&self, length: usize) -> Option<RelPath> {
         let rest = self.0.get(..self.0.len().checked_sub(length)?)?;
-        (!rest.is_empty() && !rest.ends_with(b"/")).then(|| RelPath(rest.to_vec()))
+        (!rest.is_empty() && !rest.ends_with(b"/")).then(|| RelPath(rest.into()))
     }
     /// The name in one case, for volumes that take all for one; a name that is no text stays. By the upper case first,
     /// so that letters of several lower forms meet (the two sigmas, the long s, the sign for kelvin).
@@ -131,7 +131,7 @@ impl RelPath {
         match std::str::from_utf8(&self.0) {
             Ok(text) => {
                 let folded: String = text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
-                RelPath(folded.into_bytes())
+                RelPath(folded.into_bytes().into())
             }
             Err(_) => self.clone(),
         }
@@ -139,25 +139,25 @@ impl RelPath {
     /// The name in composed characters (Unicode's NFC), for volumes that take all forms for one.
     pub fn composed(&self) -> RelPath {
         match std::str::from_utf8(&self.0) {
-            Ok(text) if !text.is_ascii() => RelPath(text.nfc().collect::<String>().into_bytes()),
+            Ok(text) if !text.is_ascii() => RelPath(text.nfc().collect::<String>().into_bytes().into()),
             _ => self.clone(),
         }
     }
     /// The path of what is called `name` in a folder; None: in the root. `name` is one part that is no `.` or `..`.
     pub(crate) fn below(folder: Option<&RelPath>, name: &[u8]) -> RelPath {
         match folder {
-            Some(folder) => RelPath([&folder.0, &b"/"[..], name].concat()),
-            None => RelPath(name.to_vec()),
+            Some(folder) => RelPath([&folder.0, &b"/"[..], name].concat().into()),
+            None => RelPath(name.into()),
         }
     }
     /// A path below this one.
     pub fn join(&self, below: &RelPath) -> RelPath {
-        RelPath([&self.0, &b"/"[..], &below.0].concat())
+        RelPath([&self.0, &b"/"[..], &below.0].concat().into())
     }
     /// What remains after `prefix/`.
     pub fn strip(&self, prefix: &RelPath) -> Option<RelPath> {
-        let below = self.0.strip_prefix(prefix.0.as_slice())?.strip_prefix(b"/")?;
-        (!below.is_empty()).then(|| RelPath(below.to_vec()))
+        let below = self.0.strip_prefix(&*prefix.0)?.strip_prefix(b"/")?;
+        (!below.is_empty()).then(|| RelPath(below.into()))
     }
 }
 

@@ -106,8 +106,9 @@ fn compare(ownership: &Ownership, bundle: &mut Bundle, index: usize) -> Result<F
     {
         return Ok(Found::Differs);
     }
-    if fsx::has_sha256(&path, &entry.sha256)? {
-        return Ok(Found::Same(entry.sha256));
+    let sum = entry.sha256.to_string();
+    if fsx::has_sha256(&path, &sum)? {
+        return Ok(Found::Same(sum));
     }
     if let Some(names) = ownership.rules.carry.get(&entry.path).filter(|_| metadata.kind == FileType::File) {
         let live = fsx::read_at_most(&path, carry::MAX_SIZE)?.filter(|_| entry.size <= carry::MAX_SIZE);
@@ -123,7 +124,7 @@ fn compare(ownership: &Ownership, bundle: &mut Bundle, index: usize) -> Result<F
 fn line(ownership: &Ownership, entry: &Entry, found: &Found) -> Result<Line> {
     let is_there = matches!(found, Found::Same(_));
     let metadata = fsx::metadata(&ownership.root.join(&entry.path))?.filter(|_| is_there);
-    let sha256 = if let Found::Same(sha256) = found { sha256.clone() } else { entry.sha256.clone() };
+    let sha256 = if let Found::Same(sha256) = found { sha256.clone() } else { entry.sha256.to_string() };
     Ok(Line {
         path: entry.path.clone(),
         size: metadata.map_or(entry.size, |metadata| metadata.size),

@@ -21,7 +21,7 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
 
 /// What would be installed: paths and the hashes of their contents.
 fn installed(bundle: &Bundle) -> BTreeMap<String, String> {
-    bundle.entries.iter().map(|entry| (entry.path.to_string(), entry.sha256.clone())).collect()
+    bundle.entries.iter().map(|entry| (entry.path.to_string(), entry.sha256.to_string())).collect()
 }
 
 fn whole() -> Vec<(&'static str, Zip)> {

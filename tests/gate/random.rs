@@ -109,7 +109,7 @@ fn agrees(bytes: &[u8], bundle: &updater::update::bundle::Bundle, round: u64) {
         found.push((name.replace('\\', "/"), hash));
     }
     for entry in &bundle.entries {
-        let wanted = (entry.path.to_string(), entry.sha256.clone());
+        let wanted = (entry.path.to_string(), entry.sha256);
         let is_it = |one: &(String, String)| one.1 == wanted.1 && (one.0 == wanted.0 || one.0.ends_with(&wanted.0));
         assert!(found.iter().any(is_it), "round {round}: {wanted:?} in {found:?}");
     }

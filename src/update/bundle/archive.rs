@@ -8,13 +8,14 @@ use super::names::{self, Named};
 use super::{
     Entry, Expected, Identity, Limits, MANIFEST, MAX_MANIFEST, MAX_VERSION, TopFolder, VERSION, refused, too_large,
 };
+use crate::base::digest::Digest;
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::{HEAD_BYTES, Head};
 use crate::base::path::RelPath;
 use crate::system::{files, interrupt};
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -52,7 +53,7 @@ pub(super) struct Opened {
 /// What the contents of an entry turned out to be.
 struct Judged {
     head: Head,
-    sha256: [u8; 32],
+    sha256: Digest,
 }
 
 impl Archive {
@@ -149,7 +150,7 @@ impl Archive {
             }
         }
         let link = if is_link { Some(links::target(&named.path, &target, named.stored.size)?) } else { None };
-        Ok((Judged { head: Head::of(&head), sha256: sum.finalize().into() }, link))
+        Ok((Judged { head: Head::of(&head), sha256: <[u8; 32]>::from(sum.finalize()).into() }, link))
     }
 
     /// Of the zip file itself, in bytes.
@@ -254,13 +255,10 @@ fn entry(named: Named, judged: &Judged, links: &mut BTreeMap<RelPath, String>) -
         has_mode,
         head: judged.head,
         size,
-        sha256: fsx::hex(&judged.sha256),
-        link,
-        owner: None,
+        sha256: judged.sha256,
+        link: link.map(String::into_boxed_str),
         data: false,
-        base: None,
-        mtime: None,
-        place: None,
+        saved: None,
         stored: named.stored,
     }
 }

@@ -21,6 +21,7 @@ pub use expected::{Expected, Identity, TopFolder};
 pub use links::{Target, live_link};
 pub use saved::Saved;
 
+use crate::base::digest::Digest;
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
@@ -28,7 +29,7 @@ use crate::base::path::RelPath;
 use crate::system::{Owner, interrupt};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -52,27 +53,43 @@ pub struct Entry {
     /// How its contents begin.
     pub head: Head,
     pub size: u64,
-    pub sha256: String,
+    pub sha256: Digest,
     /// The target, where the entry is a link.
-    pub link: Option<String>,
-    /// Whom it belongs to, where the bundle knows (a saved version).
-    pub owner: Option<Owner>,
+    pub link: Option<Box<str>>,
     /// Data of the users that a restore puts back.
     pub data: bool,
-    /// What the release shipped, where a saved version holds a file that was changed here.
-    pub(crate) base: Option<String>,
-    /// The time of its last change, where the bundle knows, in nanoseconds since 1970.
-    pub mtime: Option<i64>,
-    /// Where it lies in a backup, where that is not its own path.
-    pub(crate) place: Option<RelPath>,
+    /// What a saved version knows beside that. In a box, as the 200,000 entries that a zip may have know none of it.
+    saved: Option<Box<KeptFile>>,
     /// Where its contents lie in the zip.
     stored: directory::Stored,
 }
 
+/// A file of a saved version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct KeptFile {
+    owner: Owner,
+    /// What the release shipped, where it was changed here.
+    base: Option<Digest>,
+    /// The time of its last change, in nanoseconds since 1970.
+    mtime: i64,
+    /// Where it lies in the backup, where that is not its own path.
+    place: Option<RelPath>,
+}
+
 impl Entry {
     /// The hash of what the release shipped at this path.
-    pub fn base(&self) -> &str {
-        self.base.as_deref().unwrap_or(&self.sha256)
+    pub fn base(&self) -> Digest {
+        self.saved.as_ref().and_then(|saved| saved.base).unwrap_or(self.sha256)
+    }
+
+    /// Whom it belongs to, where the bundle knows (a saved version).
+    pub fn owner(&self) -> Option<Owner> {
+        self.saved.as_ref().map(|saved| saved.owner)
+    }
+
+    /// The time of its last change, where the bundle knows, in nanoseconds since 1970.
+    pub fn mtime(&self) -> Option<i64> {
+        self.saved.as_ref().map(|saved| saved.mtime)
     }
 }
 
@@ -196,7 +213,7 @@ impl Bundle {
             Contents::Zip(archive) => copy(&mut archive.open_entry(&entry))?,
             Contents::Folder(dir) => copy(&mut fsx::open(&entry.saved_in(dir))?)?,
         }
-        if fsx::hex(&sum.finalize()) != entry.sha256 { Err(changed()) } else { Ok(()) }
+        if Digest::from(<[u8; 32]>::from(sum.finalize())) != entry.sha256 { Err(changed()) } else { Ok(()) }
     }
 
     /// The very file, where the bundle is a saved version.

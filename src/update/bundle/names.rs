@@ -154,7 +154,7 @@ pub(super) fn check_conflicts(kept: &[Named], expected: &Expected, limits: &Limi
     if is_plain {
         order.sort_by(|a, b| a.path.parts().cmp(b.path.parts()));
     } else {
-        order.sort_by_cached_key(|named| parts(&key(&named.path, expected)));
+        order.sort_by_cached_key(|named| sorting(&key(&named.path, expected)));
     }
     let (mut before, mut folders): (Option<&Named>, u64) = (None, 0);
     for named in order {
@@ -172,9 +172,9 @@ pub(super) fn check_conflicts(kept: &[Named], expected: &Expected, limits: &Limi
     Ok(())
 }
 
-/// In this order whatever lies in a folder follows it at once.
-fn parts(path: &RelPath) -> Vec<Vec<u8>> {
-    path.parts().map(<[u8]>::to_vec).collect()
+/// Sorted by this, whatever lies in a folder follows it at once: no name holds the character 0, the lowest.
+fn sorting(path: &RelPath) -> Box<[u8]> {
+    path.as_bytes().iter().map(|byte| if *byte == b'/' { 0 } else { *byte }).collect()
 }
 
 /// How many parts two neighbours share. Errors (exit 6): they are one name, or one is a file and a folder.

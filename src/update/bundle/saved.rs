@@ -1,7 +1,8 @@
 //! A saved version as a bundle: its files lie under their own names in the folder of a backup.
 //! Refuses a file that is not what the record says.
 
-use super::{Entry, Identity, MANIFEST, MAX_MANIFEST, MAX_VERSION, Manifest, VERSION, too_large};
+use super::{Entry, Identity, KeptFile, MANIFEST, MAX_MANIFEST, MAX_VERSION, Manifest, VERSION, too_large};
+use crate::base::digest::Digest;
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::head::Head;
@@ -42,13 +43,16 @@ impl Entry {
             has_mode: true,
             head: head.unwrap_or(Head::Plain),
             size: metadata.size,
-            sha256: sha256.to_string(),
-            link,
-            owner: Some(metadata.owner),
+            // One of a damaged record is no file's: the check says so.
+            sha256: Digest::of_hex(sha256).unwrap_or_default(),
+            link: link.map(String::into_boxed_str),
             data,
-            base: base.map(str::to_string),
-            mtime: Some(metadata.mtime),
-            place: (place != path).then(|| place.clone()),
+            saved: Some(Box::new(KeptFile {
+                owner: metadata.owner,
+                base: base.map(|base| Digest::of_hex(base).unwrap_or_default()),
+                mtime: metadata.mtime,
+                place: (place != path).then(|| place.clone()),
+            })),
             stored: super::directory::Stored::default(),
         }
     }
@@ -57,14 +61,15 @@ impl Entry {
 impl Entry {
     /// Where the file of a saved version lies.
     pub(super) fn saved_in(&self, dir: &Path) -> PathBuf {
-        dir.join(self.place.as_ref().unwrap_or(&self.path).to_path())
+        let place = self.saved.as_ref().and_then(|saved| saved.place.as_ref());
+        dir.join(place.unwrap_or(&self.path).to_path())
     }
 }
 
 /// Hashes every file. Errors: the first that is damaged or missing, by name (exit 6).
 pub(super) fn check<'a>(dir: &Path, entries: impl Iterator<Item = &'a Entry>) -> Result<()> {
     for entry in entries {
-        if fsx::has_sha256(&entry.saved_in(dir), &entry.sha256)? {
+        if fsx::has_sha256(&entry.saved_in(dir), &entry.sha256.to_string())? {
             continue;
         }
         let message = format!("the backup {} is damaged: {} is not what was saved", dir.display(), entry.path);
@@ -106,7 +111,7 @@ pub(super) fn write_zip(dir: &Path, entries: &[Entry], version: &str, out: &mut 
     zip.write_all(&serde_json::to_vec(&manifest)?).context(name)?;
     for entry in entries.iter().filter(|e| !e.data) {
         match &entry.link {
-            Some(target) => zip.add_symlink(entry.path.text(), target, options(entry)).context(name)?,
+            Some(target) => zip.add_symlink(entry.path.text(), &**target, options(entry)).context(name)?,
             None => {
                 zip.start_file(entry.path.text(), options(entry)).context(name)?;
                 let mut from = fsx::open(&entry.saved_in(dir))?;

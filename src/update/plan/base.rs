@@ -14,7 +14,7 @@ use anyhow::Result;
 /// The mode that a file of the bundle gets where `live` lies now: reading and writing are the live file's. Where the
 /// entry carries a Unix mode, exactly those who may read may execute, or nobody; else who could execute still can.
 pub fn mode_of(entry: &Entry, live: Option<&FileMetadata>) -> u32 {
-    let Some(live) = live.filter(|live| entry.owner.is_none() && live.kind == FileType::File) else {
+    let Some(live) = live.filter(|live| entry.owner().is_none() && live.kind == FileType::File) else {
         return entry.mode;
     };
     let execute = match entry.has_mode {
@@ -42,7 +42,7 @@ impl Planner<'_> {
         }
         self.plan.changed_here.push(entry.path.clone());
         let is_program = self.is_program(&entry);
-        let is_new = entry.base() != line.sha256;
+        let is_new = line.sha256 != entry.base();
         match (is_program, is_new || self.input.heal) {
             (true, true) => {
                 Ok(Planned { aside: true, reason: "changed here; the release's takes its place".into(), ..replace })

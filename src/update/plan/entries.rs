@@ -292,7 +292,7 @@ impl<'a> Planner<'a> {
         if ownership.members_there(main)?.is_empty() {
             let in_data_folder = main.parent().is_some_and(|folder| ownership.rules.is_data(&folder, true));
             // A saved version has its own.
-            let is_saved = entry.owner.is_some();
+            let is_saved = entry.owner().is_some();
             if in_data_folder && !is_saved && !ownership.rules.add_databases {
                 return Ok(self.held_back(&entry, index, None, "a database is not added in a folder of the users'"));
             }

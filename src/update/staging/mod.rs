@@ -120,11 +120,11 @@ fn stage(
         // A saved one byte for byte: its target need be no text.
         let target = match bundle.saved_file(index) {
             Some(saved) => fsx::link_target(&saved)?,
-            None => PathBuf::from(target),
+            None => PathBuf::from(&**target),
         };
         files::make_link(&target, to).with_context(|| format!("staging the link {}", entry.path))?;
         give_owner(&ownership.root, &entry, planned, to)?;
-        entry.sha256.clone()
+        entry.sha256.to_string()
     } else {
         let mut file = fsx::create_new(to)?;
         let sha256 = write_contents(bundle, planned, index, &mut file)?;
@@ -166,18 +166,18 @@ fn write_contents(bundle: &mut Bundle, planned: &Planned, index: usize, file: &m
         Some(saved) => fsx::copy_contents(&saved, file)?,
         None => bundle.copy_entry(index, file)?,
     }
-    Ok(bundle.entries[index].sha256.clone())
+    Ok(bundle.entries[index].sha256.to_string())
 }
 
 fn give_owner(root: &InstallRoot, entry: &Entry, planned: &Planned, to: &Path) -> Result<()> {
-    let owner = match (entry.owner, planned.live) {
+    let owner = match (entry.owner(), planned.live) {
         (Some(owner), _) => owner,
         (None, Some(live)) => live.owner,
         (None, None) => nearest_folder(root, &planned.path)?.1.owner,
     };
     if files::metadata(to)?.owner != owner {
         // A new file only takes after its folder; one that is replaced keeps its owner.
-        let is_new = entry.owner.is_none() && planned.live.is_none();
+        let is_new = entry.owner().is_none() && planned.live.is_none();
         match files::set_owner(to, owner) {
             Err(e) if is_new && e.kind() == std::io::ErrorKind::PermissionDenied => {}
             given => given.map_err(|e| cannot_own(&entry.path, owner, &e))?,
@@ -211,7 +211,7 @@ fn give_attributes(
 fn give_time(entry: &Entry, live: Option<&FileMetadata>, to: &Path) -> Result<()> {
     const SECOND: i64 = 1_000_000_000;
     let FileMetadata { mtime: is, size, .. } = files::metadata(to)?;
-    let wanted = entry.mtime.unwrap_or(is);
+    let wanted = entry.mtime().unwrap_or(is);
     // A compiled form is held against both: PEP 552.
     let looks_same =
         |live: &FileMetadata| live.size == size && live.mtime.div_euclid(SECOND) == wanted.div_euclid(SECOND);

@@ -63,7 +63,9 @@ pub(super) fn walk(file: &File, size: u64, bundle: &str, limits: &Limits) -> Res
     hold_limits(&end, bundle, limits)?;
     let mut central = Window::new(file, size, CENTRAL_WINDOW);
     let mut local = Window::new(file, size, LOCAL_WINDOW);
-    let (mut records, mut at, mut names) = (Vec::new(), end.start, 0_usize);
+    // The directory is large enough for as many.
+    let most = usize::try_from(end.count).unwrap_or_default();
+    let (mut records, mut at, mut names) = (Vec::with_capacity(most), end.start, 0_usize);
     for number in 1..=end.count {
         interrupt::check()?;
         let header = header::central(&mut central, at, end.end, number)?;
