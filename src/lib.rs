@@ -1,6 +1,6 @@
 //! `updater`: updates an installed web server in place and cannot leave it broken.
 //!
-//! The map, from the ground up; a module imports only from those declared before it, also inside a folder
+//! The map, from the ground up; a room imports only from those declared before it, also inside a layer
 //! (`tests/house.rs` keeps this true). `update/mod.rs` says where `backup`, `ports` and `verify` stand.
 //! Refuses to be a library for others: it exists so that the tests can reach the rooms.
 

@@ -2,6 +2,8 @@
 //! says which roles there are.
 //! Refuses to do any work of its own.
 
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;

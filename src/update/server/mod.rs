@@ -60,15 +60,6 @@ pub fn find(root: &InstallRoot) -> anyhow::Result<Option<Running>> {
     }
 }
 
-/// The tree of a server that is known by its identity (one that we started, listening or not).
-/// None: it has ended. Errors: the system does not tell.
-pub fn tree_of(id: ProcessId, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
-    let listeners = ports::listeners()?;
-    let table = Table::read(&listeners)?;
-    let now = processes::identity(id.pid).with_context(|| format!("reading process {}", id.pid))?;
-    if now == Some(id) { gather(&table, listeners, id.pid, root) } else { Ok(None) }
-}
-
 /// Holds the tree below `top`. None: it ended meanwhile.
 fn gather(table: &Table, listeners: Vec<Listener>, top: u32, root: &InstallRoot) -> anyhow::Result<Option<Running>> {
     let mut members = vec![top];
