@@ -94,7 +94,7 @@ fn usage(report: &mut Reporter, e: &anyhow::Error, events: bool) -> u8 {
 pub fn run(cli: &Cli, outside: &Outside) -> u8 {
     let mut options = cli.global.report();
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    options.log_file = options.log_file.map(|path| cwd.join(path));
+    options.log_file = options.log_file.map(|path| requests::typed_path(&cwd, &path));
     // Until it is clear who acts, nothing is opened: root must not write where others may have put a link.
     let mut early = Reporter::new(report::Options { log_file: None, ..options.clone() });
     let writes_events = cli.command.writes_events();
@@ -167,8 +167,10 @@ fn as_owner(cli: &Cli, root: &InstallRoot, cwd: &Path, outside: &Outside) -> Res
     }
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
     let bundle = match &cli.command {
-        Command::Apply(args) | Command::Plan(args) => args.bundle.as_ref().map(|bundle| cwd.join(bundle)),
-        Command::Adopt(args) => Some(cwd.join(&args.bundle)),
+        Command::Apply(args) | Command::Plan(args) => {
+            args.bundle.as_ref().map(|bundle| requests::typed_path(cwd, bundle))
+        }
+        Command::Adopt(args) => Some(requests::typed_path(cwd, &args.bundle)),
         _ => None,
     };
     let bound = match &cli.command {
@@ -229,7 +231,7 @@ fn prepare(
 }
 
 fn settings_place(cli: &Cli, root: &Path, cwd: &Path) -> PathBuf {
-    cli.global.config.as_ref().map_or_else(|| root.join("updater.toml"), |config| cwd.join(config))
+    cli.global.config.as_ref().map_or_else(|| root.join("updater.toml"), |config| requests::typed_path(cwd, config))
 }
 
 fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[String]) -> Result<u8> {

@@ -11,7 +11,7 @@ use crate::update::recover;
 use crate::update::{Accept, Mode, Origin, Request, ServerOptions, Source, Zip};
 use anyhow::Result;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// What `apply` and `plan` are asked for. Errors (exit 2): no bundle was named, or none can be taken from there.
 pub fn apply(args: &cli::Apply, cwd: &Path) -> Result<Request> {
@@ -20,7 +20,7 @@ pub fn apply(args: &cli::Apply, cwd: &Path) -> Result<Request> {
             .remedy("give the path of a bundle: updater apply BUNDLE")
             .into());
     };
-    let path = cwd.join(bundle);
+    let path = typed_path(cwd, bundle);
     let typed = bundle.to_string_lossy();
     let origin = if fetch::is_url(&typed) {
         Origin::Url { url: source_url(&typed)?, insecure: args.insecure }
@@ -54,7 +54,7 @@ pub fn local(typed: &OsStr, cwd: &Path) -> Result<PathBuf> {
             .remedy("save the bundle to a file and give its path")
             .into());
     }
-    Ok(cwd.join(typed))
+    Ok(typed_path(cwd, typed))
 }
 
 /// The address of a bundle. Errors (exit 2): none that a bundle can be taken from.
@@ -112,4 +112,16 @@ pub fn recover(args: &cli::Recover) -> Result<recover::RecoverOptions> {
         cli::Data::Backup => recover::Data::Backup,
     });
     Ok(recover::RecoverOptions { data, boot: args.boot, by_hand: !args.boot && !args.if_needed })
+}
+
+/// A path as it was typed in `cwd`, absolute. One with `..` in it is resolved up to its last part: `../x.zip`, typed in the
+/// install, lies outside of it, though its words begin with the install's.
+pub fn typed_path(cwd: &Path, typed: impl AsRef<Path>) -> PathBuf {
+    let path = cwd.join(typed);
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    let resolved = path.parent().filter(|_| climbs).and_then(|folder| fs_err::canonicalize(folder).ok());
+    match (resolved, path.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => path,
+    }
 }

@@ -248,6 +248,28 @@ fn a_lower_version_is_refused_unless_it_is_wanted() {
 }
 
 #[test]
+fn a_bundle_beside_the_install_may_be_typed_from_inside() {
+    let install = Install::running();
+    let bundle = install.save(&install.bundle("2.0"));
+    let name = bundle.file_name().unwrap().to_str().unwrap();
+    fs::rename(&bundle, install.root.join("..").join(name)).unwrap();
+    for arguments in [["plan", "--json"], ["apply", "--json"]] {
+        let typed = format!("../{name}");
+        let mut command = install.command(&[arguments[0], &typed, arguments[1]]);
+        command.current_dir(&install.root);
+        kit::run(command).expect(0);
+    }
+    assert_eq!(install.version(), "2.0");
+    // One inside of it, by a way that climbs.
+    install.write("uploads/x/y.txt", "");
+    fs::write(install.root.join("uploads/next.zip"), install.bundle("3.0").bytes()).unwrap();
+    let mut command = install.command(&["apply", "x/../next.zip", "--json"]);
+    command.current_dir(install.root.join("uploads"));
+    kit::run(command).expect(0);
+    assert_eq!(install.version(), "3.0");
+}
+
+#[test]
 fn health_may_be_asked_at_another_path_and_a_bad_url_is_a_usage_error() {
     let install = Install::running();
     let bundle = install.save(&install.bundle("2.0"));

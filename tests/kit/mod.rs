@@ -13,7 +13,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
@@ -21,6 +22,9 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// How often a server is started whose port is taken at that moment.
+const BINDS: usize = 5;
 
 /// A free port, given by the system.
 pub fn free_port() -> u16 {
@@ -142,9 +146,29 @@ impl Install {
 
     /// Starts `command` in the root, output to `instance/server.log`, and waits for its answer.
     pub fn start_command(&self, mut command: Command) -> u32 {
-        let pid = self.spawn(&mut command);
-        self.wait_for_answer();
-        pid
+        // A port that the system handed out may be a passing client's when the server wants it: then it is tried again.
+        for _ in 0..BINDS {
+            let (pid, ended) = self.spawn_watched(&mut command);
+            if self.answers_before_it_fails(&ended) {
+                return pid;
+            }
+        }
+        panic!("no server on port {}: {}", self.port, self.read("instance/server.log"));
+    }
+
+    /// False: the server ended with a failure. One that leaves another process and ends well goes on.
+    fn answers_before_it_fails(&self, ended: &Receiver<ExitStatus>) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if ping(self.port).is_some() {
+                return true;
+            }
+            if ended.try_recv().is_ok_and(|status| !status.success()) {
+                return false;
+            }
+            assert!(Instant::now() < deadline, "no server on port {}", self.port);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn start_command_with(&self, mut command: Command, env: &[(&str, &str)]) -> u32 {
@@ -153,14 +177,19 @@ impl Install {
     }
 
     pub fn spawn(&self, command: &mut Command) -> u32 {
+        self.spawn_watched(command).0
+    }
+
+    fn spawn_watched(&self, command: &mut Command) -> (u32, Receiver<ExitStatus>) {
         let log = fs::File::create(self.root.join("instance/server.log")).unwrap();
         command.current_dir(&self.root).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();
         let pid = child.id();
         // Reaped as soon as it ends, so that no zombie stands in for a living server.
-        std::thread::spawn(move || child.wait());
-        pid
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || child.wait().map(|status| tell.send(status)));
+        (pid, told)
     }
 
     pub fn wait_for_answer(&self) -> Value {

@@ -181,7 +181,7 @@ codes! {
     UnitShared "unit-shared" [Class::Failed] false false "The service has processes that are not of the install."
     UnreadableData "unreadable-data" [Class::Failed] false false "Data of the users cannot be read."
     UnsafeProgram "unsafe-program" [Class::Failed] false false "Root must not run a program that others may write."
-    UnsupportedSetting "unsupported-setting" [Class::Usage] true false "A key of the settings is not supported yet."
+    UnsupportedSetting "unsupported-setting" [Class::Usage] false false "A key of the settings is not supported yet."
     UnsupportedSource "unsupported-source" [Class::Usage] false false "A bundle cannot be taken from there."
     Usage "usage" [Class::Usage] false false "The command line cannot be understood."
     VolumeMissing "volume-missing" [Class::NeedsOperator] false false "A volume that the update moved files on is not there."
