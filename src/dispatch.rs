@@ -2,7 +2,7 @@
 //! Refuses to know what the commands do.
 
 use crate::base::error::{self, Code, Failure};
-use crate::base::report::{self, Finished, Reporter, Stage};
+use crate::base::report::{self, Finished, Outcome, Reporter, Stage};
 use crate::cli::{self, Cli, Command, Ended};
 use crate::commands::adopt;
 use crate::commands::backups;
@@ -77,7 +77,7 @@ fn usage(report: &mut Reporter, e: &anyhow::Error, events: bool) -> u8 {
     if report.options().json && events {
         report.begin(history::new_update_id(), &[]);
         report.finished(&Finished {
-            outcome: "failed".into(),
+            outcome: Outcome::Failed,
             exit_code: code,
             error: Some(record),
             ..Finished::default()

@@ -5,7 +5,7 @@ use crate::backup::{self, Kind, Record};
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
-use crate::base::report::Finished;
+use crate::base::report::{Finished, Outcome};
 use crate::state::receipt;
 use crate::update::install::Install;
 use crate::update::ownership::{MEMBERS, member};
@@ -46,7 +46,7 @@ pub fn restore(install: &Install, run: &mut Run, wanted: &RestoreOptions) -> Fin
     update::conclude(install, run, outcome)
 }
 
-fn restore_locked(install: &Install, run: &mut Run, wanted: &RestoreOptions) -> Result<&'static str> {
+fn restore_locked(install: &Install, run: &mut Run, wanted: &RestoreOptions) -> Result<Outcome> {
     let only = paths(&wanted.only)?;
     if wanted.id.is_some() {
         // Before the lock: a mistyped id makes nothing.
@@ -88,7 +88,7 @@ fn restore_locked(install: &Install, run: &mut Run, wanted: &RestoreOptions) -> 
         let root = install.root.path().display();
         run.report.line(&format!("to undo this, type: updater restore {id}{data} --root '{root}'"));
     }
-    Ok(if outcome == "applied" { "restored" } else { outcome })
+    Ok(if outcome == Outcome::Applied { Outcome::Restored } else { outcome })
 }
 
 fn paths(names: &[String]) -> Result<Vec<RelPath>> {

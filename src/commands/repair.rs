@@ -3,7 +3,7 @@
 use super::check::no_receipt;
 use crate::base::error::{Code, Failure};
 use crate::base::path::RelPath;
-use crate::base::report::Finished;
+use crate::base::report::{Finished, Outcome};
 use crate::state::receipt;
 use crate::update::bundle::{Bundle, Expected, Limits};
 use crate::update::install::Install;
@@ -33,7 +33,7 @@ fn heal(
     from: Option<&std::path::Path>,
     no_restart: bool,
     wait: Option<Duration>,
-) -> Result<&'static str> {
+) -> Result<Outcome> {
     // Before the lock: where nothing was installed, nothing is made.
     receipt::load(install.state())?.ok_or_else(no_receipt)?;
     let _lock = update::begin(install, run, wait)?;
@@ -44,7 +44,7 @@ fn heal(
     for path in &damaged {
         run.report.healed(&path.to_string(), "bundle");
     }
-    Ok(if outcome == "applied" || !damaged.is_empty() { "repaired" } else { outcome })
+    Ok(if outcome == Outcome::Applied || !damaged.is_empty() { Outcome::Repaired } else { outcome })
 }
 
 fn repair_request(install: &Install, from: Option<&std::path::Path>, no_restart: bool) -> Result<Request> {

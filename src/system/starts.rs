@@ -3,7 +3,8 @@
 //! Refuses to decide when to release it.
 
 use super::{LaunchSpec, ProcessId, platform};
-use std::fmt::Debug;
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Debug};
 use std::io;
 
 /// Prepares programs: this process does it by itself, or root's half does.
@@ -21,12 +22,39 @@ pub trait SuspendedStart: Debug {
     fn release(self: Box<Self>) -> io::Result<Running>;
 }
 
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// Only its service manager knows.
+    Unknown,
+}
+
+impl Exit {
+    /// True where it says that all went well.
+    pub fn is_success(self) -> bool {
+        self == Exit::Code(0)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal(signal) => write!(f, "signal {signal}"),
+            Exit::Unknown => f.write_str("a code that only its service knows"),
+        }
+    }
+}
+
 /// A program that was started.
 pub trait StartedProcess: Debug {
     fn id(&self) -> ProcessId;
 
-    /// How it ended (`exit code 1`, `signal 9`); None while it runs.
-    fn exited(&mut self) -> io::Result<Option<String>>;
+    /// How it ended; None while it runs.
+    fn exited(&mut self) -> io::Result<Option<Exit>>;
 }
 
 /// Dropped, it ends, and nothing was started.

@@ -63,7 +63,7 @@ pub use session::{MOST_FAILURES, begin, conclude, recover_first};
 pub use source::fetch_to;
 
 use crate::base::error::Code;
-use crate::base::report::{Finished, Stage};
+use crate::base::report::{Finished, Outcome, Stage};
 use crate::state::history;
 use anyhow::{Context as _, Result};
 use install::Install;
@@ -80,7 +80,7 @@ pub fn apply(install: &Install, run: &mut Run, request: &Request) -> Finished {
 }
 
 /// Waits for the lock, settles what was interrupted, and runs the stages.
-fn apply_locked(install: &Install, run: &mut Run, request: &Request) -> Result<&'static str> {
+fn apply_locked(install: &Install, run: &mut Run, request: &Request) -> Result<Outcome> {
     if let Some(zip) = request.zip().filter(|zip| zip.origin == Origin::File) {
         let path = std::path::absolute(&zip.path).context("finding the bundle")?;
         if !path.is_file() {
@@ -93,24 +93,24 @@ fn apply_locked(install: &Install, run: &mut Run, request: &Request) -> Result<&
 }
 
 /// The stages, one after the other. The caller holds the lock, and nothing is interrupted. Returns the outcome.
-pub fn pipeline(install: &Install, run: &mut Run, request: &Request) -> Result<&'static str> {
+pub fn pipeline(install: &Install, run: &mut Run, request: &Request) -> Result<Outcome> {
     let request = &run::interruptible(|| source::fetch(install, run, request))?;
     let detection = &run::interruptible(|| look(install, run, request))?;
     run.check_signals()?;
     run.start(Stage::Preflight, "checking the bundle and the install");
     if run::interruptible(|| unchanged::nothing_to_do(install, request, detection))? {
         unchanged::end(run);
-        return Ok("already-current");
+        return Ok(Outcome::AlreadyCurrent);
     }
     let prepared = preflight::stage(install, run, request, detection)?;
     run.check_signals()?;
     if is_known_bad(install, run, &prepared) {
-        return Ok("skipped");
+        return Ok(Outcome::Skipped);
     }
     let heals = prepared.heals_content();
     if prepared.plan.is_empty() || heals && run::interruptible(|| preflight::is_whole(install, detection))? {
         unchanged::unchanged(install, run, prepared)?;
-        return Ok("already-current");
+        return Ok(Outcome::AlreadyCurrent);
     }
     let staged = stage::stage(install, run, prepared)?;
     let stopping = stop::begin(install, run, staged)?;
@@ -125,7 +125,7 @@ pub fn pipeline(install: &Install, run: &mut Run, request: &Request) -> Result<&
             return Err(rollback::roll_back(install, run, *interrupted));
         }
     }
-    Ok(if heals { "repaired" } else { "applied" })
+    Ok(if heals { Outcome::Repaired } else { Outcome::Applied })
 }
 
 /// From the stop to the proof of health.

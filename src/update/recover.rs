@@ -6,7 +6,7 @@ use crate::backup;
 use crate::base::error::{self, Class, Code, Failure};
 use crate::base::path::RelPath;
 use crate::base::report::Running::{Down, Unknown, Up};
-use crate::base::report::{Finished, Stage, Stands};
+use crate::base::report::{Direction, Finished, Outcome, Stage, Stands};
 use crate::state::baseline::HealthBaseline;
 use crate::state::history;
 use crate::state::journal::{self, Away, Found, HooksBegun, Journal, Phase, Progress, Record};
@@ -42,8 +42,7 @@ pub enum Data {
 /// What was settled.
 pub struct Resolution {
     pub interrupted_id: String,
-    /// `old` or `new`.
-    pub direction: &'static str,
+    pub direction: Direction,
     /// False after `--boot`: the files are whole, the journal waits for the proof of health.
     pub is_proven: bool,
     /// The owner of the port at the end, and the port. None: nothing of ours is known to run.
@@ -60,8 +59,8 @@ impl Resolution {
     /// How this run ended after all.
     pub fn finished(self) -> Finished {
         let (from, to) = (self.from_version, self.to_version);
-        let (from_version, to_version) = if self.direction == "new" { (from, to) } else { (to, from) };
-        let outcome = "recovered".to_string();
+        let (from_version, to_version) = if self.direction == Direction::New { (from, to) } else { (to, from) };
+        let outcome = Outcome::Recovered;
         let stands = Some(self.stands);
         Finished {
             outcome,
@@ -86,7 +85,7 @@ pub fn recover(install: &Install, run: &mut Run, choice: RecoverOptions, wait: O
         Ok(done) => {
             finished = match done {
                 Some(resolution) => resolution.finished(),
-                None => Finished { outcome: "nothing-to-do".into(), ..Finished::default() },
+                None => Finished { outcome: Outcome::NothingToDo, ..Finished::default() },
             };
             if finished.stands.is_none() {
                 finished.stands = Some(if choice.boot { stands_unasked(install) } else { stands(install) });
@@ -95,7 +94,7 @@ pub fn recover(install: &Install, run: &mut Run, choice: RecoverOptions, wait: O
         Err(e) => {
             let class = error::class(&e);
             finished.exit_code = class as u8;
-            finished.outcome = if class == Class::NeedsOperator { "needs-operator" } else { "failed" }.into();
+            finished.outcome = Outcome::of(class);
             finished.error = Some(error::record(&e));
             finished.stands = Some(if choice.boot { stands_unasked(install) } else { stands(install) });
             run.report.fail_current(&format!("{e:#}"));
@@ -129,8 +128,8 @@ fn resolve_locked(
     run.start(Stage::Rollback, "settling an interrupted update");
     let Some(done) = resolve(install, run, choice)? else { return Ok(None) };
     let proven = if done.is_proven { "" } else { "; its health is proven once its server was started" };
-    let how = if done.direction == "new" { "the update was finished" } else { "the update was undone" };
-    run.done(Stage::Rollback, &format!("{how}: the {} version stands{proven}", done.direction));
+    let how = if done.direction == Direction::New { "the update was finished" } else { "the update was undone" };
+    run.done(Stage::Rollback, &format!("{how}: the {} version stands{proven}", done.direction.word()));
     run.report.recovered(&done.interrupted_id, done.direction);
     Ok(Some(done))
 }
@@ -210,15 +209,15 @@ fn resolve_open(install: &Install, run: &mut Run, mut journal: Journal, choice: 
         decided => decided?,
     };
     // Going down, the system starts nothing any more; the next boot does.
-    if choice.boot || direction == "old" && service::manager().is_shutting_down() {
+    if choice.boot || direction == Direction::Old && service::manager().is_shutting_down() {
         return boot(install, journal);
     }
     let mut resolution = resolution(install, &journal, direction);
     resolution.stands.server = Down;
-    if direction == "new" {
+    if direction == Direction::New {
         tell_aside(run, &journal);
     }
-    if direction == "old" {
+    if direction == Direction::Old {
         let healthy = rollback::start_old(install, &mut journal)?;
         (resolution.pid, resolution.port) = (healthy.as_ref().map(|h| h.pid), healthy.as_ref().map(|h| h.port));
     } else if let Some(running) = server::find(&install.root)? {
@@ -232,9 +231,9 @@ fn resolve_open(install: &Install, run: &mut Run, mut journal: Journal, choice: 
     Ok(resolution)
 }
 
-fn resolution(install: &Install, journal: &Journal, direction: &'static str) -> Resolution {
+fn resolution(install: &Install, journal: &Journal, direction: Direction) -> Resolution {
     let begin = &journal.begin;
-    let version = if direction == "new" { begin.to_version.clone() } else { begin.from_version.clone() };
+    let version = if direction == Direction::New { begin.to_version.clone() } else { begin.from_version.clone() };
     // One that was never whole is not there.
     let has_backup = backup::load(&rollback::backup_dir(&install.root, journal)).is_ok();
     Resolution {
@@ -272,7 +271,7 @@ fn goes_on(install: &Install, journal: &Journal, data: DataPolicy) -> Result<boo
 fn boot(install: &Install, journal: Journal) -> Result<Resolution> {
     let phase = journal.progress().phase;
     let (committed, undone) = (phase == Phase::Committed, phase == Phase::RolledBack);
-    let mut resolution = resolution(install, &journal, if undone { "old" } else { "new" });
+    let mut resolution = resolution(install, &journal, if undone { Direction::Old } else { Direction::New });
     resolution.is_proven = committed || undone && !journal.begin.should_run();
     if resolution.is_proven {
         rollback::clean_up(&install.root, journal)?;
@@ -288,15 +287,15 @@ pub fn is_needed(install: &Install) -> Result<bool> {
 }
 
 /// Finishes (`new`) or undoes (`old`) the update. This is the table of `docs/architecture.md`.
-fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: RecoverOptions) -> Result<&'static str> {
+fn decide(install: &Install, run: &mut Run, journal: &mut Journal, choice: RecoverOptions) -> Result<Direction> {
     let progress = journal.progress();
     if !matches!(progress.phase, Phase::Committed | Phase::RolledBack) {
         // What a hook left running must not write into what is put back.
         hooks::kill_leftovers(&journal.begin.update_id)?;
     }
     match progress.phase {
-        Phase::Committed => Ok("new"),
-        Phase::RolledBack => Ok("old"),
+        Phase::Committed => Ok(Direction::New),
+        Phase::RolledBack => Ok(Direction::Old),
         Phase::DataRestored => undo(install, run, journal, choice, DataPolicy::Untouched),
         Phase::Stopping | Phase::BackupWhole | Phase::Swapping | Phase::Hooks | Phase::Swapped => {
             let data = after_hooks(install, &progress, journal, choice)?;
@@ -315,13 +314,13 @@ fn resolve_started(
     run: &mut Run,
     journal: &mut Journal,
     choice: RecoverOptions,
-) -> Result<&'static str> {
+) -> Result<Direction> {
     let Some(start) = journal.progress().started else { anyhow::bail!("the journal names no start") };
     let same_boot = processes::boot_id().context("reading the boot id")? == start.boot;
     // After a boot the service manager may be about to start it: there is time to wait for its answer.
     if choice.data.is_none() && !same_boot && rollback::start_new(install, journal).is_ok() {
         journal.append(Record::Committed)?;
-        return Ok("new");
+        return Ok(Direction::New);
     }
     let running = server::find(&install.root)?;
     // One that is older than our start runs old code, whatever started it.
@@ -333,7 +332,7 @@ fn resolve_started(
     let healthy = running.as_ref().filter(|running| is_new(running)).is_some_and(|r| is_healthy(&expected, r));
     if choice.data != Some(Data::Backup) && healthy {
         journal.append(Record::Committed)?;
-        return Ok("new");
+        return Ok(Direction::New);
     }
     let is_other =
         |p: &server::Process| start.process.is_none_or(|process| p.id != process && p.parent != Some(process.pid));
@@ -366,17 +365,17 @@ fn undo(
     journal: &mut Journal,
     choice: RecoverOptions,
     data: DataPolicy,
-) -> Result<&'static str> {
+) -> Result<Direction> {
     if !choice.boot {
         rollback::end_started(install, journal)?;
     }
     put_back(install, run, journal, data)
 }
 
-fn put_back(install: &Install, run: &mut Run, journal: &mut Journal, data: DataPolicy) -> Result<&'static str> {
+fn put_back(install: &Install, run: &mut Run, journal: &mut Journal, data: DataPolicy) -> Result<Direction> {
     let altered = rollback::undo(&install.root, journal, data)?;
     rollback::tell_altered(run, &altered);
-    Ok("old")
+    Ok(Direction::Old)
 }
 
 /// What becomes of the data where hooks may have changed them, and nothing was started by us. While the start file

@@ -1,9 +1,9 @@
 //! Begin and end of every changing command: the lock and the logs, what an earlier run left, and the outcome.
 //! Refuses to begin beside another one, and to end without saying how.
 
-use crate::base::error::{self, Class};
+use crate::base::error;
 use crate::base::fsx;
-use crate::base::report::{Finished, Reporter, Stage};
+use crate::base::report::{Finished, Outcome, Reporter, Stage};
 use crate::state::history;
 use crate::state::lock::Lock;
 use crate::system::{FileType, Notice, files};
@@ -68,29 +68,23 @@ pub fn recover_first(install: &Install, run: &mut Run) -> Result<()> {
 pub const MOST_FAILURES: u64 = 2;
 
 /// Turns the end of a run into its `finished` record.
-pub fn conclude(install: &Install, run: &mut Run, outcome: Result<&'static str>) -> Finished {
+pub fn conclude(install: &Install, run: &mut Run, outcome: Result<Outcome>) -> Finished {
     let mut finished = std::mem::take(&mut run.summary);
     match outcome {
-        Ok(word) => {
-            finished.outcome = word.to_string();
+        Ok(outcome) => {
+            finished.outcome = outcome;
             finished.exit_code = 0;
         }
         Err(e) => {
             let class = error::class(&e);
             finished.exit_code = class as u8;
             finished.error = Some(error::record(&e));
-            finished.outcome = match class {
-                Class::Refused => "refused",
-                Class::RolledBack => "rolled-back",
-                Class::NeedsOperator => "needs-operator",
-                _ => "failed",
-            }
-            .to_string();
+            finished.outcome = Outcome::of(class);
             run.report.fail_current(&format!("{e:#}"));
         }
     }
     finished.stands = Some(recover::stands(install));
-    if finished.outcome == "skipped" {
+    if finished.outcome == Outcome::Skipped {
         finished.reason = Some("known-bad".into());
     }
     run.report.finished(&finished);

@@ -10,7 +10,7 @@ mod stage;
 pub use ascii::{ascii, ascii_json};
 use form::{append, with_schema};
 pub use options::{Color, Options};
-pub use outcome::{Finished, Running, Stands};
+pub use outcome::{Direction, Finished, Outcome, Running, Stands};
 pub use stage::Stage;
 
 use crate::base::error::{Code, ErrorRecord};
@@ -238,13 +238,13 @@ impl Reporter {
         self.say(&format!("healed: {} from {}", one_line(path), one_line(from)));
     }
 
-    /// An earlier run was finished or undone first; `direction`: `old` or `new`.
-    pub fn recovered(&mut self, interrupted_id: &str, direction: &str) {
+    /// An earlier run was finished or undone first.
+    pub fn recovered(&mut self, interrupted_id: &str, direction: Direction) {
         self.event("recovered", json!({"interrupted_id": interrupted_id, "direction": direction}));
         self.say(&format!(
             "recovered: the interrupted update {}, to the {} version",
             one_line(interrupted_id),
-            one_line(direction)
+            direction.word()
         ));
     }
 

@@ -2,8 +2,77 @@
 //! Refuses to judge: the exit code is decided in `error`.
 
 use super::ascii::one_line;
-use crate::base::error::ErrorRecord;
+use crate::base::error::{Class, ErrorRecord};
 use serde::{Deserialize, Serialize};
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Applied,
+    /// This very content was installed; what was damaged is whole again.
+    Repaired,
+    AlreadyCurrent,
+    /// Nobody watched, and the bundle failed here before.
+    Skipped,
+    Restored,
+    Recovered,
+    NothingToDo,
+    Refused,
+    RolledBack,
+    NeedsOperator,
+    #[default]
+    Failed,
+}
+
+impl Outcome {
+    /// How a run ends with a failure of this class.
+    pub fn of(class: Class) -> Outcome {
+        match class {
+            Class::Refused => Outcome::Refused,
+            Class::RolledBack => Outcome::RolledBack,
+            Class::NeedsOperator => Outcome::NeedsOperator,
+            Class::Failed | Class::Usage | Class::Locked => Outcome::Failed,
+        }
+    }
+
+    /// The word of the contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Applied => "applied",
+            Outcome::Repaired => "repaired",
+            Outcome::AlreadyCurrent => "already-current",
+            Outcome::Skipped => "skipped",
+            Outcome::Restored => "restored",
+            Outcome::Recovered => "recovered",
+            Outcome::NothingToDo => "nothing-to-do",
+            Outcome::Refused => "refused",
+            Outcome::RolledBack => "rolled-back",
+            Outcome::NeedsOperator => "needs-operator",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+/// Which version stands after an interrupted update was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// It was undone.
+    Old,
+    /// It was finished.
+    New,
+}
+
+impl Direction {
+    /// The word of the contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            Direction::Old => "old",
+            Direction::New => "new",
+        }
+    }
+}
 
 /// Whether a server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +93,7 @@ pub struct Stands {
 /// The fields of the `finished` event.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Finished {
-    pub outcome: String,
+    pub outcome: Outcome,
     pub exit_code: u8,
     pub from_version: Option<String>,
     pub to_version: Option<String>,
@@ -54,14 +123,16 @@ impl Finished {
             _ => "the version before".to_string(),
         };
         let from_to = || format!("{} -> {}", version(&self.from_version), version(&self.to_version));
-        let mut lines = vec![match self.outcome.as_str() {
-            "nothing-to-do" => "nothing to do: no update was interrupted".to_string(),
-            "rolled-back" => format!("rolled-back: {} did not stay; {} stands", version(&self.to_version), stands()),
-            "already-current" => "already-current: this version is installed; nothing was changed".to_string(),
-            word if self.to_version.is_none() => word.to_string(),
-            word => format!("{word}: {}", from_to()),
+        let mut lines = vec![match self.outcome {
+            Outcome::NothingToDo => "nothing to do: no update was interrupted".to_string(),
+            Outcome::RolledBack => {
+                format!("rolled-back: {} did not stay; {} stands", version(&self.to_version), stands())
+            }
+            Outcome::AlreadyCurrent => "already-current: this version is installed; nothing was changed".to_string(),
+            outcome if self.to_version.is_none() => outcome.word().to_string(),
+            outcome => format!("{}: {}", outcome.word(), from_to()),
         }];
-        if self.files_changed > 0 && self.outcome != "rolled-back" {
+        if self.files_changed > 0 && self.outcome != Outcome::RolledBack {
             lines.push(format!("  files changed: {}", self.files_changed));
         }
         if let Some(ms) = self.downtime_ms {
@@ -69,7 +140,7 @@ impl Finished {
         }
         match (self.port, self.pid, self.stands.as_ref().map(|stands| stands.server)) {
             (Some(port), Some(pid), _) => lines.push(format!("  it listens on port {port} as process {pid}")),
-            (_, _, Some(Running::Down)) if self.outcome != "nothing-to-do" => {
+            (_, _, Some(Running::Down)) if self.outcome != Outcome::NothingToDo => {
                 lines.push("  the server does not run".into())
             }
             _ => {}

@@ -42,7 +42,7 @@ fn a_good_run_reaches_a_hundred() {
     r.stage_done(Stage::Health, "");
     r.stage_started(Stage::Commit, "");
     r.stage_done(Stage::Commit, "kept");
-    r.finished(&Finished { outcome: "applied".to_string(), ..Finished::default() });
+    r.finished(&Finished { outcome: Outcome::Applied, ..Finished::default() });
     r.finished(&Finished::default());
     r.warning(Code::Io, "", None);
     let expected = [
@@ -63,7 +63,7 @@ fn an_early_success_skips_the_rest_up_to_a_hundred() {
     let mut r = quiet();
     r.begin("id".to_string(), &Stage::PIPELINE);
     r.stage_started(Stage::Fetch, "");
-    r.finished(&Finished { outcome: "already-current".to_string(), ..Finished::default() });
+    r.finished(&Finished { outcome: Outcome::AlreadyCurrent, ..Finished::default() });
     let states: Vec<_> = r.seen.iter().filter(|e| e["state"] == "skipped").collect();
     assert_eq!(states.len(), 12);
     assert_eq!(states[11]["percent"], 100);
@@ -80,7 +80,7 @@ fn a_rollback_keeps_the_percent_and_never_reaches_a_hundred() {
     r.fail_current("again");
     r.stage_started(Stage::Rollback, "");
     r.stage_done(Stage::Rollback, "");
-    r.finished(&Finished { outcome: "rolled-back".to_string(), exit_code: 3, ..Finished::default() });
+    r.finished(&Finished { outcome: Outcome::RolledBack, exit_code: 3, ..Finished::default() });
     let short: Vec<_> = r
         .seen
         .iter()

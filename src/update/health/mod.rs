@@ -11,6 +11,7 @@ use crate::base::net::{self, Answer, PING, Protocol};
 use crate::ports::{self, Listener};
 use crate::state::baseline::HealthBaseline;
 use crate::state::root::InstallRoot;
+use crate::system::starts::Exit;
 use crate::system::{ProcessId, processes};
 use crate::update::server::{Launched, Table};
 use std::collections::BTreeSet;
@@ -42,14 +43,14 @@ pub trait Started {
     /// Who it is.
     fn id(&self) -> ProcessId;
     /// How it ended (`exit code 1`); None while it runs.
-    fn exited(&mut self) -> std::io::Result<Option<String>>;
+    fn exited(&mut self) -> std::io::Result<Option<Exit>>;
 }
 
 impl Started for Launched {
     fn id(&self) -> ProcessId {
         Launched::id(self)
     }
-    fn exited(&mut self) -> std::io::Result<Option<String>> {
+    fn exited(&mut self) -> std::io::Result<Option<Exit>> {
         Launched::exited(self)
     }
 }
@@ -223,7 +224,7 @@ impl HealthCheck<'_> {
     fn still_runs(&self, server: &mut dyn Started) -> anyhow::Result<()> {
         let Some(how) = server.exited()? else { return Ok(()) };
         let ProcessId { pid, start } = server.id();
-        if how == "exit code 0" {
+        if how.is_success() {
             // A daemon that it left is born after it; whatever else stands in the install is none.
             let newcomers = Table::read(&ports::listeners()?)?.newcomers(self.root, self.old);
             let born = |pid: &u32| processes::identity(*pid).ok().flatten().map(|id| id.start);
@@ -389,8 +390,8 @@ mod tests {
         fn id(&self) -> ProcessId {
             self.1
         }
-        fn exited(&mut self) -> std::io::Result<Option<String>> {
-            Ok(self.0.try_wait()?.map(|status| format!("exit code {}", status.code().unwrap_or(-1))))
+        fn exited(&mut self) -> std::io::Result<Option<Exit>> {
+            Ok(self.0.try_wait()?.map(|status| Exit::Code(status.code().unwrap_or(-1))))
         }
     }
 

@@ -60,8 +60,8 @@ pub(super) fn run(task: &Task, tick: &mut dyn FnMut(&[String]) -> Result<()>) ->
         let told = output.more(how.is_some()).and_then(|lines| tick(&shown(lines)));
         match how {
             _ if told.is_err() => break told.map(|()| Ended::Late),
-            Some(how) if how == "exit code 0" => break Ok(Ended::Well),
-            Some(how) => break Ok(Ended::Badly(how)),
+            Some(how) if how.is_success() => break Ok(Ended::Well),
+            Some(how) => break Ok(Ended::Badly(how.to_string())),
             None if begun.elapsed() >= task.timeout => break Ok(Ended::Late),
             None => std::thread::sleep(POLL),
         }

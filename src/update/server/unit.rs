@@ -7,6 +7,7 @@ use super::table::{Table, belongs};
 use crate::base::error::{Code, Failure};
 use crate::state::root::InstallRoot;
 use crate::system::service::{self, Job};
+use crate::system::starts::Exit;
 use crate::system::{ProcessId, Unit, processes, remedies, starts};
 use anyhow::Context;
 use std::time::{Duration, Instant};
@@ -37,12 +38,12 @@ impl Launched {
     }
 
     /// How it ended; None while it runs.
-    pub fn exited(&mut self) -> std::io::Result<Option<String>> {
+    pub fn exited(&mut self) -> std::io::Result<Option<Exit>> {
         match self {
             Launched::Child(child) => child.exited(),
-            Launched::Managed { unit, id } => {
+            Launched::Managed { id, .. } => {
                 let lives = processes::identity(id.pid)? == Some(*id);
-                Ok((!lives).then(|| format!("a code that only its service {unit} knows")))
+                Ok((!lives).then_some(Exit::Unknown))
             }
         }
     }

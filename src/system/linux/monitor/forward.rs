@@ -4,6 +4,7 @@
 
 use super::{Answer, Ask, Verb, ask};
 use crate::system::service::{Job, ServiceManager, ServiceRequest};
+use crate::system::starts::Exit;
 use crate::system::starts::{Running, StartedProcess, Starter, SuspendedServer, SuspendedStart};
 use crate::system::{LaunchSpec, ProcessId, Unit};
 use std::io;
@@ -169,7 +170,7 @@ impl StartedProcess for RootsChild {
         self.id
     }
 
-    fn exited(&mut self) -> io::Result<Option<String>> {
+    fn exited(&mut self) -> io::Result<Option<Exit>> {
         match ask(&Ask::Exited(self.number))? {
             Some(Answer::Exited(how)) => Ok(how),
             _ => Err(no_answer()),

@@ -15,6 +15,7 @@ pub(super) use forward::Monitored;
 pub use root::run;
 
 use crate::roles::{Given, Role};
+use crate::system::starts::Exit;
 use crate::system::{Credentials, LaunchSpec, ProcessId, Tie, interrupt};
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
@@ -65,7 +66,7 @@ pub(super) enum Verb {
 pub(super) enum Answer {
     Held(u32, ProcessId),
     Done,
-    Exited(Option<String>),
+    Exited(Option<Exit>),
     TiedTo(Option<Tie>),
     Refusal(Option<String>),
     Job(u32),

@@ -1,12 +1,13 @@
 //! A start that is held until its identity is on record.
 //! Refuses to let a server run that nobody could know of: the end of its orders (our death) ends it.
 //!
-//! `hold` starts our own executable as `Role::ExecServer`, its stdin and stdout being pipes to us. It prepares everything,
+//! `start_suspended` starts our own executable as `Role::ExecServer`, its stdin and stdout being pipes to us. It prepares everything,
 //! says `ready`, waits for one byte and turns into the server by exec, so that pid and start time stay.
 
 use super::{identity, own_ids};
 use crate::roles::Role;
 use crate::system::linux::ourselves;
+use crate::system::starts::Exit;
 use crate::system::starts::{Running, StartedProcess, Starter, SuspendedServer, SuspendedStart};
 use crate::system::{Credentials, LaunchSpec, ProcessId};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -156,16 +157,16 @@ impl StartedProcess for Started {
         self.id
     }
 
-    fn exited(&mut self) -> io::Result<Option<String>> {
+    fn exited(&mut self) -> io::Result<Option<Exit>> {
         Ok(self.child.try_wait()?.map(|status| match (status.code(), status.signal()) {
-            (Some(code), _) => format!("exit code {code}"),
-            (None, Some(signal)) => format!("signal {signal}"),
-            (None, None) => status.to_string(),
+            (Some(code), _) => Exit::Code(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => Exit::Unknown,
         }))
     }
 }
 
-/// The other side of `hold`: what our executable does as `Role::ExecServer`, before any thread.
+/// The other side of `start_suspended`: what our executable does as `Role::ExecServer`, before any thread.
 /// Returns only when its pipes are unusable.
 pub fn exec_when_released() -> io::Result<Infallible> {
     let status = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
@@ -384,7 +385,7 @@ mod tests {
         assert_eq!(running.exited().unwrap(), None);
         handle.kill().unwrap();
         assert!(handle.wait(Duration::from_secs(10)).unwrap());
-        assert_eq!(running.exited().unwrap().as_deref(), Some("signal 9"));
+        assert_eq!(running.exited().unwrap(), Some(Exit::Signal(9)));
     }
 
     #[test]

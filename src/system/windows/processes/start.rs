@@ -4,6 +4,7 @@
 
 use super::super::files::{check, wide};
 use super::{created, has_ended, own_credentials, owned};
+use crate::system::starts::Exit;
 use crate::system::starts::{Running, StartedProcess, Starter, SuspendedServer, SuspendedStart};
 use crate::system::{LaunchSpec, ProcessId};
 use std::convert::Infallible;
@@ -223,18 +224,18 @@ impl StartedProcess for Started {
         self.id
     }
 
-    fn exited(&mut self) -> io::Result<Option<String>> {
+    fn exited(&mut self) -> io::Result<Option<Exit>> {
         if !has_ended(&self.process, 0)? {
             return Ok(None);
         }
         let mut code = 0;
         // SAFETY: the handle is open; the pointer is to a local.
         check(unsafe { GetExitCodeProcess(self.process.as_raw_handle(), &mut code) })?;
-        Ok(Some(format!("exit code {}", code as i32)))
+        Ok(Some(Exit::Code(code as i32)))
     }
 }
 
-/// Reads a LaunchSpec from stdin, starts it, waits for its end and ends with the same code. `hold` does not need
+/// Reads a LaunchSpec from stdin, starts it, waits for its end and ends with the same code. `start_suspended` does not need
 /// this here; it stands for the hidden command, which exists on every system.
 pub fn exec_when_released() -> io::Result<Infallible> {
     let mut line = String::new();
