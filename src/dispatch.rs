@@ -309,11 +309,13 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
 
 /// `backups`, and `backups prune`.
 fn backups_command(install: &Install, run: &mut Run, args: &cli::Backups) -> Result<u8> {
-    let (object, whole) = match &args.action {
-        None => backups::backups(install, args.check)?,
-        Some(cli::BackupsAction::Prune { keep, wait }) => (restore::prune(install, run, *keep, *wait)?, true),
-    };
-    show_object(run, &object, backups::backups_text);
+    if let Some(cli::BackupsAction::Prune { keep, wait }) = &args.action {
+        let pruned = restore::prune(install, run, *keep, *wait)?;
+        show(&mut run.report, &pruned)?;
+        return Ok(0);
+    }
+    let (listed, whole) = backups::backups(install, args.check)?;
+    show(&mut run.report, &listed)?;
     Ok(u8::from(!whole))
 }
 

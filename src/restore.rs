@@ -1,11 +1,13 @@
 //! `restore`: an update whose bundle is a backup; and `backups prune`.
 //! Refuses a backup that is not whole, and old code on a database that it does not know.
 
-use crate::backup::{self, Kind, Record};
+use crate::backup::{self, Kind, Listed, Record};
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::base::path::RelPath;
 use crate::base::report::{Finished, Outcome};
+use crate::commands::backups;
+use crate::commands::shown::Shown;
 use crate::state::receipt;
 use crate::update::install::Install;
 use crate::update::ownership::{MEMBERS, member};
@@ -14,7 +16,7 @@ use crate::update::staging;
 use crate::update::{self, Accept, Mode, Request, Saved, ServerOptions, Source};
 use crate::verify::{self, Contents};
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -239,9 +241,41 @@ fn rows(now: &Contents, then: &Contents) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
+/// The answer of `backups prune`.
+#[derive(Debug, Serialize)]
+pub struct Pruned {
+    pruned: Vec<String>,
+    /// What users wrote, and went with them.
+    aside: Vec<PrunedAside>,
+    /// Those that are left.
+    backups: Vec<Listed>,
+}
+
+#[derive(Debug, Serialize)]
+struct PrunedAside {
+    backup: String,
+    paths: Vec<RelPath>,
+}
+
+impl Shown for Pruned {
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for id in &self.pruned {
+            let paths = self.aside.iter().filter(|aside| aside.backup == *id).flat_map(|aside| &aside.paths);
+            lines.extend(paths.map(|path| format!("taken away with {id}: {path}")));
+            lines.push(format!("taken away: {id}"));
+        }
+        lines.extend(backups::list(&self.backups));
+        if lines.is_empty() {
+            lines.push(backups::NONE.into());
+        }
+        lines
+    }
+}
+
 /// `backups prune`: takes the oldest backups away, never the newest whole one. Those that hold what gave way to an
 /// update go with them: nothing else takes them away.
-pub fn prune(install: &Install, run: &mut Run, keep: Option<u32>, wait: Option<Duration>) -> Result<Value> {
+pub fn prune(install: &Install, run: &mut Run, keep: Option<u32>, wait: Option<Duration>) -> Result<Pruned> {
     let nothing = !fsx::exists(install.state().path())? && backup::list(&install.backups())?.is_empty();
     let gone = if nothing {
         Vec::new()
@@ -252,11 +286,8 @@ pub fn prune(install: &Install, run: &mut Run, keep: Option<u32>, wait: Option<D
         let spare = backup::Spare { ids: &[], users: false };
         backup::prune(install.state(), &install.backups(), keep, &spare).context("pruning the backups")?
     };
-    let ids: Vec<&str> = gone.iter().map(|one| one.id.as_str()).collect();
-    let aside: Vec<Value> = gone
-        .iter()
-        .filter(|one| !one.aside.is_empty())
-        .map(|one| json!({"backup": one.id, "paths": one.aside}))
-        .collect();
-    Ok(json!({"pruned": ids, "aside": aside, "backups": backup::list_all(&install.backups(), false)?}))
+    let aside = gone.iter().filter(|one| !one.aside.is_empty());
+    let aside = aside.map(|one| PrunedAside { backup: one.id.clone(), paths: one.aside.clone() }).collect();
+    let pruned = gone.into_iter().map(|one| one.id).collect();
+    Ok(Pruned { pruned, aside, backups: backup::list_all(&install.backups(), false)? })
 }

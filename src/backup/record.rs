@@ -32,6 +32,19 @@ pub enum Kind {
     Legacy,
 }
 
+impl Kind {
+    /// The word of the contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Apply => "apply",
+            Kind::Restore => "restore",
+            Kind::Repair => "repair",
+            Kind::Failed => "failed",
+            Kind::Legacy => "legacy",
+        }
+    }
+}
+
 /// One file or link of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {

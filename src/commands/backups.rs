@@ -1,75 +1,60 @@
 //! `backups`: what the way back could be taken from.
 //! Takes no lock and changes nothing.
 
+use super::shown::{Shown, known, problem_lines};
 use super::status::interrupted;
-use crate::backup;
+use crate::backup::{self, Kind, Listed};
+use crate::base::error::ErrorRecord;
 use crate::update::install::Install;
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde::Serialize;
 
-/// `backups`, newest first; `check` hashes every saved file again. The second: nothing is found wrong.
-pub fn backups(install: &Install, check: bool) -> Result<(Value, bool)> {
+/// The answer of `backups`.
+#[derive(Debug, Serialize)]
+pub struct Backups {
+    /// Newest first.
+    backups: Vec<Listed>,
+    problems: Vec<ErrorRecord>,
+}
+
+/// Lists them; `check` hashes every saved file again. The second: nothing is found wrong.
+pub fn backups(install: &Install, check: bool) -> Result<(Backups, bool)> {
     let all = backup::list_all(&install.backups(), check)?;
-    let whole = all.iter().all(|b| b.damaged.is_empty() && (b.whole || b.kind == backup::Kind::Legacy));
-    let (_, problem) = interrupted(install)?;
-    Ok((json!({"backups": all, "problems": problem.into_iter().collect::<Vec<_>>()}), !check || whole))
+    let whole = all.iter().all(|b| b.damaged.is_empty() && (b.whole || b.kind == Kind::Legacy));
+    let problems = interrupted(install)?.1.into_iter().collect();
+    Ok((Backups { backups: all, problems }, !check || whole))
 }
 
-/// `backups` in words.
-pub fn backups_text(object: &Value) -> Vec<String> {
-    let mut lines = Vec::new();
-    for id in object["pruned"].as_array().into_iter().flatten() {
-        for aside in object["aside"].as_array().into_iter().flatten().filter(|aside| aside["backup"] == *id) {
-            for path in aside["paths"].as_array().into_iter().flatten() {
-                lines.push(format!("taken away with {}: {}", text(id), text(path)));
-            }
+impl Shown for Backups {
+    fn lines(&self) -> Vec<String> {
+        let mut lines = list(&self.backups);
+        if lines.is_empty() {
+            lines.push(NONE.into());
         }
-        lines.push(format!("taken away: {}", text(id)));
+        lines.extend(problem_lines(&self.problems));
+        lines
     }
-    for one in object["backups"].as_array().into_iter().flatten() {
-        let state = match (one["whole"] == true, one["kind"] == "legacy") {
+}
+
+/// What is said where there is nothing to list.
+pub const NONE: &str = "no backups yet";
+
+/// Backups in words.
+pub fn list(backups: &[Listed]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for one in backups {
+        let state = match (one.whole, one.kind) {
             (true, _) => "whole",
-            (false, true) => "no record",
-            (false, false) => "DAMAGED",
+            (false, Kind::Legacy) => "no record",
+            (false, _) => "DAMAGED",
         };
-        lines.push(format!(
-            "{}  {:<7}  {} -> {}  {} files, {} bytes, {state}",
-            text(&one["id"]),
-            text(&one["kind"]),
-            text(&one["from_version"]),
-            text(&one["to_version"]),
-            one["files"],
-            one["bytes"],
-        ));
-        if one["aside"].as_u64().is_some_and(|count| count > 0) {
-            lines.push(format!("  {} files of the users' that gave way lie in its aside/", one["aside"]));
+        let (from, to) = (known(one.from_version.as_ref()), known(one.to_version.as_ref()));
+        let size = format!("{} files, {} bytes", one.files, one.bytes);
+        lines.push(format!("{}  {:<7}  {from} -> {to}  {size}, {state}", one.id, one.kind.word()));
+        if one.aside > 0 {
+            lines.push(format!("  {} files of the users' that gave way lie in its aside/", one.aside));
         }
-        for damage in one["damaged"].as_array().into_iter().flatten() {
-            lines.push(format!("  {} {}", text(&damage["what"]), text(&damage["path"])));
-        }
-    }
-    if lines.is_empty() {
-        lines.push("no backups yet".into());
-    }
-    lines.extend(problem_lines(object, "problems"));
-    lines
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "unknown".into(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-fn problem_lines(object: &Value, key: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    for problem in object[key].as_array().into_iter().flatten() {
-        lines.push(format!("problem: {}", text(&problem["message"])));
-        if let Some(remedy) = problem["remedy"].as_str() {
-            lines.push(format!("  remedy: {remedy}"));
-        }
+        lines.extend(one.damaged.iter().map(|damage| format!("  {} {}", damage.what, damage.path)));
     }
     lines
 }
