@@ -293,13 +293,13 @@ fn command(install: &Install, run: &mut Run, cli: &Cli, cwd: &Path, warnings: &[
             Ok(0)
         }
         Command::Doctor => {
-            let (object, ok) = doctor::doctor(install, run, warnings)?;
-            show_object(run, &object, doctor::text);
-            Ok(u8::from(!ok))
+            let checks = doctor::doctor(install, run, warnings)?;
+            show(&mut run.report, &checks)?;
+            Ok(u8::from(!checks.ok))
         }
         Command::Shim(args) => {
             let done = if args.remove { shim::remove(install) } else { shim::install(install) }?;
-            show_object(run, &done, shim::text);
+            show(&mut run.report, &done)?;
             Ok(0)
         }
         Command::Helper(_) => helper_command(install),

@@ -5,6 +5,7 @@ use crate::backup::{self, Selection};
 use crate::base::error::{self, ErrorRecord};
 use crate::base::fsx;
 use crate::commands::shim;
+use crate::commands::shown::Shown;
 use crate::commands::status;
 use crate::state::history;
 use crate::state::receipt;
@@ -18,7 +19,6 @@ use crate::update::{self, Detection, ServerOptions};
 use crate::verify;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use serde_json::{Value, json};
 use std::time::Instant;
 
 /// How much a finding matters.
@@ -28,6 +28,16 @@ enum State {
     Ok,
     Warning,
     Problem,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            State::Ok => "ok",
+            State::Warning => "warning",
+            State::Problem => "problem",
+        }
+    }
 }
 
 /// What one check found.
@@ -53,28 +63,39 @@ fn problem_of(record: ErrorRecord) -> Found {
     Found { state: State::Problem, message: record.message, remedy: record.remedy }
 }
 
-/// All findings, in the order in which they are looked for.
-#[derive(Default)]
-struct Checks {
-    all: Vec<Value>,
-    has_problem: bool,
+/// One check, as it is shown.
+#[derive(Debug, Serialize)]
+struct Check {
+    code: &'static str,
+    state: State,
+    message: String,
+    remedy: Option<String>,
+    /// How long it took, in milliseconds.
+    ms: u64,
+}
+
+/// The answer of `doctor`: all findings, in the order in which they are looked for.
+#[derive(Debug, Serialize)]
+pub struct Checks {
+    pub ok: bool,
+    checks: Vec<Check>,
 }
 
 impl Checks {
     /// Looks, and keeps what was found and how long that took. An error is a problem of its own.
-    fn look(&mut self, code: &str, look: impl FnOnce() -> Result<Found>) {
+    fn look(&mut self, code: &'static str, look: impl FnOnce() -> Result<Found>) {
         let begun = Instant::now();
         let found = look().unwrap_or_else(|e| problem_of(error::record(&e)));
-        self.has_problem |= found.state == State::Problem;
+        self.ok &= found.state != State::Problem;
         let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let Found { state, message, remedy } = found;
-        self.all.push(json!({"code": code, "state": state, "message": message, "remedy": remedy, "ms": ms}));
+        self.checks.push(Check { code, state, message, remedy, ms });
     }
 }
 
-/// Looks at everything; `wrong_settings` is what is wrong with the settings file. The second: no problem was found.
-pub fn doctor(install: &Install, run: &Run, wrong_settings: &[String]) -> Result<(Value, bool)> {
-    let mut checks = Checks::default();
+/// Looks at everything; `wrong_settings` is what is wrong with the settings file.
+pub fn doctor(install: &Install, run: &Run, wrong_settings: &[String]) -> Result<Checks> {
+    let mut checks = Checks { ok: true, checks: Vec::new() };
     checks.look("trust", || Ok(trust(install)));
     checks.look("settings", || Ok(settings(wrong_settings)));
     checks.look("interrupted", || interrupted(install));
@@ -100,8 +121,7 @@ pub fn doctor(install: &Install, run: &Run, wrong_settings: &[String]) -> Result
     checks.look("backups", || backups(install));
     checks.look("known-bad", || Ok(known_bad(install)));
     run.check_signals()?;
-    let ok = !checks.has_problem;
-    Ok((json!({"ok": ok, "checks": checks.all}), ok))
+    Ok(checks)
 }
 
 fn trust(install: &Install) -> Found {
@@ -369,18 +389,15 @@ fn known_bad(install: &Install) -> Found {
     )
 }
 
-/// `doctor` in words.
-pub fn text(object: &Value) -> Vec<String> {
-    let mut lines = Vec::new();
-    for check in object["checks"].as_array().into_iter().flatten() {
-        let word = |key: &str| check[key].as_str().unwrap_or_default().to_string();
-        lines.push(format!("{:<8} {}: {}", word("state"), word("code"), word("message")));
-        if let Some(remedy) = check["remedy"].as_str() {
-            lines.push(format!("           remedy: {remedy}"));
+impl Shown for Checks {
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for check in &self.checks {
+            lines.push(format!("{:<8} {}: {}", check.state.word(), check.code, check.message));
+            lines.extend(check.remedy.iter().map(|remedy| format!("           remedy: {remedy}")));
         }
+        let verdict = if self.ok { "nothing stands in the way of an update" } else { "an update would fail" };
+        lines.push(verdict.into());
+        lines
     }
-    lines.push(
-        if object["ok"] == true { "nothing stands in the way of an update" } else { "an update would fail" }.into(),
-    );
-    lines
 }

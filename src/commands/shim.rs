@@ -2,12 +2,13 @@
 //! starts this program in place of its old updater.
 //! Refuses to replace or remove a file that somebody else put there.
 
+use super::shown::Shown;
 use crate::base::error::{Code, Failure};
 use crate::base::fsx;
 use crate::system::files;
 use crate::update::install::Install;
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::path::Path;
 
 /// Where the legacy server looks, of the places that no bundle overwrites.
@@ -37,8 +38,18 @@ pub fn is_current(install: &Install) -> Result<bool> {
     Ok(fsx::read(&install.root.path().join(PLACE), fsx::PROGRAM)? == script(&exe, install.root.path())?.as_bytes())
 }
 
+/// The answer of `shim`.
+#[derive(Debug, Serialize)]
+pub struct Placed {
+    /// Where it lies, or lay.
+    shim: String,
+    /// The program that it calls; None: it was taken away.
+    program: Option<String>,
+    installed: bool,
+}
+
 /// Writes the shim. Again: it is written anew, for a program that has moved.
-pub fn install(install: &Install) -> Result<Value> {
+pub fn install(install: &Install) -> Result<Placed> {
     let place = install.root.path().join(PLACE);
     let folder = install.root.path().join("app");
     if !folder.is_dir() {
@@ -55,18 +66,18 @@ pub fn install(install: &Install) -> Result<Value> {
     fsx::write_atomic(&place, script(&exe, install.root.path())?.as_bytes())?;
     // The server that runs it need not be its owner.
     files::set_mode(&place, 0o644).with_context(|| format!("setting the mode of {}", place.display()))?;
-    Ok(json!({"shim": place.display().to_string(), "program": exe.display().to_string(), "installed": true}))
+    Ok(Placed { shim: place.display().to_string(), program: Some(exe.display().to_string()), installed: true })
 }
 
 /// Takes the shim away. Ok when there is none.
-pub fn remove(install: &Install) -> Result<Value> {
+pub fn remove(install: &Install) -> Result<Placed> {
     let place = install.root.path().join(PLACE);
     refuse_foreign(&place, "it is not ours to remove")?;
     if fsx::exists(&place)? {
         fsx::remove_file(&place)?;
         fsx::sync_parent(&place)?;
     }
-    Ok(json!({"shim": place.display().to_string(), "program": null, "installed": false}))
+    Ok(Placed { shim: place.display().to_string(), program: None, installed: false })
 }
 
 fn refuse_foreign(place: &Path, remedy: &str) -> Result<()> {
@@ -127,12 +138,14 @@ fn quoted(text: &str) -> String {
     out + "\""
 }
 
-/// What `shim` did, in words.
-pub fn text(done: &Value) -> Vec<String> {
-    let place = done["shim"].as_str().unwrap_or_default();
-    match done["program"].as_str() {
-        Some(program) => vec![format!("written: {place}"), format!("a legacy server now updates with {program}")],
-        None => vec![format!("removed: {place}")],
+impl Shown for Placed {
+    fn lines(&self) -> Vec<String> {
+        match &self.program {
+            Some(program) => {
+                vec![format!("written: {}", self.shim), format!("a legacy server now updates with {program}")]
+            }
+            None => vec![format!("removed: {}", self.shim)],
+        }
     }
 }
 
